@@ -1,0 +1,118 @@
+"""The policy: what a solver asks for samples and log-probabilities.
+
+A solver is a coroutine for one problem; thousands run at once. Each awaits the policy, the policy passes requests on to
+an engine, and the engine answers whatever is waiting in one batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from selfimprove import seeds
+from selfimprove.types import Message, Problem, Sample
+
+Prompt = str | list[Message] | Sequence[int]  # text, chat messages, or token ids as they are
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Asks an engine for one completion of `prompt_ids`.
+
+    temperature 0 is greedy; top_k 0 and top_p 1 truncate nothing; sampling stops after the end token, or as soon as
+    the completion's text contains one of `stop` (which is kept, ids and text), or at `max_tokens`.
+    """
+
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    seed: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+
+
+class Engine(Protocol):
+    """What answers requests. All calls come from one event loop; batching is the engine's business."""
+
+    max_length: int  # tokens of prompt and completion together
+
+    def render(self, prompt: str | list[Message]) -> list[int]:
+        """Token ids of a prompt, through the chat template where there is one."""
+        ...
+
+    async def sample(self, request: Request) -> Sample:
+        """One completion. Its content depends on the weights and the request, not on what else is in flight."""
+        ...
+
+    async def logprobs(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
+        """log pi of each completion token, in nats at temperature 1, shape (len(completion_ids),)."""
+        ...
+
+    def load(self, path: str) -> None:
+        """Take the weights of the policy folder `path` in place, and forget what was cached for the old ones."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class Policy:
+    """The model at one version, as one solver sees it: it renders, derives seeds and stamps versions.
+
+    Make one for each problem with `for_problem`, so that a problem's samples depend on the run's seed, the round, the
+    problem and the order of its own calls, and on nothing that other problems do.
+    """
+
+    engine: Engine
+    seed: int
+    version: int = 0
+    role: str = "policy"
+    max_tokens: int = 256  # default for a sample, from the model's config
+    scope: tuple[str | int, ...] = ()
+    _calls: int = field(default=0, repr=False)
+
+    def for_problem(self, problem: Problem, *scope: str | int) -> Policy:
+        return Policy(self.engine, self.seed, self.version, self.role, self.max_tokens, (*scope, problem.id))
+
+    async def sample(
+        self,
+        prompt: Prompt,
+        n: int = 1,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> list[Sample]:
+        """n completions of one prompt, in the order of their seeds.
+
+        Raises ValueError when the prompt leaves no room for a single token in the model's window.
+        """
+        ids = tuple(self.render(prompt))
+        room = self.engine.max_length - len(ids)
+        if room < 1:
+            raise ValueError(f"the prompt has {len(ids)} tokens and the model's window is {self.engine.max_length}")
+        limit = min(max_tokens or self.max_tokens, room)
+        requests = []
+        for _ in range(n):
+            seed = seeds.derive(self.seed, self.role, *self.scope, self._calls)
+            self._calls += 1
+            requests.append(Request(ids, limit, seed, temperature, top_p, top_k, tuple(stop)))
+        samples = await asyncio.gather(*map(self.engine.sample, requests))
+        for sample in samples:
+            sample.role, sample.version = self.role, self.version
+        return samples
+
+    async def logprobs(self, prompt: Prompt, completion_ids: Sequence[int]) -> list[float]:
+        """log pi of each token of a completion, in nats at temperature 1."""
+        return await self.engine.logprobs(self.render(prompt), completion_ids)
+
+    def render(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt; ids pass through as they are."""
+        if isinstance(prompt, str) or (prompt and isinstance(prompt[0], dict)):
+            return self.engine.render(prompt)  # type: ignore[arg-type]
+        return list(prompt)  # type: ignore[arg-type]
