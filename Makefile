@@ -1,0 +1,41 @@
+# Everything lives in .venv: nothing else on the machine changes.
+PYTHON ?= python3
+PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint requirements.lock
+
+.PHONY: demo test test-slow lint bench lock clean
+
+demo: .venv/.demo ## the default run: install, then three rounds on the embedded model
+	.venv/bin/selfimprove run
+
+test: .venv/.dev ## the whole fast suite
+	.venv/bin/pytest
+
+test-slow: .venv/.dev ## checks that take minutes or download from the package index
+	.venv/bin/pytest -m slow
+
+lint: .venv/.dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+bench: .venv/.dev ## the runner against its parts called by hand
+	.venv/bin/python scripts/bench.py
+
+.venv/.demo: pyproject.toml requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "selfimprove needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(PIP) --editable .
+	@touch $@
+
+.venv/.dev: .venv/.demo
+	$(PIP) --editable '.[dev,gguf]'
+	@touch $@
+
+lock: ## resolve anew into requirements.lock: what pip installs on this machine, without local version tags
+	rm -rf .lock && $(PYTHON) -m venv .lock
+	.lock/bin/pip --disable-pip-version-check install --quiet --editable '.[dev,gguf]'
+	.lock/bin/pip freeze --exclude-editable | sed 's/+.*//' > requirements.lock
+	rm -rf .lock
+
+clean:
+	rm -rf .venv build dist *.egg-info
