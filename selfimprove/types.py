@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Ge, Le
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -18,6 +20,11 @@ Status = Literal["correct", "wrong", "unparseable", "timeout", "error"]
 STATUSES: tuple[Status, ...] = ("correct", "wrong", "unparseable", "timeout", "error")
 
 Message = dict[str, str]  # {"role": "user", "content": "..."}
+
+# Ranges that the type hints of configurable functions use; the configuration is checked against them.
+Count = Annotated[int, Ge(1)]
+Share = Annotated[float, Ge(0), Le(1)]
+NonNegative = Annotated[float, Ge(0)]
 
 
 @dataclass(slots=True)
@@ -62,10 +69,10 @@ class Trajectory:
     previous turn's prompt and completion, id for id; a tree search has one a step of the path.
     """
 
-    id: str
     problem_id: str
     samples: list[Sample]
     metadata: dict[str, Any] = field(default_factory=dict)  # tree node, scores, votes: JSON
+    id: str = ""  # given by the runner: r<round>/<problem>/<number>
 
     @property
     def text(self) -> str:
@@ -124,3 +131,94 @@ class Example:
         """Tokens a trainer reads for this row in one epoch; a pair reads its prompt twice."""
         chosen = len(self.prompt_ids) + len(self.completion_ids)
         return chosen if self.rejected_ids is None else chosen + len(self.prompt_ids) + len(self.rejected_ids)
+
+
+# Arrow schemas. Lists of ids are int32, log-probabilities float32; free metadata is a JSON string.
+
+
+def schemas() -> dict[type, pa.Schema]:
+    """The Parquet schema of each record type, in the order of the dataclass fields."""
+    import pyarrow as pa
+
+    ids, floats = pa.list_(pa.int32()), pa.list_(pa.float32())
+    sample = pa.struct(
+        {
+            "prompt_ids": ids,
+            "completion_ids": ids,
+            "logprobs": floats,
+            "text": pa.string(),
+            "finish": pa.string(),
+            "seed": pa.int64(),
+            "temperature": pa.float64(),
+            "role": pa.string(),
+            "version": pa.int32(),
+        }
+    )
+    return {
+        Problem: pa.schema(
+            {
+                "id": pa.string(),
+                "prompt": pa.string(),
+                "gold": pa.string(),
+                "split": pa.string(),
+                "metadata": pa.string(),
+            }
+        ),
+        Trajectory: pa.schema(
+            {"problem_id": pa.string(), "samples": pa.list_(sample), "metadata": pa.string(), "id": pa.string()}
+        ),
+        Verdict: pa.schema(
+            {
+                "trajectory_id": pa.string(),
+                "status": pa.string(),
+                "reward": pa.float64(),
+                "extracted": pa.string(),
+                "step_rewards": pa.list_(pa.float64()),
+                "reason": pa.string(),
+            }
+        ),
+        Example: pa.schema(
+            {
+                "problem_id": pa.string(),
+                "trajectory_ids": pa.list_(pa.string()),
+                "prompt_ids": ids,
+                "completion_ids": ids,
+                "rejected_ids": ids,
+                "mask": pa.list_(pa.int8()),
+                "weight": pa.float64(),
+                "metadata": pa.string(),
+            }
+        ),
+    }
+
+
+def to_table(records: Sequence[Any], kind: type) -> pa.Table:
+    """Records of one type as an Arrow table with that type's schema."""
+    import pyarrow as pa
+
+    def row(record: Any) -> dict[str, Any]:
+        values = {name: getattr(record, name) for name in record.__dataclass_fields__}
+        if "metadata" in values:
+            values["metadata"] = json.dumps(values["metadata"], ensure_ascii=False)
+        if "samples" in values:
+            values["samples"] = [{name: getattr(s, name) for name in s.__dataclass_fields__} for s in record.samples]
+        if kind is Problem:  # a prompt is text or messages: JSON keeps the difference
+            values["prompt"] = json.dumps(record.prompt, ensure_ascii=False)
+        return values
+
+    return pa.Table.from_pylist([row(record) for record in records], schema=schemas()[kind])
+
+
+def from_rows(rows: Sequence[dict[str, Any]], kind: type) -> list[Any]:
+    """The inverse of `to_table`, from the table's rows."""
+
+    def record(row: dict[str, Any]) -> Any:
+        if "metadata" in row:
+            row["metadata"] = json.loads(row["metadata"])
+        if "samples" in row:
+            row["samples"] = [Sample(**s) for s in row["samples"]]
+        if kind is Problem:
+            row["prompt"] = json.loads(row["prompt"])
+        return kind(**row)
+
+    return [record(row) for row in rows]

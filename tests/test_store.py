@@ -1,0 +1,115 @@
+"""The run folder: what is written comes back, whole or not at all."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pyarrow.parquet as pq
+import pytest
+
+from selfimprove import store
+from selfimprove.errors import ConfigError
+from selfimprove.types import Example, Problem, Sample, Trajectory, Verdict
+
+SAMPLE = Sample([1, 2], [3, 4], [-0.5, -1.25], "a b", "stop", 2**62, 0.7, "policy", 3)
+RECORDS = [
+    Problem("p", [{"role": "user", "content": "é?"}], None, "test", {"options": ["a", "b"]}),
+    Problem("q", "plain text", "7"),
+    Trajectory("p", [SAMPLE, SAMPLE], {"node": 3}, "r0/p/1"),
+    Verdict("r0/p/1", "wrong", 0.0, "7", [1.0, 0.0], None),
+    Verdict("r0/p/1", "error", 0.0, None, None, "gold cannot be read"),
+    Example("p", ["r0/p/1"], [1], [2, 3], None, [1, 0], 0.5, {"depth": 1}),
+    Example("p", ["r0/p/1", "r0/p/2"], [1], [2, 3], [4]),
+]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
+def test_a_record_comes_back_as_it_was(tmp_path, record):
+    path = tmp_path / "records.parquet"
+    assert store.write_records(path, [record] * 3, type(record)) == 3
+    assert list(store.read_records(path, type(record), chunk=2)) == [record] * 3
+
+
+def test_reading_can_start_at_any_row(tmp_path):
+    rows = [Verdict(str(i), "correct", 1.0) for i in range(10)]
+    store.write_records(tmp_path / "v.parquet", rows, Verdict, chunk=4)
+    for start in range(11):
+        assert list(store.read_records(tmp_path / "v.parquet", Verdict, chunk=3, start=start)) == rows[start:]
+
+
+def test_a_block_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    store.write_text(path, "old")
+    with pytest.raises(RuntimeError), store.new_file(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+
+
+def test_parts_continue_where_they_stopped_and_keep_their_order(tmp_path):
+    path = tmp_path / "v.parquet"
+    rows = [Verdict(str(i), "correct", 1.0) for i in range(25)]
+    first = store.Parts(path, "key", Verdict)
+    first.add(0, 10, rows[:10])
+    again = store.Parts(path, "key", Verdict)
+    assert again.done == 10
+    again.add(10, 20, rows[10:20])
+    again.add(20, 25, rows[20:])
+    again.finish()
+    assert list(store.read_records(path, Verdict)) == rows
+    assert pq.read_table(path).num_rows == 25  # one plain file for any reader
+
+
+def test_parts_of_another_configuration_are_thrown_away(tmp_path):
+    store.Parts(tmp_path / "v.parquet", "old", Verdict).add(0, 5, [Verdict("x", "wrong", 0.0)])
+    assert store.Parts(tmp_path / "v.parquet", "new", Verdict).done == 0
+
+
+def test_a_part_may_hold_no_records(tmp_path):
+    parts = store.Parts(tmp_path / "t.parquet", "key", Trajectory)
+    parts.add(0, 5, [])
+    assert parts.done == 5
+    parts.finish()
+    assert store.count_records(tmp_path / "t.parquet") == 0
+
+
+def test_a_phase_is_done_only_while_its_key_and_its_files_fit(tmp_path):
+    run = store.Run(tmp_path)
+    store.write_text(run.round(0) / "examples.parquet", "x")
+    run.finish(0, "filter", "key", ["examples.parquet"], {"examples": 1}, 0.1)
+    assert run.done(0, "filter", "key") is not None
+    assert run.done(0, "filter", "other") is None
+    store.write_text(run.round(0) / "examples.parquet", "changed")
+    assert run.done(0, "filter", "key") is None
+
+
+def test_the_log_loses_the_lines_of_unfinished_phases(tmp_path):
+    run = store.Run(tmp_path)
+    store.write_text(run.round(0) / "out", "x")
+    run.log({"round": 0, "phase": "filter", "examples": 1})
+    run.finish(0, "filter", "key", ["out"], {}, 0.1)
+    run.log({"round": 0, "phase": "train", "step": 1})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 0, "pha')  # a kill in the middle of a line
+    run.trim_log()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"round": 0, "phase": "filter", "examples": 1}\n'
+
+
+def test_a_folder_in_use_is_refused_and_a_killed_owner_frees_it(tmp_path):
+    code = textwrap.dedent(
+        f"""
+        import sys, time
+        from pathlib import Path
+        from selfimprove.store import Run
+        run = Run(Path({str(tmp_path)!r})); run.lock(); print("locked", flush=True); time.sleep(60)
+        """
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "locked\n"
+        with pytest.raises(ConfigError, match=f"in use by process {owner.pid}"):
+            store.Run(tmp_path).lock()
+        os.kill(owner.pid, signal.SIGKILL)
+    store.Run(tmp_path).lock()
