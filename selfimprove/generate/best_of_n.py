@@ -1,0 +1,14 @@
+"""n independent samples of one prompt: the solver of best-of-n, majority vote, and every rejection-sampling method."""
+
+from __future__ import annotations
+
+from selfimprove.policy import Policy
+from selfimprove.types import Count, NonNegative, Problem, Trajectory
+
+
+async def best_of_n(
+    problem: Problem, policy: Policy, *, n: Count, temperature: NonNegative, max_tokens: Count | None = None
+) -> list[Trajectory]:
+    """n trajectories of one sample each; `max_tokens` of a completion, None for the model's own limit."""
+    samples = await policy.sample(problem.prompt, n, temperature=temperature, max_tokens=max_tokens)
+    return [Trajectory(problem.id, [sample]) for sample in samples]

@@ -1,0 +1,44 @@
+"""Rejection sampling fine-tuning: sample, keep what is correct, imitate it, repeat.
+
+STaR (Zelikman et al. 2022, arXiv 2203.14465) without rationalisation, which is ReST-EM (Singh et al. 2023, arXiv
+2312.06585, algorithm 1) with a 0/1 reward and threshold, and RFT (Yuan et al. 2023, arXiv 2308.01825) in one round.
+
+    generate   E step: y_1..y_n ~ pi_v(. | x) for every training problem x
+    verify     r(x, y) in {0, 1}, by the data set's verifier
+    filter     D = {(x, y) : r(x, y) = 1}, distinct, at most `per_problem` for each x
+    train      M step: pi_{v+1} = argmax_pi  sum_D log pi(y | x), from the base policy or the last one
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+
+from selfimprove.generate.best_of_n import best_of_n
+from selfimprove.train.sft import sft
+from selfimprove.types import Attempt, Count, Example
+
+
+generate, train = best_of_n, sft
+
+
+def keep_correct(groups: Iterable[list[Attempt]], *, per_problem: Count, seed: int) -> Iterator[Example]:
+    """The correct answers of each problem, distinct as token ids; a random `per_problem` of them where there are more.
+
+    An answer that was cut off at the token limit is not kept even when its check passed: imitating it would teach the
+    policy not to end.
+    """
+    for attempts in groups:
+        correct = {
+            tuple(a.trajectory.samples[-1].completion_ids): a
+            for a in attempts
+            if a.verdict.status == "correct" and a.trajectory.samples[-1].finish == "stop"
+        }
+        distinct = list(correct.values())
+        if len(distinct) > per_problem:
+            distinct = random.Random(f"{seed}/{distinct[0].problem.id}").sample(distinct, per_problem)
+        for attempt in distinct:
+            sample = attempt.trajectory.samples[-1]
+            yield Example(
+                attempt.problem.id, [attempt.trajectory.id], sample.prompt_ids, sample.completion_ids
+            )

@@ -1,0 +1,279 @@
+"""A run: rounds in order in one folder, from the start or from where an interrupted one was left."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from selfimprove import config as configuration
+from selfimprove import store
+from selfimprove.config import Config, bind, function
+from selfimprove.errors import ConfigError, RunError
+from selfimprove.round import Session, Weights, attempts, evaluate, open_pool, run_round
+from selfimprove.types import Problem
+
+log = logging.getLogger("selfimprove")
+
+PHASES = ("generate", "verify", "filter", "train", "evaluate")
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM: what is on disk stays, the status becomes `stopped`."""
+
+
+def start(config: Config, path: Path) -> dict[str, Any]:
+    """Begin a run in an empty folder. Returns its summary. Raises ConfigError before any model is loaded."""
+    if (path / "config.yaml").exists():
+        raise ConfigError(f"{path} already holds a run: continue it with `selfimprove resume {path}`")
+    prepared = prepare(config)  # before anything is written
+    run = store.Run(path)
+    run.lock()
+    store.write_text(path / "config.yaml", configuration.dump(config))  # with it the folder is a run
+    _write_problems(run, prepared)
+    return _run(config, run)
+
+
+def resume(path: Path) -> dict[str, Any]:
+    """Continue an interrupted run. A complete one is left as it is. Returns its summary."""
+    config = configuration.read(path / "config.yaml")
+    run = store.Run(path)
+    run.lock()
+    if (path / "summary.json").exists():
+        summary = store.read_json(path / "summary.json")
+        if summary["status"] == "complete":
+            log.info("%s is complete: nothing to do", path)
+            return summary  # type: ignore[no-any-return]
+    if (path / "problems.parquet").exists():
+        known = store.read_json(path / "environment.json")
+        known.setdefault("resumed", []).append(environment())
+        store.write_json(path / "environment.json", known)
+    else:  # killed before its problems were written
+        _write_problems(run, prepare(config))
+    run.trim_log()
+    return _run(config, run)
+
+
+def prepare(config: Config) -> tuple[list[Problem], dict[str, str]]:
+    """The problems to use, and those dropped because their gold answer fails its own verifier, with the reason.
+
+    Raises ConfigError for data that cannot be used.
+    """
+    problems: list[Problem] = list(bind(config.dataset.model_dump(by_alias=True), "dataset")(seed=config.seed))
+    dropped = check_gold(config, problems)
+    return [p for p in problems if p.id not in dropped], dropped
+
+
+def _write_problems(run: store.Run, prepared: tuple[list[Problem], dict[str, str]]) -> None:
+    problems, dropped = prepared
+    if dropped:
+        store.write_json(run.path / "dropped_problems.json", dropped)
+    store.write_json(run.path / "environment.json", environment())
+    store.write_records(run.path / "problems.parquet", problems, Problem)
+
+
+def check_gold(config: Config, problems: list[Problem]) -> dict[str, str]:
+    """The problems whose gold answer fails its own verifier, with the reason: they are dropped.
+
+    Raises ConfigError when they are a larger share than `verify.drop_gold_above`.
+    """
+    from selfimprove.verify.file import check_gold
+
+    with open_pool(config, config.dataset.verifier) as pool:
+        failing = {p.id: f"{o.status}: {o.reason or o.extracted}" for p, o in check_gold(problems, pool)}
+    if len(failing) > config.verify.drop_gold_above * len(problems):
+        shown = "; ".join(f"{name}: {why}" for name, why in list(failing.items())[:3])
+        raise ConfigError(
+            f"dataset={config.dataset.name}: {len(failing)} of {len(problems)} gold answers fail their own verifier "
+            f"(more than verify.drop_gold_above={config.verify.drop_gold_above}), e.g. {shown}"
+        )
+    return failing
+
+
+def _run(config: Config, run: store.Run) -> dict[str, Any]:
+    from selfimprove.policy.models import resolve
+    from selfimprove.report.display import Display, setup_logging
+
+    setup_logging(run.path)
+    problems = list(store.read_records(run.path / "problems.parquet", Problem))
+    train = [p for p in problems if p.split == "train"]
+    heldout = [p for p in problems if p.split == "test"]
+    base_path = resolve(config.model.name, config.model.path)
+    base = Weights(base_path, 0, store.digest([config.model.name, config.model.path]))
+    display = Display(run.path, config)
+    display.start(train=len(train), heldout=len(heldout))
+    tracker = function(config.tracker, "tracker")(config.tracker, run.path, config)
+    session = Session(config, run, display, train, heldout, base)
+    session.log_step = tracker.step
+    session.phase_done = lambda: summarize(config, run, "running")
+    status, reason = "failed", None
+    try:
+        with _signals():
+            summarize(config, run, "running")
+            evaluate(session, -1, base)
+            _after_round(config, run, session, tracker, -1)
+            weights = base
+            for number in range(config.rounds):
+                weights = run_round(session, number, weights)
+                evaluate(session, number, weights)
+                _after_round(config, run, session, tracker, number)
+                if empty(run, number):
+                    log.warning(
+                        "round %d: no example was left after the filter; the policy is kept (on_empty=%s)",
+                        number,
+                        config.on_empty,
+                    )
+                    if config.on_empty == "stop":
+                        reason = f"round {number}: no example was left after the filter"
+                        break
+        status = "stopped" if reason else "complete"
+    except Stopped as stop:
+        status, reason = "stopped", str(stop)
+    except (RunError, ConfigError) as problem:
+        reason = str(problem)
+        raise
+    except Exception as problem:
+        reason = f"{type(problem).__name__}: {problem}"
+        log.exception("the run failed")
+        raise
+    finally:
+        summary = summarize(config, run, status, reason)
+        display.finish(summary)
+        tracker.finish(summary)
+        session.close()
+    return summary
+
+
+def last_weights(run: store.Run, config: Config, base: Weights) -> Weights:
+    """The newest policy of a run; the base where no round has trained one."""
+    for number in reversed(range(config.rounds)):
+        if run.manifest(number, "train"):
+            return Weights(str(run.round(number) / "policy"), number + 1, run.made(number, "train")["policy"])
+    return base
+
+
+def empty(run: store.Run, number: int) -> bool:
+    manifest = run.manifest(number, "filter")
+    return manifest is not None and not manifest["metrics"]["examples"]
+
+
+def _after_round(config: Config, run: store.Run, session: Session, tracker: Any, number: int) -> None:
+    summary = summarize(config, run, "running")
+    session.display.round(summary, number)
+    metrics = round_metrics(run, number)
+    if number >= 0:
+        store.write_json(run.round(number) / "metrics.json", metrics)
+        tracker.table(number, attempts(session, number))
+    tracker.round(number, metrics)
+
+
+def round_metrics(run: store.Run, number: int) -> dict[str, Any]:
+    """Everything measured in a round, flat: `<phase>/<metric>`, and `seconds/<phase>`."""
+    flat: dict[str, Any] = {"round": number}
+    for phase in PHASES:
+        manifest = run.manifest(number, phase)
+        if manifest is not None:
+            flat |= {f"{phase}/{name}": value for name, value in manifest["metrics"].items()}
+            flat[f"seconds/{phase}"] = manifest["seconds"]
+    return flat
+
+
+def summarize(config: Config, run: store.Run, status: str, reason: str | None = None) -> dict[str, Any]:
+    """Write summary.json from the manifests of the phases that are done, and return it."""
+    rounds = []
+    for number in range(config.rounds):
+        done = {phase: manifest for phase in PHASES if (manifest := run.manifest(number, phase))}
+        if not done:
+            break
+        metrics = {phase: manifest["metrics"] for phase, manifest in done.items()}
+        generated, verified = metrics.get("generate", {}), metrics.get("verify", {})
+        rounds.append(
+            {
+                "round": number,
+                "trajectories": generated.get("trajectories", 0),
+                "verdicts": {k.removeprefix("verdicts/"): v for k, v in verified.items() if k.startswith("verdicts/")},
+                "examples": metrics.get("filter", {}).get("examples", 0),
+                "tokens": {
+                    "prompt": generated.get("tokens/prompt", 0),
+                    "sampled": generated.get("tokens/sampled", 0),
+                    "trained": int(metrics.get("train", {}).get("tokens", 0)),
+                },
+                "seconds": {phase: done[phase]["seconds"] if phase in done else 0.0 for phase in PHASES},
+                "evaluation": metrics.get("evaluate"),
+            }
+        )
+    base = run.manifest(-1, "evaluate")
+    evaluated = [r["evaluation"] for r in rounds if r["evaluation"]]
+    final = evaluated[-1] if evaluated else base and base["metrics"]
+    summary = {
+        "status": status,
+        "reason": reason,
+        "method": config.method.name,
+        "model": config.model.name,
+        "dataset": config.dataset.name,
+        "seed": config.seed,
+        "control": config.control,
+        "base": base and base["metrics"],
+        "final": final,
+        "rounds": rounds,
+    }
+    store.write_json(run.path / "summary.json", summary)
+    return summary
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGINT and SIGTERM raise Stopped, once; a second one ends the process as usual."""
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        raise Stopped(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, git commit, hardware and the exact command, for environment.json."""
+    packages = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "vllm", "wandb", "hydra-core", "numpy")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return configuration.redact(  # type: ignore[no-any-return]
+        {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": shlex.join(sys.argv),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+            "versions": {"selfimprove": importlib.metadata.version("selfimprove"), **versions},
+            "git_commit": _git_commit(),
+        }
+    )
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout this package runs from; None when it is installed from a wheel."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

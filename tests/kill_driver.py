@@ -1,0 +1,189 @@
+"""Kills runs at chosen instants, resumes them, and compares them with one that was left alone.
+
+    python tests/kill_driver.py FOLDER METHOD POINT...
+
+A point is `replace:K` (the K-th atomic rename of the run), `manifest:ROUND/PHASE` (right after that phase is done),
+`step:K` (the K-th decoding step), `train:K` (the K-th optimiser step) or `verdict:K` (the K-th check); `replace:all` is
+every rename. The process that runs is a fork, so that imports are paid once, and dies by SIGKILL, which nothing can
+catch. Prints a line a point and exits with 1 when any differs.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+import selfimprove.policy.hf
+import selfimprove.run
+import selfimprove.train.trainers  # noqa: F401  (imports that every child would pay for)
+from selfimprove import store
+from selfimprove.cli import _main
+from selfimprove.policy.hf import TransformersEngine
+from selfimprove.verify.pool import Pool
+
+OVERRIDES = [
+    "rounds=2",
+    "dataset.train_size=12",
+    "dataset.heldout_size=10",
+    "hardware.shard=8",
+    "verify.workers=1",
+    "tracker=none",
+]
+
+
+def child(work) -> int:
+    """Run `work` in a fork; returns its exit code, negative for a signal."""
+    pid = os.fork()
+    if pid == 0:
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, 1)
+        code = 1
+        try:
+            code = work()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(point: str) -> None:
+    """Have this process die at `point`."""
+    kind, _, where = point.partition(":")
+    calls = 0
+
+    def counted(function):
+        def call(*arguments, **keywords):
+            nonlocal calls
+            calls += 1
+            if calls == int(where):
+                die()
+            return function(*arguments, **keywords)
+
+        return call
+
+    if kind == "replace":
+        store.os = type("os", (), {**vars(os), "replace": staticmethod(counted(os.replace))})
+    elif kind == "step":
+        TransformersEngine._decode = counted(TransformersEngine._decode)
+    elif kind == "train":
+        log, lines = store.Run.log, counted(lambda: None)
+
+        def logged(self, record):
+            log(self, record)
+            if record["phase"] == "train" and "step" in record:
+                lines()
+
+        store.Run.log = logged
+    elif kind == "verdict":
+        run = Pool.run
+
+        def outcomes(self, items):
+            touch = counted(lambda: None)
+            for outcome in run(self, items):
+                touch()
+                yield outcome
+
+        Pool.run = outcomes
+    elif kind == "manifest":
+        finish = store.Run.finish
+
+        def finished(self, number, phase, *rest):
+            finish(self, number, phase, *rest)
+            if f"{number}/{phase}" == where:
+                die()
+
+        store.Run.finish = finished
+    else:
+        sys.exit(f"unknown point {point}")
+
+
+def start(folder: Path, method: str) -> int:
+    return _main(["run", f"method={method}", *OVERRIDES, f"hydra.run.dir={folder}"])
+
+
+def timeless(value):
+    """A JSON value without what a clock decides."""
+    if isinstance(value, dict):
+        return {k: timeless(v) for k, v in value.items() if "second" not in k and k not in ("finished", "runtime")}
+    return [timeless(v) for v in value] if isinstance(value, list) else value
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """Everything a run left, comparable: tables, metrics, weights."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_dir() or name in ("environment.json", "run.log", ".lock"):
+            continue
+        if path.suffix == ".parquet":
+            found[name] = pq.read_table(path).to_pylist()
+        elif path.suffix == ".json":
+            value = timeless(json.loads(path.read_text()))
+            if name.endswith(".manifest.json"):
+                # Parquet and JSON files are compared by content above and below; weights here, byte for byte.
+                value["outputs"] = {k: v for k, v in value["outputs"].items() if k == "policy"}
+            found[name] = value
+        elif path.suffix == ".jsonl":
+            found[name] = [timeless(json.loads(line)) for line in path.read_text().splitlines()]
+        else:
+            found[name] = store.file_digest(path)
+    return found
+
+
+def main() -> int:
+    folder, method, *points = sys.argv[1:]
+    reference = Path(folder) / "reference"
+    counter = Path(folder) / "renames"
+
+    def count() -> int:
+        renames = 0
+        replace = os.replace
+
+        def counted(*arguments):
+            nonlocal renames
+            renames += 1
+            replace(*arguments)
+
+        store.os = type("os", (), {**vars(os), "replace": staticmethod(counted)})
+        code = start(reference, method)
+        counter.write_text(str(renames))
+        return code
+
+    if child(count):
+        sys.exit("the run that was left alone failed")
+    expected = contents(reference)
+    if points == ["replace:all"]:
+        points = [f"replace:{k}" for k in range(1, int(counter.read_text()) + 1)]
+    failed = False
+    for point in points:
+        run = Path(folder) / "run"
+        shutil.rmtree(run, ignore_errors=True)
+
+        def killed(point=point, run=run) -> int:
+            arm(point)
+            return start(run, method)
+
+        code = child(killed)
+        left = "no run folder yet"
+        if (run / "config.yaml").exists():
+            again = child(lambda run=run: _main(["resume", str(run)]))
+            left = f"resume exits with {again}"
+        else:  # died before the run began: nothing was done, and the same command starts it
+            again = child(lambda run=run: start(run, method))
+        found = contents(run)
+        differing = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
+        good = code == -signal.SIGKILL and again == 0 and not differing
+        failed |= not good
+        print(f"{point}: exit {code}, {left}, {'equal' if good else f'DIFFERS: {sorted(differing)[:5]}'}", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""What conf/ says fits the code, and what a user gets wrong is one line."""
+
+import re
+import time
+
+import pytest
+import yaml
+
+from selfimprove import config as configuration
+from selfimprove.config import CONF
+from selfimprove.errors import ConfigError
+from selfimprove.evaluation import compose
+
+GROUPS = ("model", "hardware", "tracker", "engine", "experiment")
+CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+METHODS = [path.stem for path in sorted((CONF / "method").glob("*.yaml"))]
+DATASETS = [path.stem for path in sorted((CONF / "dataset").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes_and_fits_the_schema(group, choice):
+    extra = ["model.path=some/model"] if choice == "other" else []
+    extra += ["method=none"] if choice == "scripted" else []
+    assert compose([f"{group}={choice}", *extra])
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_every_data_set_composes_and_its_keys_are_its_loaders(dataset):
+    extra = {"jsonl": ["dataset.path=x", "dataset.prompt_field=q", "dataset.answer_field=a"]}.get(dataset, [])
+    assert compose([f"dataset={dataset}", *extra]).dataset.name == dataset
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_says_what_it_is(method):
+    text = (CONF / "method" / f"{method}.yaml").read_text()
+    header = text.split(f"name: {method}")[0]
+    assert header.startswith("#"), "a method's file opens with its paper, claim and commands"
+    assert "selfimprove run" in header
+    loaded = yaml.safe_load(text)
+    assert {"title", "paper", "kind", "summary", "needs"} <= set(loaded)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method=nope", "method=nope: no such choice; there are iterative_dpo"),
+        ("nope=1", "nope: unknown key"),
+        ("method.generate.m=1", "method.generate.m: unknown key"),
+        ("+method.generate.m=1", "method.generate.m: unknown key; .* takes n, temperature, max_tokens"),
+        ("+model.depth=1", "model.depth: unknown key"),
+        ("rounds=many", "rounds=many: input should be a valid integer"),
+        ("rounds=0", "rounds=0: input should be greater than or equal to 1"),
+        ("method.generate.n=0", "method.generate.n=0: input should be greater"),
+        ("method.generate.temperature=-1", "method.generate.temperature=-1: input should be greater"),
+        ("method.train.learning_rate=fast", "method.train.learning_rate=fast: input should be a valid number"),
+        ("dataset.verifier._target_=no.such", "dataset.verifier._target_=no.such: no such function"),
+        ("dataset=jsonl", "dataset.path: needs a value"),
+        ("engine=scripted", "method=rejection_sampling needs weights, which engine=scripted .* does not give"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key(override, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        compose([override])
+    assert "\n" not in str(caught.value)
+
+
+def test_the_number_that_yaml_takes_for_text_is_a_number():
+    assert compose(["method.train.learning_rate=1e-3"]).method.train["learning_rate"] == "1e-3"
+    node = compose(["method.train.learning_rate=1e-3"]).method.train
+    assert configuration.bind(node, "method.train").keywords["learning_rate"] == 0.001
+
+
+def test_a_slot_of_the_command_line_replaces_the_methods():
+    config = compose(["verifier=math"])
+    assert config.training_verifier["_target_"] == "selfimprove.verify.math.check"
+    assert config.dataset.verifier["_target_"] == "selfimprove.verify.arithmetic.check"
+
+
+def test_secrets_do_not_reach_the_dump(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    config = compose(["name=run-0123456789abcdef", "+tracker.api_key=hunter2hunter2"])
+    text = configuration.dump(config)
+    assert "0123456789abcdef" not in text
+    assert "hunter2" not in text
+    assert yaml.safe_load(text)["model"]["max_tokens"], "a key that only sounds like a secret stays"
+
+
+def test_a_dumped_configuration_reads_back_the_same(tmp_path):
+    config = compose(["method=iterative_dpo"])
+    (tmp_path / "config.yaml").write_text(configuration.dump(config))
+    assert configuration.read(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "method=nope"], "method=nope: no such choice"),
+        (["run", "rounds=x"], "rounds=x: input should be a valid integer.* \\(conf/config.yaml, or the command line\\)"),
+        (["run", "method.filter.per_problem=0"], "per_problem=0.*\\(conf/method/rejection_sampling.yaml"),
+        (["run", "dataset.train_size=100000000"], "dataset.train_size"),
+        (["resume", "nowhere"], "nowhere: no run folder"),
+        (["eval", "nowhere", "nope=1"], "nope: unknown key"),
+    ],
+)
+def test_bad_input_ends_with_one_line_and_code_2_before_a_model_loads(cli, tmp_path, arguments, message):
+    cli("methods")  # the first start of a fresh process pays for compiling
+    begin = time.monotonic()
+    done = cli(*arguments, check=2)
+    assert time.monotonic() - begin < 6, "3 s on an idle machine"
+    assert len(done.stderr.splitlines()) == 1
+    assert re.search(message, done.stderr), done.stderr
+    assert not (tmp_path / "outputs").exists() or not any((tmp_path / "outputs").iterdir())
+
+
+def test_help_and_the_list_of_methods_are_quick(cli):
+    cli("--help")
+    begin = time.monotonic()
+    assert "resume" in cli("--help").stdout
+    assert "rejection_sampling" in cli("methods").stdout
+    assert time.monotonic() - begin < 4, "under a second each on an idle machine"

@@ -1,0 +1,91 @@
+"""Kill -9 at any instant, resume, and the run ends as if nothing had happened."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SCRIPT, SMALL
+
+DRIVER = Path(__file__).parent / "kill_driver.py"
+
+# Right after every phase of a round, and inside each: between shards and in the middle of one (generate, evaluate),
+# between verdicts, before a file is renamed, between optimiser steps, and before the policy's folder is renamed.
+BOUNDARIES = [
+    "manifest:-1/evaluate",
+    "manifest:0/generate",
+    "manifest:0/verify",
+    "manifest:0/filter",
+    "manifest:0/train",
+    "manifest:0/evaluate",
+    "manifest:1/evaluate",
+]
+INSIDE = ["replace:1", "step:20", "step:60", "step:150", "verdict:30", "train:1", "train:2", "replace:24", "replace:32"]
+
+
+def drive(folder, method, points):
+    done = subprocess.run(
+        [sys.executable, DRIVER, folder, method, *points],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HOME": str(folder)},
+        cwd=folder,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("equal") == len(points) or points == ["replace:all"], done.stdout
+    return done.stdout
+
+
+def test_a_run_killed_at_each_phase_boundary_ends_as_if_it_had_not_been(tmp_path):
+    drive(tmp_path, "rejection_sampling", BOUNDARIES)
+
+
+def test_a_run_killed_inside_each_phase_ends_as_if_it_had_not_been(tmp_path):
+    drive(tmp_path, "rejection_sampling", INSIDE)
+
+
+def test_iterative_dpo_survives_a_kill_in_training(tmp_path):
+    drive(tmp_path, "iterative_dpo", ["train:1", "manifest:0/train"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["rejection_sampling", "iterative_dpo"])
+def test_every_single_rename(tmp_path, method):
+    assert drive(tmp_path, method, ["replace:all"]).count("equal") > 50
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_cleanly_and_resume_finishes(cli, tmp_path, number):
+    run = tmp_path / "run"
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    arguments = [SCRIPT, "run", *SMALL, "rounds=2", "dataset.train_size=200", f"hydra.run.dir={run}"]
+    with subprocess.Popen(arguments, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while not (run / "rounds" / "000" / "trajectories.parts").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, errors
+    assert "Traceback" not in errors
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["status"], summary["reason"]) == ("stopped", signal.Signals(number).name)
+
+    said = cli("resume", str(run)).stderr
+    assert re.search(r"found .*base/evaluate", said), said
+    assert json.loads((run / "summary.json").read_text())["status"] == "complete"
+
+
+def test_a_finished_run_says_so(cli, tmp_path):
+    run = tmp_path / "run"
+    cli("run", *SMALL, "rounds=1", f"hydra.run.dir={run}")
+    before = (run / "summary.json").read_text()
+    assert "complete: nothing to do" in cli("resume", str(run)).stderr
+    assert (run / "summary.json").read_text() == before
+    assert "already holds a run" in cli("run", *SMALL, f"hydra.run.dir={run}", check=2).stderr
