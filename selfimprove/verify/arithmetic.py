@@ -1,0 +1,130 @@
+"""Exact check of answers to `selfimprove.datasets.arithmetic`, with a reward for every line."""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import Any
+
+from selfimprove.datasets.arithmetic import Chain, Form, Step, apply
+from selfimprove.verify import Outcome
+
+MAX_EXPRESSION = 200  # characters
+MAX_NUMBER = 9999
+ANSWER = re.compile(r"The answer is (-?\d{1,6}|[A-D])\b")
+OPERATORS: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*"}
+
+
+def check(text: str, gold: str | None, metadata: dict[str, Any], *, form: Form = "solve") -> Outcome:
+    """What a completion is worth: 1 when its answer is `gold`, or without a gold the chain's own result.
+
+    `solve` and `choice` read the last "The answer is X"; `expression` evaluates the last line, which may hold only
+    whole numbers, + - * and parentheses. Where nothing can be read the status is `unparseable`; a gold answer that is
+    neither a number nor, for `choice`, a letter is an `error`.
+    """
+    chain = Chain.of(metadata)
+    expected = str(chain.answer) if gold is None else gold
+    if not re.fullmatch("[A-D]" if form == "choice" else r"-?\d{1,6}", expected):
+        return Outcome("error", 0.0, reason=f"gold {expected!r} is no answer to the form {form}")
+    if form == "expression":
+        return _check_expression(text, expected)
+    found = ANSWER.findall(text)
+    rewards = step_rewards(text, chain, expected)
+    if not found:
+        return Outcome("unparseable", 0.0, step_rewards=rewards, reason='no "The answer is X"')
+    right = found[-1] == expected
+    return Outcome("correct" if right else "wrong", float(right), extracted=found[-1], step_rewards=rewards)
+
+
+def reference(gold: str, metadata: dict[str, Any], *, form: Form = "solve") -> str:
+    """A completion that states the gold answer."""
+    return gold if form == "expression" else f"The answer is {gold}."
+
+
+def step_rewards(text: str, chain: Chain, gold: str) -> list[float]:
+    """1.0 or 0.0 for each line of `text` that is not blank.
+
+    A line "a + b = c" is right when its left side is what the problem's next step asks, starting from the true value
+    so far, and c is the true result; the two sides of a sum or product may be swapped. A line that jumps over n steps,
+    "(a + b) * c = d", is right when it covers the next n steps in their order and d is true. After any equation the
+    problem moves on by as many steps as it had operations, right or not, so a line that builds on a wrong value is
+    wrong too. An answer line is right when it gives `gold`, whatever was skipped before it. Other lines are wrong.
+    """
+    values, done, rewards = chain.values, 0, []
+    for line in filter(str.strip, text.splitlines()):
+        answer = ANSWER.search(line)
+        n = operations(line)
+        if answer:
+            rewards.append(float(answer[1] == gold))
+        elif n and done + n <= len(chain.steps):
+            left, _, right = line.partition("=")
+            node = parse(left)
+            follows = node is not None and _follows(node, values[done], chain.steps[done : done + n])
+            rewards.append(float(follows and right.strip() == str(values[done + n])))
+        else:
+            rewards.append(0.0)
+        done += n
+    return rewards
+
+
+def operations(line: str) -> int:
+    """How many operations the left side of an equation has; 0 for any other line."""
+    left, equals, _ = line.partition("=")
+    node = parse(left) if equals else None
+    return 0 if node is None else sum(isinstance(part, ast.BinOp) for part in ast.walk(node))
+
+
+def parse(text: str) -> ast.expr | None:
+    """The syntax tree of an expression of whole numbers, + - * and parentheses; None for anything else.
+
+    At most MAX_EXPRESSION characters and numbers up to MAX_NUMBER, so that no expression is costly to evaluate.
+    """
+    text = text.strip()
+    if len(text) > MAX_EXPRESSION or not re.fullmatch(r"[0-9+\-*() ]+", text):
+        return None
+    try:
+        tree = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    return tree if _allowed(tree) else None
+
+
+def _allowed(node: ast.expr) -> bool:
+    if isinstance(node, ast.BinOp):
+        return type(node.op) in OPERATORS and _allowed(node.left) and _allowed(node.right)
+    return isinstance(node, ast.Constant) and isinstance(node.value, int) and node.value <= MAX_NUMBER
+
+
+def evaluate(node: ast.expr) -> int:
+    """The value of a tree that `parse` gave."""
+    if isinstance(node, ast.BinOp):
+        left, right = evaluate(node.left), evaluate(node.right)
+        return apply(left, (OPERATORS[type(node.op)], right))
+    assert isinstance(node, ast.Constant)
+    assert isinstance(node.value, int)
+    return node.value
+
+
+def _follows(node: ast.expr, value: int, steps: tuple[Step, ...]) -> bool:
+    """Whether a tree is `value` with `steps` applied in their order."""
+    if not steps:
+        return _is(node, value)
+    op, operand = steps[-1]
+    if not isinstance(node, ast.BinOp) or OPERATORS[type(node.op)] != op:
+        return False
+    straight = _is(node.right, operand) and _follows(node.left, value, steps[:-1])
+    swapped = op != "-" and _is(node.left, operand) and _follows(node.right, value, steps[:-1])
+    return straight or swapped
+
+
+def _is(node: ast.expr, value: int) -> bool:
+    return isinstance(node, ast.Constant) and node.value == value
+
+
+def _check_expression(text: str, gold: str) -> Outcome:
+    lines = text.strip().splitlines()
+    node = parse(lines[-1]) if lines else None
+    if node is None:
+        return Outcome("unparseable", 0.0, reason="not an expression of whole numbers, + - * and parentheses")
+    value = str(evaluate(node))
+    return Outcome("correct" if value == gold else "wrong", float(value == gold), extracted=value)

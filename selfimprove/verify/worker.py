@@ -1,0 +1,81 @@
+"""The process in which checks run: `python -m selfimprove.verify.worker`, started by `selfimprove.verify.pool`.
+
+Reads one line of JSON that says what to run, answers `ready` or one line that says why not, then for each batch (its
+length in bytes on a line, then one JSON item a line) writes one line an item, as soon as it is done. Standard input,
+output and error lead nowhere while a check runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import inspect
+import json
+import math
+import os
+import resource
+import signal
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from selfimprove.types import STATUSES
+from selfimprove.verify import Outcome
+
+OUT_OF_MEMORY = 77  # exit code: after a failed allocation nothing this process says is to be trusted
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def load(target: str, options: dict[str, Any]) -> Callable[..., Outcome]:
+    """The check named `target`, its options bound. Raises ImportError, AttributeError or TypeError."""
+    module, _, name = target.rpartition(".")
+    check = getattr(importlib.import_module(module), name)
+    inspect.signature(check).bind("", None, {}, **options)
+    return partial(check, **options)
+
+
+def run_one(check: Callable[..., Outcome], item: list[Any]) -> Outcome:
+    """The check's outcome, or what became of it. Exits the process when memory ran out."""
+    try:
+        outcome = check(*item)
+    except MemoryError:
+        os._exit(OUT_OF_MEMORY)
+    except BaseException as error:  # SystemExit too: whatever a check does, its item is answered
+        outcome = Outcome("error", 0.0, reason=f"{type(error).__name__}: {error}"[:300])
+    if not isinstance(outcome, Outcome) or outcome.status not in STATUSES or not math.isfinite(outcome.reward):
+        return Outcome("error", 0.0, reason=f"the check returned no outcome: {outcome!r}"[:300])
+    return outcome
+
+
+def main() -> None:
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.dup(1)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(nowhere, fd)
+
+    def reply(line: str) -> None:
+        data = line.encode() + b"\n"
+        while data:
+            data = data[os.write(replies, data) :]
+
+    header = json.loads(requests.readline())
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != header["parent"]:  # it died before it could be watched
+        return
+    try:
+        check = load(header["target"], header["options"])
+    except Exception as error:
+        reply(f"{type(error).__name__}: {error}".replace("\n", " "))
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (header["memory"], header["memory"]))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    reply("ready")
+    while length := requests.readline():
+        for line in requests.read(int(length)).split(b"\n"):
+            outcome = run_one(check, json.loads(line))
+            fields = (outcome.status, outcome.reward, outcome.extracted, outcome.step_rewards, outcome.reason)
+            reply(json.dumps(fields))
+
+
+if __name__ == "__main__":
+    main()
