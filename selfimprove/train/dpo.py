@@ -1,0 +1,129 @@
+"""Direct preference optimization (arXiv:2305.18290) and its relatives, through TRL's DPOTrainer.
+
+Full fine-tuning and LoRA, one process or several (DDP). Trains without dropout, as the authors did. Not supported, and
+refused: Example.mask and Example.weight on pairs, and losses that rank the pairs of a device step (aot).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from selfimprove.errors import ConfigError
+from selfimprove.train import Schedule, TrainContext, arguments, load_model, plan, run
+from selfimprove.types import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LOSSES = (
+    "sigmoid",
+    "sigmoid_norm",
+    "hinge",
+    "ipo",
+    "robust",
+    "exo_pair",
+    "nca_pair",
+    "bco_pair",
+    "sppo_hard",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+)
+
+
+def row(example: Example) -> dict[str, list[int]]:
+    """Token ids of one pair. Raises ValueError without two completions, ConfigError for a mask or a weight."""
+    if not example.completion_ids or not example.rejected_ids or not example.prompt_ids:
+        raise ValueError(f"a row of problem {example.problem_id} is no preference pair: it lacks tokens on one side")
+    if example.weight != 1 or example.mask is not None:
+        raise ConfigError(
+            f"a pair of problem {example.problem_id} has a weight or a mask, which train=dpo does not support: use a "
+            "filter that makes plain pairs, or train=sft"
+        )
+    return {
+        "prompt_ids": example.prompt_ids,
+        "chosen_ids": example.completion_ids,
+        "rejected_ids": example.rejected_ids,
+    }
+
+
+def dpo(
+    rows: Sequence[Example],
+    context: TrainContext,
+    *,
+    beta: float = 0.1,
+    loss: str = "sigmoid",
+    label_smoothing: float = 0.0,
+    sft_weight: float = 0.0,
+    reference: Literal["start", "base"] = "start",
+    epochs: float = 1,
+    learning_rate: float = 5e-7,
+    batch_size: int = 64,
+    warmup_ratio: float = 0.0,
+    schedule: Schedule = "constant",
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
+) -> dict[str, float]:
+    """Train on preference pairs and save the policy in `context.out`.
+
+    A step's loss is the mean over its pairs of `loss` (one of TRL's, see LOSSES) plus `sft_weight` times the chosen
+    completion's NLL per token. `reference` is the policy as the phase starts, or the base model; its log-probabilities
+    are computed once, before the first step. `label_smoothing` belongs to `robust` and `exo_pair`. Returns `loss` (mean
+    over steps), `steps`, `seconds`, `tokens` (read) and `loss_tokens`. Raises ValueError for empty rows, ConfigError
+    and RunError as `selfimprove.train` does.
+    """
+    if loss not in LOSSES:
+        raise ConfigError(f"train.loss is {loss!r}: it must be one of {', '.join(LOSSES)}")
+    if bool(label_smoothing) != (loss in ("robust", "exo_pair")):
+        raise ConfigError(
+            f"train.label_smoothing is {label_smoothing} and train.loss is {loss}: robust and exo_pair need a value "
+            "above 0, and the other losses take none"
+        )
+    if not rows:
+        raise ValueError("there are no rows to train on")
+    table = [row(example) for example in rows]
+    order = plan([example.tokens for example in rows], epochs, batch_size, context.seed)
+
+    def make(folder: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
+        from datasets import Dataset
+        from trl.trainer.dpo_config import DPOConfig
+        from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+        from selfimprove.train.trainers import PreferenceTrainer
+
+        config = DPOConfig(
+            beta=beta,
+            loss_type=[loss],
+            label_smoothing=label_smoothing,
+            precompute_ref_log_probs=True,
+            **arguments(
+                context,
+                folder,
+                len(order),
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                warmup_ratio=warmup_ratio,
+                schedule=schedule,
+                weight_decay=weight_decay,
+                max_grad_norm=max_grad_norm,
+            ),
+        )
+        other = context.lora is None and reference == "base" and context.start != context.base
+        return PreferenceTrainer(
+            order=order,
+            log=context.log,
+            sft_weight=sft_weight,
+            reference=reference,
+            model=model,
+            ref_model=load_model(context.base, "float32") if other else None,
+            args=config,
+            train_dataset=Dataset.from_list(table),
+            data_collator=DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id or 0),
+            processing_class=tokenizer,
+        )
+
+    result = run(make, context)
+    result["tokens"] = float(sum(rows[i].tokens for i in order))
+    result["loss_tokens"] = float(sum(len(table[i]["chosen_ids"]) + len(table[i]["rejected_ids"]) for i in order))
+    return result

@@ -1,0 +1,86 @@
+"""Supervised fine-tuning on sampled completions, through TRL's SFTTrainer.
+
+Takes Example.mask (which completion tokens bear loss) and Example.weight. Full fine-tuning and LoRA, one process or
+several (DDP). Methods that retrain from the base each round pass the base as `context.start`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from selfimprove.train import Schedule, TrainContext, arguments, plan, run
+from selfimprove.types import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def row(example: Example) -> dict[str, Any]:
+    """Token ids and labels of one example: -100 on the prompt, where the mask is 0, and on a first token."""
+    mask = example.mask or [1] * len(example.completion_ids)
+    labels = [-100] * len(example.prompt_ids)
+    labels += [token if kept else -100 for token, kept in zip(example.completion_ids, mask, strict=True)]
+    ids = [*example.prompt_ids, *example.completion_ids]
+    return {"input_ids": ids, "labels": [-100, *labels[1:]], "weight": example.weight}
+
+
+def sft(
+    rows: Sequence[Example],
+    context: TrainContext,
+    *,
+    epochs: float = 1,
+    learning_rate: float = 1e-5,
+    batch_size: int = 64,
+    warmup_ratio: float = 0.0,
+    schedule: Schedule = "constant",
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
+) -> dict[str, float]:
+    """Train on `rows` and save the policy in `context.out`.
+
+    A step's loss is the sum of weight * NLL (nats) over its labelled tokens, divided by their number. Returns `loss`
+    (mean over steps), `steps`, `seconds`, `tokens` (read) and `loss_tokens`. Raises ValueError when no token of `rows`
+    bears loss, ConfigError and RunError as `selfimprove.train` does.
+    """
+    table = [row(example) for example in rows]
+    labelled = [sum(label != -100 for label in r["labels"]) for r in table]
+    if not sum(labelled):
+        raise ValueError("there is no token to train on: the rows are empty or masked out")
+    lengths = [len(r["input_ids"]) for r in table]
+    order = plan(lengths, epochs, batch_size, context.seed)
+
+    def make(folder: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
+        from datasets import Dataset
+        from trl.trainer.sft_config import SFTConfig
+
+        from selfimprove.train.trainers import SupervisedTrainer, WeightedCollator
+
+        config = SFTConfig(
+            dataset_kwargs={"skip_prepare_dataset": True},
+            **arguments(
+                context,
+                folder,
+                len(order),
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                warmup_ratio=warmup_ratio,
+                schedule=schedule,
+                weight_decay=weight_decay,
+                max_grad_norm=max_grad_norm,
+            ),
+        )
+        return SupervisedTrainer(
+            order=order,
+            log=context.log,
+            model=model,
+            args=config,
+            train_dataset=Dataset.from_list(table),
+            data_collator=WeightedCollator(pad_token_id=tokenizer.pad_token_id or 0),
+            processing_class=tokenizer,
+        )
+
+    result = run(make, context)
+    result["tokens"] = float(sum(lengths[i] for i in order))
+    result["loss_tokens"] = float(sum(labelled[i] for i in order))
+    return result

@@ -1,0 +1,137 @@
+"""Preference optimization: what the model sees, the loss against its reference, and the direction of a step."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import logprob, rows, weights
+from transformers import LlamaForCausalLM
+
+from selfimprove.errors import ConfigError
+from selfimprove.train import TrainContext
+from selfimprove.train.dpo import dpo
+from selfimprove.train.sft import sft
+from selfimprove.types import Example
+
+Make = Callable[..., TrainContext]
+
+
+@pytest.fixture(scope="module")
+def tuned(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A policy that differs from the base."""
+    out = tmp_path_factory.mktemp("tuned") / "policy"
+    target = TrainContext(base, base, out, 0, "cpu", "float32", 4, False, None, lambda figures: None)
+    sft(rows(8, seed=9), target, batch_size=4, learning_rate=3e-3, epochs=2)
+    return str(out)
+
+
+def log_ratio(policy: str | Path, reference: str, e: Example, rejected: bool = False) -> float:
+    completion = e.rejected_ids if rejected else e.completion_ids
+    assert completion
+    return (logprob(policy, e.prompt_ids, completion).sum() - logprob(reference, e.prompt_ids, completion).sum()).item()
+
+
+def test_the_model_sees_the_ids_of_the_pairs(context: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = rows(6, pairs=True)
+    seen: list[tuple[int, ...]] = []
+    forward = LlamaForCausalLM.forward
+
+    def spy(self: Any, input_ids: Any, attention_mask: Any, **kwargs: Any) -> Any:
+        seen.extend(tuple(row[mask.bool()].tolist()) for row, mask in zip(input_ids, attention_mask, strict=True))
+        return forward(self, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    spy.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    monkeypatch.setattr(LlamaForCausalLM, "forward", spy)
+    dpo(data, context(), batch_size=3)
+    expected = [tuple(e.prompt_ids + e.completion_ids) for e in data]
+    expected += [tuple(e.prompt_ids + (e.rejected_ids or [])) for e in data]
+    assert sorted(seen) == sorted(expected * 2)  # the reference once, the policy once
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 5])
+def test_first_loss_by_hand_against_the_base(base: str, tuned: str, context: Make, micro_batch: int) -> None:
+    data, beta, sft_weight = rows(5, pairs=True), 0.3, 0.5
+    logged: list[dict[str, float]] = []
+    target = context(start=tuned, micro_batch=micro_batch, log=logged.append)
+    dpo(data, target, beta=beta, sft_weight=sft_weight, reference="base", batch_size=5)
+    losses, margins = [], []
+    for e in data:
+        margin = beta * (log_ratio(tuned, base, e) - log_ratio(tuned, base, e, rejected=True))
+        nll = -logprob(tuned, e.prompt_ids, e.completion_ids).mean().item()
+        losses.append(-F.logsigmoid(torch.tensor(margin)).item() + sft_weight * nll)
+        margins.append(margin)
+    assert max(map(abs, margins)) > 0.01
+    assert logged[0]["loss"] == pytest.approx(sum(losses) / 5, rel=1e-5)
+    assert logged[0]["rewards/margins"] == pytest.approx(sum(margins) / 5, rel=1e-4, abs=1e-6)
+
+
+def test_the_start_is_its_own_reference(tuned: str, context: Make) -> None:
+    logged: list[dict[str, float]] = []
+    dpo(rows(8, pairs=True), context(start=tuned, log=logged.append), batch_size=4, learning_rate=1e-3)
+    assert logged[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert logged[0]["rewards/margins"] == pytest.approx(0, abs=1e-6)
+    assert abs(logged[1]["rewards/margins"]) > 1e-4
+
+
+def test_chosen_rises_and_rejected_falls(base: str, context: Make) -> None:
+    data, target = rows(4, pairs=True), context()
+    dpo(data, target, batch_size=4, learning_rate=1e-3, epochs=10)
+    for e in data:
+        assert log_ratio(target.out, base, e) > 0
+        assert log_ratio(target.out, base, e, rejected=True) < 0
+
+
+def test_micro_batch_changes_nothing_but_rounding(tuned: str, base: str, context: Make) -> None:
+    data = rows(11, pairs=True)  # the second step has 3 pairs
+    for out, micro_batch in (("one", 1), ("two", 2), ("all", 8)):
+        target = context(out, start=tuned, micro_batch=micro_batch)
+        dpo(data, target, batch_size=8, learning_rate=1e-3, sft_weight=1.0, reference="base")
+    one, two, every = (weights(context(out).out) for out in ("one", "two", "all"))
+    assert max((one[k] - every[k]).abs().max().item() for k in one) < 2e-5
+    assert max((one[k] - two[k]).abs().max().item() for k in one) < 2e-5
+
+
+def test_deterministic_silent_and_leaves_nothing_behind(
+    context: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    data, results = rows(8, pairs=True), []
+    for out in ("first", "second"):
+        result = dpo(data, context(out), batch_size=4, learning_rate=1e-3)
+        results.append(weights(context(out).out))
+    assert capfd.readouterr() == ("", "")
+    assert not list((tmp_path / "tmp").iterdir())
+    assert all(torch.equal(results[0][k], results[1][k]) for k in results[0])
+    assert result["tokens"] == sum(e.tokens for e in data)
+    assert result["loss_tokens"] == sum(len(e.completion_ids) + len(e.rejected_ids or []) for e in data)
+
+
+@pytest.mark.parametrize(("loss", "smoothing"), [("ipo", 0.0), ("hinge", 0.0), ("robust", 0.1), ("apo_zero", 0.0)])
+def test_other_losses_of_trl_run(context: Make, loss: str, smoothing: float) -> None:
+    result = dpo(rows(2, pairs=True), context(), loss=loss, label_smoothing=smoothing, batch_size=2)
+    expected = {"ipo": 25.0, "hinge": 1.0, "robust": math.log(2), "apo_zero": 1.0}  # at a margin of zero, beta 0.1
+    assert result["loss"] == pytest.approx(expected[loss], rel=1e-5)
+
+
+def test_what_is_not_supported_is_refused(context: Make) -> None:
+    pair = rows(1, pairs=True)[0]
+    with pytest.raises(ConfigError, match=r"train\.loss is 'aot'"):
+        dpo([pair], context(), loss="aot")
+    with pytest.raises(ConfigError, match="label_smoothing"):
+        dpo([pair], context(), label_smoothing=0.1)
+    with pytest.raises(ValueError, match="no rows"):
+        dpo([], context())
+    with pytest.raises(ValueError, match="no preference pair"):
+        dpo(rows(1), context())
+    pair.weight = 0.5
+    with pytest.raises(ConfigError, match="weight or a mask"):
+        dpo([pair], context())
