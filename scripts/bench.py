@@ -1,0 +1,172 @@
+"""Benchmarks, each a ratio of this package to the obvious alternative on the same work.
+
+    python scripts/bench.py [--only KEY ...] [--out FILE]
+
+A benchmark is a function that returns a dict with `value` and the raw figures behind it; BENCHMARKS names them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench_train import train_vs_trl
+
+Result = dict[str, Any]  # "value": the figure that counts; the rest: what it was computed from
+
+SHAPES: dict[str, dict[str, int]] = {
+    "tiny": {
+        "vocab_size": 258,
+        "hidden_size": 192,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 3,
+        "tokens": 96,
+        "problems": 256,
+    },
+    "135m": {  # SmolLM2-135M
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "tokens": 32,
+        "problems": 16,
+    },
+}
+
+
+def random_model(folder: Path, shape: str, ends: float = 0.02) -> str:
+    """Save a Llama of random weights with a byte-level tokenizer; a share `ends` of its vocabulary are end tokens, so
+    that completions have lengths of all kinds."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    size = {key: value for key, value in SHAPES[shape].items() if key not in ("tokens", "problems")}
+    config = AutoConfig.for_model("llama", **size, max_position_embeddings=1024, bos_token_id=0, eos_token_id=1)
+    model = AutoModelForCausalLM.from_config(config)
+    last = size["vocab_size"] - 1
+    model.generation_config.eos_token_id = [1, *range(last, last - int(ends * size["vocab_size"]), -1)]
+    model.save_pretrained(folder)
+    vocabulary = {char: i + 2 for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE({"<s>": 0, "</s>": 1, **vocabulary}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast: Any = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    fast.save_pretrained(folder)
+    return str(folder)
+
+
+def transformers_vs_generate(repeats: int = 3, samples: int = 4) -> Result:
+    """Useful sampled tokens (up to and with the end token) a second: our engine over model.generate in static batches
+    sorted by length, at the best of several batch sizes. The value is the worst shape's ratio of medians."""
+    shapes = {shape: _sampling(shape, repeats, samples) for shape in SHAPES}
+    return {"value": min(result["value"] for result in shapes.values()), **shapes}
+
+
+def _sampling(shape: str, repeats: int, samples: int) -> Result:
+    import torch
+
+    from selfimprove.policy import Policy
+    from selfimprove.policy.hf import TransformersEngine
+    from selfimprove.policy.models import load_model
+
+    rng = random.Random(0)
+    tokens, problems = SHAPES[shape]["tokens"], SHAPES[shape]["problems"]
+    with tempfile.TemporaryDirectory() as folder:
+        engine = TransformersEngine(random_model(Path(folder), shape))
+        stock: Any = load_model(folder)
+        prompts = [[rng.randrange(2, 250) for _ in range(rng.randint(20, 80))] for _ in range(problems)]
+
+        async def run(policy: Policy, some: list[list[int]]) -> int:
+            answers = await asyncio.gather(*(policy.sample(p, samples, max_tokens=tokens) for p in some))
+            return sum(len(sample.completion_ids) for answer in answers for sample in answer)
+
+        def ours(seed: int, some: list[list[int]] = prompts) -> float:
+            start = time.perf_counter()
+            count = asyncio.run(run(Policy(engine, seed), some))
+            return count / (time.perf_counter() - start)
+
+        def theirs(seed: int, rows: int, some: list[list[int]] = prompts) -> float:
+            torch.manual_seed(seed)
+            ends = torch.tensor(sorted(engine.eos))
+            ordered, step, count = sorted(some, key=len), rows // samples, 0
+            start = time.perf_counter()
+            for i in range(0, len(ordered), step):
+                part = ordered[i : i + step]
+                width = max(map(len, part))
+                ids = torch.tensor([[0] * (width - len(p)) + p for p in part])
+                mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part])
+                with torch.inference_mode():
+                    out = stock.generate(
+                        ids,
+                        attention_mask=mask,
+                        do_sample=True,
+                        top_k=0,
+                        top_p=1.0,
+                        temperature=1.0,
+                        max_new_tokens=tokens,
+                        num_return_sequences=samples,
+                        pad_token_id=0,
+                    )[:, width:]
+                end = torch.isin(out, ends).int()
+                count += int((end.cumsum(1) - end == 0).sum())
+            return count / (time.perf_counter() - start)
+
+        ours(99, prompts[: problems // 4])
+        sizes = [rows for rows in (32, 64, 128, 256) if rows <= problems * samples][-3:]
+        speeds = {rows: theirs(99, rows) for rows in sizes}
+        best = max(speeds, key=lambda rows: speeds[rows])
+        pairs = [(ours(seed), theirs(seed, best)) for seed in range(repeats)]
+    mine, other = statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
+    return {
+        "value": mine / other,
+        "ours_tokens_per_second": mine,
+        "generate_tokens_per_second": other,
+        "generate_batch": best,
+        "generate_by_batch": speeds,
+        "pairs": pairs,
+        "threads": torch.get_num_threads(),
+    }
+
+
+BENCHMARKS: dict[str, Callable[[], Result]] = {
+    "transformers_vs_generate": transformers_vs_generate,
+    "train_vs_trl": train_vs_trl,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=sorted(BENCHMARKS), help="run these (default: all)")
+    parser.add_argument("--out", type=Path, help="write the results there as JSON, by key")
+    args = parser.parse_args()
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("benchmark", "value", "seconds")
+    results: dict[str, Result] = {}
+    for key in args.only or BENCHMARKS:
+        start = time.perf_counter()
+        results[key] = BENCHMARKS[key]()
+        table.add_row(key, f"{results[key]['value']:.2f}", f"{time.perf_counter() - start:.0f}")
+    if args.out:
+        args.out.write_text(json.dumps(results, indent=2) + "\n")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

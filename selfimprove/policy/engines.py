@@ -1,0 +1,52 @@
+"""The engines that conf/engine/ offers. Each opens a model's weights; heavy imports wait until then."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from selfimprove.config import Hardware, Model
+from selfimprove.policy import Engine
+from selfimprove.types import Count, Problem, Share
+
+
+def transformers(path: str, model: Model, hardware: Hardware, problems: Sequence[Problem]) -> Engine:
+    """Hugging Face transformers with continuous batching, on CPU or one GPU."""
+    from selfimprove.policy.hf import TransformersEngine
+
+    return TransformersEngine(
+        path,
+        device=hardware.device,
+        dtype=model.dtype,
+        max_batch=hardware.max_batch,
+        max_length=model.max_length,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+def scripted(
+    path: str,
+    model: Model,
+    hardware: Hardware,
+    problems: Sequence[Problem],
+    *,
+    p_correct: Share = 0.5,
+    p_improve: Share = 0.0,
+    p_degrade: Share = 0.0,
+    tpr: Share = 1.0,
+    fpr: Share = 0.0,
+    wrong_values: Count = 1,
+) -> Engine:
+    """A policy of set probabilities that knows each problem's gold answer; loads no model."""
+    from selfimprove.policy.scripted import ScriptedEngine
+
+    gold = {p.prompt if isinstance(p.prompt, str) else p.prompt[-1]["content"]: p.gold or "" for p in problems}
+    return ScriptedEngine(
+        gold,
+        p_correct,
+        p_improve=p_improve,
+        p_degrade=p_degrade,
+        tpr=tpr,
+        fpr=fpr,
+        wrong_values=wrong_values,
+        max_length=model.max_length,
+    )

@@ -1,0 +1,136 @@
+"""Where a model or an adapter is, and how it is loaded. Imports torch and transformers only when loading."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfimprove.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PACKAGED = Path(__file__).resolve().parent.parent / "models"  # holds the tiny model
+
+
+def cache_root() -> Path:
+    """The folder for what is downloaded or built once; SELFIMPROVE_CACHE overrides ~/.cache/selfimprove."""
+    return Path(os.environ.get("SELFIMPROVE_CACHE") or Path.home() / ".cache" / "selfimprove")
+
+
+def resolve(name: str, path: str) -> str:
+    """What to load for the model called `name` in conf/model/, whose config says `path`.
+
+    `package` is the folder of that name in this package; an existing folder is taken as it is; a hub id is looked for
+    in the cache first (`models/<hub id>`, where scripts/fetch.py puts it), and is else left to the hub.
+    """
+    if path == "package":
+        return str(PACKAGED / name)
+    for folder in (Path(path).expanduser(), cache_root() / "models" / path):
+        if (folder / "config.json").is_file() or is_adapter(folder):
+            return str(folder)
+    return path
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether `path` is a PEFT adapter folder."""
+    return (Path(path) / "adapter_config.json").is_file()
+
+
+def adapter_base(path: str | Path) -> str:
+    """The base model that an adapter folder names."""
+    recorded = json.loads((Path(path) / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    if not recorded:
+        raise ConfigError(
+            f"{path}/adapter_config.json: base_model_name_or_path is empty; name the adapter's base model"
+        )
+    return str(recorded)
+
+
+def load_model(
+    path: str,
+    base: str | None = None,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A causal language model in eval mode, with sdpa attention; an adapter folder is merged into fresh base weights.
+
+    `base` is the adapter's base model; None takes the one the adapter names. dtype "auto" is bfloat16 on an
+    accelerator and float32 on a CPU. Raises ConfigError when the model is not found, or the adapter's base is another.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device = pick_device(device)
+    if dtype == "auto":
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    elif isinstance(dtype, str):
+        dtype = getattr(torch, dtype)
+    adapter = path if is_adapter(_present(path)) else None
+    if adapter:
+        path = _check_base(adapter, base)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust_remote_code
+        )
+    except OSError as error:
+        raise not_found(path, error) from error
+    if adapter:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    loaded: PreTrainedModel = model.to(device).eval()
+    return loaded
+
+
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub id; an adapter folder without one has its base's.
+
+    Raises ConfigError when there is none.
+    """
+    from transformers import AutoTokenizer
+
+    if is_adapter(_present(path)) and not (Path(path) / "tokenizer_config.json").is_file():
+        path = adapter_base(path)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        raise not_found(path, error) from error
+    return tokenizer
+
+
+def pick_device(device: str) -> str:
+    """ "auto" is the first accelerator, or the CPU."""
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def not_found(path: str, error: Exception) -> ConfigError:
+    reason = str(error).strip().split("\n")[0]
+    return ConfigError(
+        f"model {path!r} cannot be loaded: no such folder, nothing in {cache_root() / 'models'}, and the Hugging Face "
+        f"hub did not provide it ({reason}); set model.path to a folder with config.json and weights, or go online once"
+    )
+
+
+def _present(path: str) -> str:
+    """`path`, unless it can only be a folder and there is none: no need to ask the hub for minutes."""
+    if (path.startswith((".", "~", "/")) or path.count("/") > 1) and not Path(path).is_dir():
+        raise not_found(path, FileNotFoundError("it is no hub id either"))
+    return path
+
+
+def _check_base(adapter: str, base: str | None) -> str:
+    """The base to load for `adapter`. Two names may mean one model, two folders never do."""
+    recorded = adapter_base(adapter)
+    if base is None:
+        return recorded
+    if Path(recorded).is_dir() and Path(base).is_dir() and not os.path.samefile(recorded, base):
+        raise ConfigError(f"adapter {adapter} was trained on {recorded}, but the model in use is {base}")
+    return base

@@ -1,0 +1,331 @@
+"""The transformers engine against transformers itself: ids, log-probabilities, frequencies, failures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Coroutine, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from selfimprove.errors import ConfigError
+from selfimprove.policy import Request
+from selfimprove.policy.hf import TransformersEngine
+from selfimprove.policy.sampling import uniforms
+from selfimprove.types import Sample
+
+BOS, EOS = 0, 1
+SIZE = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+
+
+def make_model(folder: Path, seed: int, **config: Any) -> str:
+    """A Llama of random weights, wide enough to have opinions, with a byte-level tokenizer."""
+    torch.manual_seed(seed)
+    settings = LlamaConfig(
+        vocab_size=258,
+        **(SIZE | config),
+        max_position_embeddings=256,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(settings).save_pretrained(folder)
+    vocabulary = {char: i + 2 for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE({"<s>": BOS, "</s>": EOS, **vocabulary}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_model(tmp_path_factory.mktemp("model"), seed=0)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_model(tmp_path_factory.mktemp("other"), seed=1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def engine(folder: str) -> TransformersEngine:
+    return TransformersEngine(folder, device="cpu", dtype="float32", max_batch=8)
+
+
+def prompts(count: int, seed: int = 0) -> list[tuple[int, ...]]:
+    rng = np.random.default_rng(seed)
+    return [tuple(rng.integers(2, 258, rng.integers(1, 40)).tolist()) for _ in range(count)]
+
+
+def ask(engine: TransformersEngine, requests: list[Request]) -> list[Sample]:
+    async def every() -> list[Sample]:
+        return await asyncio.gather(*map(engine.sample, requests))
+
+    return asyncio.run(every())
+
+
+def score(engine: TransformersEngine, samples: list[Sample]) -> list[list[float]]:
+    async def every() -> list[list[float]]:
+        return await asyncio.gather(*(engine.logprobs(s.prompt_ids, s.completion_ids) for s in samples))
+
+    return asyncio.run(every())
+
+
+def next_logprobs(engine: TransformersEngine, ids: tuple[int, ...]) -> torch.Tensor:
+    with torch.inference_mode():
+        return engine.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+
+
+def test_greedy_is_generate(engine: TransformersEngine) -> None:
+    requests = [Request(p, 24, seed=0, temperature=0) for p in prompts(20)]
+    for request, sample in zip(requests, ask(engine, requests), strict=True):
+        out = engine.model.generate(torch.tensor([request.prompt_ids]), max_new_tokens=24, do_sample=False)
+        assert sample.completion_ids == out[0, len(request.prompt_ids) :].tolist()
+
+
+def test_a_sample_depends_on_its_request_alone(folder: str, engine: TransformersEngine) -> None:
+    requests = [
+        Request(p, 5 + 3 * (i % 8), seed=i, temperature=(1.0, 0.7, 0.0)[i % 3], top_k=(0, 0, 20, 5)[i % 4])
+        for i, p in enumerate(prompts(12) * 3)
+    ]
+    together = ask(engine, requests)
+    backwards = ask(TransformersEngine(folder, dtype="float32", max_batch=31), requests[::-1])[::-1]
+    alone = [ask(engine, [request])[0] for request in requests[:9]]
+    assert [s.completion_ids for s in together] == [s.completion_ids for s in backwards]
+    assert [s.completion_ids for s in together[:9]] == [s.completion_ids for s in alone]
+    assert len({tuple(s.completion_ids) for s in together[::12]}) == 3  # one prompt, three seeds
+
+
+def test_equal_prompts_are_prefilled_once(engine: TransformersEngine) -> None:
+    prompt = prompts(1)[0] + (9,) * 20
+    samples = ask(engine, [Request(prompt, 4 + i % 6, seed=i) for i in range(40)])  # five times the slots
+    assert engine.stats.prefilled_tokens == len(prompt) - 1
+    assert [s.logprobs for s in samples] == [pytest.approx(x, abs=1e-4) for x in score(engine, samples)]
+
+
+def test_logprobs_are_those_of_a_plain_forward(engine: TransformersEngine) -> None:
+    requests = [Request(p, 30, seed=i, temperature=0.5 + i / 10, top_p=0.9) for i, p in enumerate(prompts(30))]
+    samples = ask(engine, requests)
+    for sample, scored in zip(samples, score(engine, samples), strict=True):
+        ids = torch.tensor([sample.prompt_ids + sample.completion_ids])
+        with torch.inference_mode():
+            logprobs = engine.model(ids).logits[0].log_softmax(-1)
+        start = len(sample.prompt_ids) - 1
+        plain = [logprobs[start + i, token].item() for i, token in enumerate(sample.completion_ids)]
+        assert sample.logprobs == pytest.approx(plain, abs=1e-4)
+        assert scored == pytest.approx(plain, abs=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.5])
+def test_frequencies_are_the_softmax(folder: str, temperature: float) -> None:
+    engine = TransformersEngine(folder, dtype="float32", max_batch=256)
+    prompt, draws = (5, 6, 7), 3000
+    samples = ask(engine, [Request(prompt, 1, seed=i, temperature=temperature) for i in range(draws)])
+    counts = Counter(s.completion_ids[0] for s in samples)
+    probs = (next_logprobs(engine, prompt) / temperature).softmax(-1)
+    for token, p in enumerate(probs.tolist()):
+        if draws * p > 5:
+            assert abs(counts[token] - draws * p) < 4.5 * (draws * p * (1 - p)) ** 0.5
+
+
+def test_truncation_in_a_mixed_batch(folder: str) -> None:
+    engine = TransformersEngine(folder, dtype="float32", max_batch=256)
+    prompt, draws = (5, 6, 7), 1500
+    base = Request(prompt, 1, seed=0)
+    kinds = [replace(base, top_k=3), replace(base, top_p=0.5), replace(base, top_k=4, top_p=0.7, temperature=1.3), base]
+    samples = ask(engine, [replace(kind, seed=i) for i in range(draws) for kind in kinds])
+    for kind, name in enumerate(kinds):
+        probs = (next_logprobs(engine, prompt) / name.temperature).softmax(-1)
+        ranked, order = probs.sort(descending=True)
+        if name.top_k:
+            ranked, order = ranked[: name.top_k], order[: name.top_k]
+        ranked = ranked / ranked.sum()
+        keep = int((ranked.cumsum(0) < name.top_p).sum()) + 1
+        ranked, order = ranked[:keep] / ranked[:keep].sum(), order[:keep]
+        counts = Counter(s.completion_ids[0] for s in samples[kind::4])
+        if kind < 3:
+            assert set(counts) <= set(order.tolist())
+            assert len(order) < 258
+        token, p = int(order[0]), float(ranked[0])
+        assert abs(counts[token] - draws * p) < 4.5 * (draws * p * (1 - p)) ** 0.5
+
+
+def test_uniforms_are_uniform_and_independent() -> None:
+    seeds, positions = np.meshgrid(np.arange(400, dtype=np.uint64), np.arange(50, dtype=np.uint64), indexing="ij")
+    draws = uniforms(seeds.ravel(), positions.ravel()).reshape(400, 50)
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    counts, _ = np.histogram(draws, bins=20, range=(0, 1))
+    assert ((counts - 1000) ** 2 / 1000).sum() < 50  # chi-square of 19: beyond 43.8 once in a thousand
+    for a, b in ((draws[:-1], draws[1:]), (draws[:, :-1], draws[:, 1:])):
+        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 4 / np.sqrt(a.size)
+    wide = uniforms(np.array([2**63 - 1, 2**63 - 2], dtype=np.uint64), np.array([0, 0]))
+    assert wide[0] != wide[1]
+
+
+def test_stop_strings_and_length(engine: TransformersEngine) -> None:
+    requests = [Request(p, 40, seed=i) for i, p in enumerate(prompts(12, seed=3))]
+    free = ask(engine, requests)
+    for request, sample in zip(requests, free, strict=True):
+        assert sample.finish == ("stop" if sample.completion_ids[-1] == EOS else "length")
+        assert len(sample.completion_ids) <= 40
+        chars = [c for c in sample.text if c.isascii()]
+        if len(sample.text) < 12 or not chars:
+            continue
+        stop = next(sample.text[i : i + 2] for i in range(5, len(sample.text) - 1) if sample.text[i : i + 2].isascii())
+        stopped = ask(engine, [replace(request, stop=("never this", stop))])[0]
+        count = len(stopped.completion_ids)
+        assert stopped.completion_ids == sample.completion_ids[:count]
+        assert stopped.finish == "stop"
+        assert stop in stopped.text
+        assert stop not in engine.tokenizer.decode(stopped.completion_ids[:-1])
+
+
+def test_any_of_several_end_tokens_ends(tmp_path: Path) -> None:
+    path = make_model(tmp_path, seed=0)
+    model = LlamaForCausalLM.from_pretrained(path)
+    model.generation_config.eos_token_id = [EOS, *range(200, 258)]
+    model.generation_config.save_pretrained(path)
+    engine = TransformersEngine(path, dtype="float32", max_batch=16)
+    samples = ask(engine, [Request(p, 60, seed=i) for i, p in enumerate(prompts(40))])
+    ends = Counter(s.completion_ids[-1] for s in samples if s.finish == "stop")
+    assert len(ends) > 3
+    assert set(ends) <= engine.eos
+    for sample in samples:
+        assert engine.eos.isdisjoint(sample.completion_ids[:-1])
+        if sample.finish == "stop":
+            assert sample.text == engine.tokenizer.decode(sample.completion_ids[:-1], skip_special_tokens=True)
+
+
+def test_load_full_weights(engine: TransformersEngine, folder: str, other: str) -> None:
+    requests = [Request(p, 16, seed=i) for i, p in enumerate(prompts(10))]
+    before = ask(engine, requests)
+    engine.load(other)
+    after = ask(engine, requests)
+    fresh = ask(TransformersEngine(other, dtype="float32", max_batch=8), requests)
+    assert [s.completion_ids for s in after] == [s.completion_ids for s in fresh]
+    assert [s.completion_ids for s in after] != [s.completion_ids for s in before]
+    engine.load(folder)
+    assert [s.completion_ids for s in ask(engine, requests)] == [s.completion_ids for s in before]
+
+
+def test_load_refuses_another_architecture(engine: TransformersEngine, tmp_path: Path) -> None:
+    before = ask(engine, [Request((2, 3), 8, seed=0)])
+    with pytest.raises(ConfigError, match="architecture"):
+        engine.load(make_model(tmp_path, seed=1, num_hidden_layers=1))
+    assert ask(engine, [Request((2, 3), 8, seed=0)]) == before
+
+
+def test_load_adapter_replaces_the_one_before(folder: str, other: str, tmp_path: Path) -> None:
+    engine = TransformersEngine(folder, dtype="float32", max_batch=8)
+    requests = [Request(p, 16, seed=i) for i, p in enumerate(prompts(10))]
+    outputs = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+        model: Any = get_peft_model(LlamaForCausalLM.from_pretrained(folder), config)
+        model.save_pretrained(tmp_path / str(seed))
+        engine.load(str(tmp_path / str(seed)))
+        samples = ask(engine, requests)
+        for sample in samples[:3]:
+            ids = torch.tensor([sample.prompt_ids + sample.completion_ids])
+            with torch.inference_mode():
+                logprobs = model(ids).logits[0, len(sample.prompt_ids) - 1 : -1].log_softmax(-1)
+            plain = logprobs.gather(1, torch.tensor(sample.completion_ids)[:, None])[:, 0].tolist()
+            assert sample.logprobs == pytest.approx(plain, abs=1e-3)
+        outputs.append([s.completion_ids for s in samples])
+    fresh = TransformersEngine(str(tmp_path / "2"), dtype="float32", max_batch=8)
+    assert [s.completion_ids for s in ask(fresh, requests)] == outputs[1] != outputs[0]
+    with pytest.raises(ConfigError, match="was trained on"):
+        TransformersEngine(other, dtype="float32").load(str(tmp_path / "1"))
+
+
+def test_a_failure_reaches_every_waiter(engine: TransformersEngine) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError("no room")
+
+    async def every() -> list[Any]:
+        calls: list[Coroutine[Any, Any, Any]] = [engine.sample(Request(p, 8, seed=0)) for p in prompts(20)]
+        calls.append(engine.logprobs([2, 3], [4]))
+        return await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), timeout=20)
+
+    hook = engine.model.get_output_embeddings().register_forward_hook(fail)
+    assert {type(answer) for answer in asyncio.run(every())} == {MemoryError}
+    hook.remove()
+    assert ask(engine, [Request((2, 3), 4, seed=0)])[0].completion_ids  # and the engine goes on
+    assert engine.stats.waiting == engine.stats.running == 0
+
+
+def test_cancelled_requests_leave(engine: TransformersEngine) -> None:
+    async def main() -> list[Sample]:
+        requests = [Request(p, 30, seed=i) for i, p in enumerate(prompts(30))]
+        tasks = [asyncio.create_task(engine.sample(request)) for request in requests]
+        while engine.stats.steps < 3:
+            await asyncio.sleep(0)
+        waiting, running = engine.stats.waiting, engine.stats.running
+        assert running == 8
+        assert waiting == 22
+        for task in tasks[1:]:
+            task.cancel()
+        await asyncio.sleep(0)
+        assert engine.stats.waiting <= 1
+        kept = await tasks[0]
+        assert all(task.cancelled() for task in tasks[1:])
+        return [kept]
+
+    request = Request(prompts(30)[0], 30, seed=0)
+    assert asyncio.run(main())[0].completion_ids == ask(engine, [request])[0].completion_ids
+    assert engine.stats.sampled_tokens < 200
+    assert engine.stats.finished == 2
+
+
+def test_two_thousand_requests_in_32_slots(folder: str) -> None:
+    engine = TransformersEngine(folder, dtype="float32", max_batch=32)
+
+    async def solve(i: int, prompt: tuple[int, ...]) -> int:
+        first = await engine.sample(Request(prompt, 3 + i % 5, seed=i))
+        second = await engine.sample(Request((*prompt, *first.completion_ids), 2, seed=i))
+        return len(second.completion_ids)
+
+    async def every() -> list[int]:
+        return await asyncio.gather(*(solve(i, p) for i, p in enumerate(prompts(1000))))
+
+    assert set(asyncio.run(every())) <= {1, 2}
+    assert engine.stats.peak_rows == 32
+    assert engine.stats.finished == 2000
+    assert engine.stats.sampled_tokens > 24 * engine.stats.steps  # the batch stays three quarters full
+
+
+def test_render_and_bad_requests(engine: TransformersEngine) -> None:
+    ids = engine.render("ab")
+    assert engine.render("<s>ab") == [BOS, *ids]
+    assert engine.tokenizer.decode(ids) == "ab"
+    engine.tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if not loop.last %};{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    assert engine.tokenizer.decode(engine.render("hi")) == "<s>[user]hi[assistant]"
+    dialogue = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes, "}]
+    assert engine.tokenizer.decode(engine.render(dialogue)) == "<s>[user]hi;[assistant]yes, "
+    for request in (Request((), 4, seed=0), Request((2,) * 250, 7, seed=0)):
+        with pytest.raises(ValueError, match="prompt"):
+            ask(engine, [request])
+    with pytest.raises(ConfigError, match=r"no/such/model.*cannot be loaded"):
+        TransformersEngine("no/such/model")
