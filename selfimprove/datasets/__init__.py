@@ -1,0 +1,213 @@
+"""What every source of problems shares: reading rows, the two sides, and the prompt.
+
+A source is a function `load(*, ..., seed) -> list[Problem]` in one file. It reads its own format into `Row`s and hands
+them to `finish`, which checks them, draws the train and the held-out problems, and renders the prompts.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from selfimprove import seeds
+from selfimprove.errors import ConfigError
+from selfimprove.policy.models import cache_root
+from selfimprove.types import Message, Problem
+
+Side = Literal["train", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """A worked example that is shown before the problem."""
+
+    question: str
+    answer: str
+
+
+@dataclass(slots=True)
+class Row:
+    """One problem as its source gives it. `side` is None where the source has no split of its own."""
+
+    id: str
+    question: str
+    gold: str | None
+    where: str  # file and line, for messages
+    side: Side | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def finish(
+    rows: Iterable[Row],
+    *,
+    name: str,
+    prompt: str,
+    system: str | None,
+    shots: list[Shot],
+    train_size: int | None,
+    heldout_size: int | None,
+    heldout_share: float,
+    seed: int,
+) -> list[Problem]:
+    """The train problems, then the held-out ones (split "test").
+
+    Rows without a side are put on one by a hash of their normalised question, `heldout_share` of them held out: a
+    question is on the same side whatever the seed, the sizes and the order. Sizes of None take all there are. The seed
+    chooses the train problems, and a larger size keeps those of a smaller one; the held-out problems are the same for
+    every seed, so that runs can be compared problem by problem.
+
+    Raises ConfigError for an id that comes twice, a question on both sides, an empty side, a size larger than its side,
+    or a prompt template without {question}.
+    """
+    if "{question}" not in prompt:
+        raise ConfigError(
+            "dataset.prompt: has no {question}, so the model would never see the problem", "dataset.prompt"
+        )
+    sides: dict[Side, list[tuple[Row, float]]] = {"train": [], "test": []}
+    ids: dict[str, str] = {}
+    train_texts: dict[str, str] = {}
+    test_texts: dict[str, str] = {}
+    for row in rows:
+        if row.id in ids:
+            raise ConfigError(
+                f"{name}: id {row.id!r} comes twice, in {ids[row.id]} and {row.where}; ids must be unique"
+            )
+        ids[row.id] = row.where
+        text = normalise(row.question)
+        place = _fraction(text)
+        side: Side = row.side or ("test" if place < heldout_share else "train")
+        own, other = (test_texts, train_texts) if side == "test" else (train_texts, test_texts)
+        if text in other:
+            raise ConfigError(
+                f"{name}: the same question is a train problem and a held-out one, in {other[text]} and {row.where}; "
+                "remove it from one of them"
+            )
+        own[text] = row.where
+        sides[side].append((row, place))
+    sides["train"].sort(key=lambda pair: seeds.derive(seed, "dataset", pair[0].id))
+    sides["test"].sort(key=lambda pair: (pair[1], pair[0].id))
+    problems = []
+    for side, size, key in (("train", train_size, "train_size"), ("test", heldout_size, "heldout_size")):
+        chosen = _take(sides[side], size, f"dataset.{key}", f"{name}: {'held-out' if side == 'test' else side}")
+        problems += [
+            Problem(row.id, messages(row.question, prompt, system, shots), row.gold, side, row.metadata)
+            for row, _ in chosen
+        ]
+    return problems
+
+
+def messages(question: str, prompt: str, system: str | None, shots: list[Shot]) -> list[Message]:
+    """Chat messages for one question: the system message if any, each shot as a turn of both, then the question.
+
+    Every question stands in the same template; nothing but {question} is replaced in it, so braces are safe.
+    """
+    chat = [{"role": "system", "content": system}] if system else []
+    for shot in shots:
+        chat.append({"role": "user", "content": prompt.replace("{question}", shot.question)})
+        chat.append({"role": "assistant", "content": shot.answer})
+    return [*chat, {"role": "user", "content": prompt.replace("{question}", question).strip()}]
+
+
+def normalise(text: str) -> str:
+    """A question without case, punctuation and spacing; digits, signs and letters of any script stay."""
+    return " ".join(re.findall(r"[\w+*/=<>^-]+", text.lower()))
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("file:line", fields) of each row of a .jsonl, .jsonl.gz or .parquet file, one at a time, without blank lines.
+
+    Raises ConfigError for a file that cannot be read, or a line that is no JSON object.
+    """
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            with pq.ParquetFile(path) as table:
+                rows = (fields for batch in table.iter_batches() for fields in batch.to_pylist())
+                for number, fields in enumerate(rows, start=1):
+                    yield f"{path}:{number}", fields
+            return
+        with _open_text(path) as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{path}:{number}", _parse(line, f"{path}:{number}")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConfigError(f"dataset: {path} cannot be read ({reason})", "dataset.path") from error
+    except ValueError as error:  # pyarrow's, for a file that is no Parquet
+        raise ConfigError(f"dataset: {path} cannot be read as {path.suffix[1:]} ({error})", "dataset.path") from error
+
+
+def field_of(fields: dict[str, Any], name: str, key: str, where: str) -> str:
+    """A row's field as text. Raises ConfigError when it is missing, empty, or neither text nor a number."""
+    if name not in fields:
+        raise ConfigError(f"{where}: no field {name!r} ({key}); the row has {', '.join(map(repr, fields))}", key)
+    value = fields[name]
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+        shown = "empty" if value is None or value == "" else f"{type(value).__name__} {str(value)[:40]!r}"
+        raise ConfigError(f"{where}: field {name!r} ({key}) is {shown}; it must be text or a number", key)
+    return str(value).strip()
+
+
+def cached(name: str) -> Path | None:
+    """The cache's folder for a data set, if it is there (scripts/fetch.py puts it there)."""
+    folder = cache_root() / "datasets" / name
+    return folder if folder.is_dir() else None
+
+
+def from_hub(repository: str, config: str | None, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("repository split:row", fields) of each row of a hub data set, rows counted from 1.
+
+    Raises ConfigError when the hub does not provide it.
+    """
+    from datasets import load_dataset
+
+    try:
+        table = load_dataset(repository, config, split=split)
+    except Exception as error:  # of a dozen libraries' types; the cause is chained
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigError(
+            f"dataset: {repository} is not in the local cache and the Hugging Face hub did not provide it ({reason}); "
+            "set dataset.path to a local copy, or go online once",
+            "dataset.path",
+        ) from error
+    for number, fields in enumerate(table, start=1):
+        yield f"{repository} {split}:{number}", fields
+
+
+def _take(rows: list[tuple[Row, float]], size: int | None, key: str, what: str) -> list[tuple[Row, float]]:
+    if not rows:
+        raise ConfigError(f"{what} side has no problem; give it a file of its own, or change heldout_share", key)
+    if size is not None and not 1 <= size <= len(rows):
+        raise ConfigError(
+            f"{key}={size}: {what} side has {len(rows)} problems; use 1 to {len(rows)}, or null for all", key
+        )
+    return rows[:size]
+
+
+def _fraction(text: str) -> float:
+    """A number in [0, 1) that is a text's own, evenly spread over texts."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / 2**48
+
+
+def _open_text(path: Path) -> IO[str]:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")
+    return path.open(encoding="utf-8")
+
+
+def _parse(line: str, where: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where}: not JSON ({error.msg} at column {error.colno})", "dataset.path") from None
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{where}: a JSON object is needed, this is a {type(fields).__name__}", "dataset.path")
+    return fields

@@ -1,0 +1,96 @@
+"""ASDiv, Miao et al. 2020 (arXiv 2106.15772): 2,305 grade-school word problems, easier than GSM8K.
+
+Answers carry a unit, "9 (apples)", and some are no single number: "5:6", "Mrs. Hilt", "13 years; 17 years". Problems of
+the latter kind are left out, and how many is logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from selfimprove.datasets import Row, Shot, cached, field_of, finish, from_hub, read_rows
+from selfimprove.errors import ConfigError
+from selfimprove.types import Problem, Share
+
+HUB = "EleutherAI/asdiv"
+FILES = (".jsonl", ".jsonl.gz", ".parquet", ".xml")
+
+_NUMBER = re.compile(r"(-?\d[\d,]*(?:\.\d+)?)(?:\s[^;]*)?")  # with a unit, and no second answer after it
+_log = logging.getLogger(__name__)
+
+
+def load(
+    *,
+    path: str | None = None,
+    heldout_share: Share = 0.3,
+    prompt: str,
+    system: str | None = None,
+    shots: list[Shot] | None = None,
+    train_size: int | None = None,
+    heldout_size: int | None = None,
+    seed: int,
+) -> list[Problem]:
+    """Problems with one number as gold; ids are "asdiv-0001" in the order of the published file.
+
+    `path` is a file, or a folder with one, in a form ASDiv is published in: the authors' XML, the hub's Parquet (body,
+    question, answer), or JSON lines (passage or body, question, answer). None is the local cache, then the hub. The
+    source has no split: `heldout_share` is held out. Raises ConfigError for a path of no such form.
+    """
+    return finish(
+        _rows(path),
+        name="asdiv",
+        prompt=prompt,
+        system=system,
+        shots=shots or [],
+        train_size=train_size,
+        heldout_size=heldout_size,
+        heldout_share=heldout_share,
+        seed=seed,
+    )
+
+
+def _rows(path: str | None) -> Iterator[Row]:
+    local = Path(path).expanduser() if path else cached("asdiv")
+    if local is None:
+        records = from_hub(HUB, None, "validation")
+    else:
+        file = _file(local) if local.is_dir() else local
+        records = _read_xml(file) if file.suffix == ".xml" else read_rows(file)
+    dropped = 0
+    for number, (where, fields) in enumerate(records, start=1):
+        body = field_of(fields, "passage" if "passage" in fields else "body", "asdiv's own", where)
+        question = field_of(fields, "question", "asdiv's own", where)
+        match = _NUMBER.fullmatch(field_of(fields, "answer", "asdiv's own", where))
+        if match is None:
+            dropped += 1
+            continue
+        metadata: dict[str, Any] = {key: fields[key] for key in ("solution_type", "formula", "grade") if key in fields}
+        gold = match[1].replace(",", "")
+        yield Row(f"asdiv-{number:04d}", f"{body} {question}", gold, where, metadata=metadata)
+    if dropped:
+        _log.info("asdiv: left out %d problems whose answer is not a single number", dropped)
+
+
+def _file(folder: Path) -> Path:
+    found = [p for p in sorted(folder.rglob("*")) if p.name.lower().endswith(FILES)]
+    if len(found) != 1:
+        raise ConfigError(
+            f"dataset.path={folder}: needs one file of {', '.join(FILES)}, found {len(found)}", "dataset.path"
+        )
+    return found[0]
+
+
+def _read_xml(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        problems = list(ElementTree.parse(path).iter("Problem"))
+    except (OSError, ElementTree.ParseError) as error:
+        raise ConfigError(f"dataset: {path} cannot be read as XML ({error})", "dataset.path") from error
+    names = ("Body", "Question", "Answer", "Formula", "Solution-Type")
+    for number, problem in enumerate(problems, start=1):
+        fields = {name.lower().replace("-", "_"): problem.findtext(name, "") for name in names}
+        yield f"{path}:{number}", {**fields, "grade": problem.get("Grade")}

@@ -1,0 +1,119 @@
+"""scripts/fetch.py with real pip on a wheel made here, and, marked slow, with the real packages."""
+
+import hashlib
+import importlib.util
+import json
+import sys
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from selfimprove.datasets import asdiv
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "fetch.py"
+
+
+@pytest.fixture
+def fetch() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("fetch", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fetch"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of wheels that pip takes for its only index."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    for part, content in (("one", b"first half, "), ("two", b"second half")):
+        info = f"demo_{part}-1.0.dist-info"
+        with zipfile.ZipFile(folder / f"demo_{part}-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"demo_{part}/data.bin", content)
+            wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: demo-{part}\nVersion: 1.0\n")
+            wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{info}/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def demo(fetch: ModuleType, sha256: str, last: str = "demo-two==1.0") -> None:
+    parts = (("demo-one==1.0", "demo_one/data.bin"), (last, "demo_two/data.bin"))
+    fetch.ASSETS["demo"] = fetch.Asset("datasets/demo", "data.bin", sha256, parts, "none")
+
+
+WHOLE = hashlib.sha256(b"first half, second half").hexdigest()
+
+
+def test_parts_are_joined_checked_and_kept_once(
+    fetch: ModuleType, index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo(fetch, WHOLE)
+    folder = fetch.fetch("demo", tmp_path / "cache")
+    assert folder == tmp_path / "cache" / "datasets" / "demo"
+    assert (folder / "data.bin").read_bytes() == b"first half, second half"
+    source = json.loads((folder / "SOURCE.json").read_text())
+    assert source["packages"] == ["demo-one==1.0", "demo-two==1.0"]
+    assert source["sha256"] == WHOLE
+    assert [p.name for p in folder.parent.iterdir()] == ["demo"]  # nothing temporary is left
+
+    for wheel in index.iterdir():
+        wheel.unlink()
+    assert fetch.fetch("demo", tmp_path / "cache") == folder
+    assert "already in" in capsys.readouterr().out
+
+
+def test_another_file_than_expected_is_not_kept(fetch: ModuleType, index: Path, tmp_path: Path) -> None:
+    demo(fetch, "0" * 64)
+    with pytest.raises(SystemExit, match="SHA-256"):
+        fetch.fetch("demo", tmp_path / "cache")
+    assert list((tmp_path / "cache" / "datasets").iterdir()) == []
+
+
+def test_a_package_that_is_not_there(fetch: ModuleType, index: Path, tmp_path: Path) -> None:
+    demo(fetch, WHOLE, last="demo-three==1.0")
+    with pytest.raises(SystemExit, match=r"demo-three==1\.0: pip could not download it"):
+        fetch.fetch("demo", tmp_path / "cache")
+    assert list((tmp_path / "cache" / "datasets").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_real_asdiv(fetch: ModuleType, tmp_path: Path) -> None:
+    problems = asdiv.load(path=str(fetch.fetch("asdiv", tmp_path)), prompt="{question}", seed=0)
+    assert len(problems) == 2084  # of 2,305: those with one number as the answer
+    first = next(p for p in problems if p.id == "asdiv-0001")
+    assert first.gold == "9"
+
+
+@pytest.mark.slow
+def test_the_real_smollm2_is_a_chat_model_after_conversion(fetch: ModuleType, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = fetch.fetch("smollm2_135m", tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert tokenizer.eos_token == tokenizer.pad_token == "<|im_end|>"
+    assert tokenizer.tokenize("x  12 .") == ["x", "ĠĠ", "1", "2", "Ġ."]  # each digit by itself
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    chat = [{"role": "user", "content": "What is 2+3?"}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    answer = model.generate(**prompt, max_new_tokens=40, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert tokenizer.decode(answer) == "2 + 3 = 5<|im_end|>"
+
+
+@pytest.mark.slow
+def test_the_real_gemma_has_its_own_tokens_after_conversion(fetch: ModuleType, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = fetch.fetch("gemma3_270m", tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer("Hello, world!").input_ids == [2, 9259, 236764, 1902, 236888]  # <bos> and four tokens, not letters
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    prompt = tokenizer("The capital of France is", return_tensors="pt")
+    assert "Paris" in tokenizer.decode(model.generate(**prompt, max_new_tokens=5, do_sample=False)[0])
