@@ -1,0 +1,279 @@
+"""What a user sees while a run goes on: progress of the phase, a table after each round, a summary at the end.
+
+On a terminal the progress is a live bar on standard error. Elsewhere (a file, a cluster's log) it is plain lines, in
+ASCII, without colour: one at a phase's start, at most one each 15 s, one at its end. run.log has those lines always.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, RenderableType
+from rich.logging import RichHandler
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from selfimprove.types import STATUSES
+
+if TYPE_CHECKING:
+    from selfimprove.config import Config
+
+log = logging.getLogger(__name__)
+
+WIDTH = 120  # of plain text
+LINE_SECONDS, BAR_SECONDS = 15.0, 0.1  # between two lines, and two updates of the bar
+PHASES = ("generate", "verify", "filter", "train", "evaluate")
+_NOISY = ("transformers", "datasets", "accelerate", "httpx", "huggingface_hub", "filelock", "urllib3", "wandb", "git")
+_FILE_ONLY = {"file_only": True}  # of a log record: for run.log; a terminal shows the same thing in another way
+
+
+@cache
+def standard_error() -> Console:
+    """The console that progress and log lines share, so that a line does not tear the bar."""
+    console = Console(stderr=True)
+    return console if console.is_terminal else Console(stderr=True, width=WIDTH)
+
+
+def setup_logging(run_dir: Path | None, console: Console | None = None) -> None:
+    """Log to the console and, with a run folder, to its run.log (appended to). Replaces what an earlier call set up."""
+    console = console or standard_error()
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if h.get_name() == __name__]:
+        root.removeHandler(handler)
+        handler.close()
+    shown: logging.Handler
+    if console.is_terminal:
+        shown = RichHandler(console=console, show_path=False, log_time_format="[%H:%M:%S]")
+    else:
+        shown = logging.StreamHandler(console.file)
+        shown.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    shown.addFilter(lambda record: not getattr(record, "file_only", False))
+    handlers: list[logging.Handler] = [shown]
+    if run_dir is not None:
+        handlers.append(logging.FileHandler(run_dir / "run.log", encoding="utf-8"))
+        handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for handler in handlers:
+        handler.set_name(__name__)
+        root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class Phase:
+    """Progress of one phase. `advance` is cheap enough to call for each sample."""
+
+    def __init__(self, title: str, total: int, unit: str, bar: Progress | None, clock: Callable[[], float]) -> None:
+        self._title, self._total, self._unit, self._bar, self._clock = title, total, unit, bar, clock
+        self._done = self._before = self._tokens = 0
+        self._start = clock()
+        self._next_line = self._start + LINE_SECONDS
+        self._next = self._start if bar else self._next_line
+        self._task = None if bar is None else bar.add_task(title, total=total, rate="")
+        self._line(f"{total:,} {unit}")
+
+    def advance(self, n: int = 1, tokens: int = 0) -> None:
+        """`n` more are done, for which `tokens` were sampled."""
+        self._done += n
+        self._tokens += tokens
+        now = self._clock()
+        if now >= self._next:
+            self._show(now)
+
+    def skip(self, n: int) -> None:
+        """`n` were done before, by a run that was interrupted: they count, but not for the rate."""
+        self._before += n
+        self.advance(n)
+
+    def set(self, share: float) -> None:
+        """This share of the total is done now."""
+        self.advance(round(share * self._total) - self._done)
+
+    def close(self, complete: bool) -> None:
+        seconds = self._clock() - self._start
+        if complete:
+            self._line(f"done, {self._done:,} {self._unit} in {seconds:.1f} s, {self._rate(seconds)}")
+        else:
+            self._line(f"ended early, {self._done:,} of {self._total:,} {self._unit} in {seconds:.1f} s")
+
+    def _show(self, now: float) -> None:
+        self._next = now + (BAR_SECONDS if self._bar else LINE_SECONDS)
+        seconds = now - self._start
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=self._done, rate=self._rate(seconds))
+        if now >= self._next_line:
+            self._next_line = now + LINE_SECONDS
+            done_now = self._done - self._before
+            left = clock_time(seconds * (self._total - self._done) / done_now) if done_now else "?"
+            of = f"{self._done:,} of {self._total:,} {self._unit}"
+            self._line(f"{of}, {self._rate(seconds)}, {left} left", file_only=self._bar is not None)
+
+    def _rate(self, seconds: float) -> str:
+        seconds = max(seconds, 1e-9)
+        rate = f"{(self._done - self._before) / seconds:,.1f} {self._unit}/s"
+        return f"{rate}, {self._tokens / seconds:,.0f} tokens/s" if self._tokens else rate
+
+    def _line(self, text: str, file_only: bool = False) -> None:
+        log.info("%s: %s", self._title, text, extra=_FILE_ONLY if file_only else None)
+
+
+class Display:
+    """The run's display. `console` and `clock` are the process' own unless given."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: Config,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._run_dir, self._config, self._clock = run_dir, config, clock
+        self._console = console or standard_error()
+
+    def start(self, train: int, heldout: int) -> None:
+        """Say what is run: `train` and `heldout` are numbers of problems."""
+        c = self._config
+        what = f"method={c.method.name} model={c.model.name} dataset={c.dataset.name} seed={c.seed} rounds={c.rounds}"
+        log.info("%s: %s training and %s held-out problems", what, f"{train:,}", f"{heldout:,}")
+        log.info("run folder: %s", self._run_dir)
+
+    @contextmanager
+    def phase(self, number: int, rounds: int, name: str, total: int, unit: str) -> Iterator[Phase]:
+        """Shows the progress of one phase of round `number`, from 0 (-1: the base model), over `total` `unit`."""
+        title = f"round {number}/{rounds - 1} {name}" if number >= 0 else f"base model {name}"
+        bar = None
+        if self._console.is_terminal:
+            text = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
+            columns = text[0], BarColumn(), MofNCompleteColumn(), text[1], TimeRemainingColumn()
+            bar = Progress(*columns, console=self._console, transient=True)
+            bar.start()
+        phase = Phase(title, total, unit, bar, self._clock)
+        complete = False
+        try:
+            yield phase
+            complete = True
+        finally:
+            if bar:
+                bar.stop()
+            phase.close(complete)
+
+    def round(self, summary: Mapping[str, Any], number: int) -> None:
+        """The table of all rounds up to `number`, from what summary.json holds; for the base model (-1), one line."""
+        if number >= 0:
+            self._print(rounds_table(summary["base"], summary["rounds"][: number + 1]))
+        elif summary["base"]:
+            log.info("base model: held-out accuracy %s (n=%d)", _accuracy(summary["base"]), summary["base"]["n"])
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """How the run ended, from base to final accuracy, and what to do next.
+
+        `summary["change"]`, if there, has the paired difference as `accuracy`, `accuracy_low` and `accuracy_high`.
+        """
+        status, folder = summary["status"], shlex.quote(str(self._run_dir))
+        rows = [("status", f"{status} ({summary['reason']})" if summary.get("reason") else status)]
+        if summary["base"]:
+            rows.append(("base", _accuracy(summary["base"])))
+        if summary["final"]:
+            rows.append(("final", _accuracy(summary["final"])))
+        if change := summary.get("change"):
+            ends = f"{100 * change['accuracy_low']:+.1f}, {100 * change['accuracy_high']:+.1f}"
+            rows.append(("change", f"{100 * change['accuracy']:+.1f} points [{ends}], same problems"))
+        rows.append(("run folder", str(self._run_dir)))
+        next_command = "eval" if status == "complete" else "resume"
+        rows.append(("evaluate" if status == "complete" else "continue", f"selfimprove {next_command} {folder}"))
+        grid = Table.grid(padding=(0, 2))
+        for name, value in rows:
+            grid.add_row(Text(name), Text(value, overflow="fold"))
+        self._print(grid, boxed=True)
+
+    def evaluation(
+        self, figures: Mapping[str, float], config: Config, policy: str, console: Console | None = None
+    ) -> None:
+        """The figures of `selfimprove eval`, on standard output."""
+        table = Table("metric", "value", "95 % interval", box=None, pad_edge=False)
+        for name in [name for name in figures if f"{name}_low" in figures]:
+            ends = f"{100 * figures[f'{name}_low']:.1f}, {100 * figures[f'{name}_high']:.1f}"
+            table.add_row(name, f"{100 * figures[name]:.1f} %", f"[{ends}]")
+        console = console or Console()
+        title = f"{policy} on {config.dataset.name}: {int(figures['n']):,} held-out problems"
+        console.print(title, markup=False, highlight=False, soft_wrap=True)
+        console.print(table)
+
+    def _print(self, content: RenderableType, boxed: bool = False) -> None:
+        text = plain(content)
+        if self._console.is_terminal:
+            self._console.print(Panel(content, expand=False) if boxed else content)
+            log.info("\n%s", text, extra=_FILE_ONLY)
+        else:
+            log.info("\n%s", text)
+
+
+def rounds_table(base: Mapping[str, Any] | None, rounds: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a round, from the `base` and `rounds` of a summary.json; accuracies in %, changes in points."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("round")
+    for name in (
+        "held-out accuracy\n[95 %]",
+        "change\nfrom base",
+        "examples\nkept",
+        "verdicts: correct/wrong/\nunparseable/timeout/error",
+        "tokens: prompt/\nsampled/trained",
+        "seconds: generate/verify/\nfilter/train/evaluate",
+    ):
+        table.add_column(name, justify="right")
+    if base:
+        table.add_row("base", Text(_accuracy(base)))
+    for row in rounds:
+        evaluation = row["evaluation"]
+        change = f"{100 * (evaluation['accuracy'] - base['accuracy']):+.1f}" if base and evaluation else "-"
+        table.add_row(
+            str(row["round"]),
+            Text(_accuracy(evaluation) if evaluation else "-"),
+            change,
+            f"{row['examples']:,}",
+            "/".join(str(row["verdicts"].get(status, 0)) for status in STATUSES),
+            "/".join(short(row["tokens"].get(kind, 0)) for kind in ("prompt", "sampled", "trained")),
+            "/".join(f"{row['seconds'].get(phase, 0):.0f}" for phase in PHASES),
+        )
+    return table
+
+
+def plain(content: RenderableType) -> str:
+    """As aligned ASCII text, without colour."""
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="backslashreplace")
+    console = Console(file=file, width=WIDTH, color_system=None, force_terminal=False, highlight=False)
+    console.print(content)
+    file.seek(0)
+    return "\n".join(line.rstrip() for line in file.read().splitlines())
+
+
+def short(count: float) -> str:
+    """A count in few digits: 950, 1.2k, 35k, 1.2M."""
+    value = float(count)
+    for unit in ("", "k", "M"):
+        if value < 999.5:
+            return f"{value:.0f}{unit}" if value >= 9.95 or not unit else f"{value:.1f}{unit}"
+        value /= 1000
+    return f"{value:.1f}G"
+
+
+def clock_time(seconds: float) -> str:
+    """m:ss, or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _accuracy(figures: Mapping[str, float]) -> str:
+    ends = f"{100 * figures['accuracy_low']:.1f}, {100 * figures['accuracy_high']:.1f}"
+    return f"{100 * figures['accuracy']:.1f} % [{ends}]"

@@ -1,0 +1,277 @@
+"""Figures of a round and of an evaluation, each estimate with a 95 % interval.
+
+Problems are what is drawn at random, so they are what intervals are over: the samples of one problem go together.
+Where every problem's value is 0 or 1 the interval is Wilson's, which stays honest near 0 and 1 and for few problems
+(Bowyer et al. 2025, arXiv 2503.01747, on why the normal approximation does not); otherwise it is the percentile
+bootstrap over problems, which for some 20 problems covers 92 rather than 95 %.
+
+A sample counts as correct when its verdict's status is `correct`. pass@k and maj@k take the samples of a problem as
+exchangeable: for solvers whose attempts build on one another they describe what was found, not what k fresh samples
+would find.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from selfimprove.types import Attempt, Sample, Trajectory, Verdict
+
+RESAMPLES = 2000  # of the bootstrap: the ends of its interval then vary by a few per cent of its width
+SUBSETS = 200  # drawn per problem for maj@k with k below the number of samples
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over `n` problems with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def named(self, name: str) -> dict[str, float]:
+        """{name, name_low, name_high}: how an estimate is logged and stored."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
+
+def accuracy(correct: Sequence[bool] | np.ndarray) -> Estimate:
+    """Share of problems solved, one answer each; Wilson's interval. Raises ValueError when there are none."""
+    from scipy.stats import binomtest
+
+    if not len(correct):
+        raise ValueError("no problems to average over")
+    hits = int(np.count_nonzero(correct))
+    interval = binomtest(hits, len(correct)).proportion_ci(0.95, method="wilson")
+    return Estimate(hits / len(correct), float(interval.low), float(interval.high), len(correct))
+
+
+def mean_over_problems(values: Sequence[float] | np.ndarray, seed: int = 0) -> Estimate:
+    """Mean of one value in [0, 1] a problem: Wilson's interval where all are 0 or 1, else the bootstrap.
+
+    Raises ValueError when there are none.
+    """
+    array = np.asarray(values, dtype=float)
+    if np.isin(array, (0.0, 1.0)).all():
+        return accuracy(array == 1)
+    return _bootstrap(array, 0.0, seed)
+
+
+def paired_difference(
+    before: Sequence[float] | np.ndarray, after: Sequence[float] | np.ndarray, seed: int = 0
+) -> Estimate:
+    """Mean of after - before over the same problems in the same order, values in [0, 1]; bootstrap over problems.
+
+    Raises ValueError when the two are not of one length, or empty.
+    """
+    if len(before) != len(after):
+        raise ValueError(f"{len(before)} problems before and {len(after)} after: not the same problems")
+    return _bootstrap(np.asarray(after, dtype=float) - np.asarray(before, dtype=float), -1.0, seed)
+
+
+def _bootstrap(values: np.ndarray, least: float, seed: int) -> Estimate:
+    """Percentile bootstrap of the mean of values in [least, 1].
+
+    Where all are the same, resampling says nothing about problems that were not drawn: the interval then leaves room
+    for the share of other values which Wilson's upper bound allows, each differing by 1.
+    """
+    from scipy.stats import bootstrap
+
+    n = len(values)
+    other = accuracy([False] * n).high
+    mean = float(values.mean())
+    if (values == values[0]).all():
+        return Estimate(mean, max(least, mean - other), min(1.0, mean + other), n)
+    batch = max(1, 2_000_000 // n)  # resamples held at once: 16 MB of float64
+    rng = np.random.default_rng(seed)
+    result = bootstrap((values,), np.mean, n_resamples=RESAMPLES, batch=batch, method="percentile", rng=rng)
+    return Estimate(mean, float(result.confidence_interval.low), float(result.confidence_interval.high), n)
+
+
+@lru_cache(maxsize=65536)
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Unbiased probability that k of n samples, c of them correct, hold a correct one.
+
+    1 - C(n-c, k) / C(n, k): Chen et al. 2021 (arXiv 2107.03374), eq. 1. The ratio is the same with c and k swapped, so
+    it is a product of min(c, k) factors, summed as logarithms: no overflow for large n, no cancellation for small c.
+    Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
+    """
+    if not (0 <= c <= n and 1 <= k <= n):
+        raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
+    if n - c < k:
+        return 1.0
+    factors, drawn = min(c, k), max(c, k)
+    return -math.expm1(math.fsum(math.log1p(-drawn / (n - i)) for i in range(factors)))
+
+
+def pass_at_k_over(problems: Sequence[Sequence[Verdict]], k: int, seed: int = 0) -> Estimate:
+    """Mean pass@k over problems, each with its samples' verdicts, at least k of them."""
+    return mean_over_problems([pass_at_k(len(group), _correct(group), k) for group in problems], seed)
+
+
+def mean_at_k(problems: Sequence[Sequence[Verdict]], seed: int = 0) -> Estimate:
+    """Share of correct samples, averaged over problems; k is however many samples a problem has (at least one)."""
+    return mean_over_problems([_correct(group) / len(group) for group in problems], seed)
+
+
+def maj_at_k(problems: Sequence[Sequence[Verdict]], k: int, seed: int = 0) -> Estimate:
+    """Accuracy of the majority among k samples' answers, averaged over problems.
+
+    Samples with no extracted answer do not vote; a problem where none votes scores 0. Answers are the same when their
+    text is, up to white space. A tie is broken in expectation: the mean over the tied answers. With k below the number
+    of samples it is the mean over 200 random subsets of size k (seeded), an unbiased estimate of the mean over all;
+    with k equal to it, it is exact. Raises ValueError when a problem has fewer than k samples.
+    """
+    rng = np.random.default_rng(seed)
+    return mean_over_problems([_majority(group, k, rng) for group in problems], seed)
+
+
+def _majority(group: Sequence[Verdict], k: int, rng: np.random.Generator) -> float:
+    n = len(group)
+    if not 1 <= k <= n:
+        raise ValueError(f"maj@k needs 1 <= k <= n, got n={n}, k={k}")
+    answers = [None if v.extracted is None else normalise(v.extracted) for v in group]
+    classes = sorted({answer for answer in answers if answer is not None})
+    if not classes:
+        return 0.0
+    codes = np.array([-1 if answer is None else classes.index(answer) for answer in answers])
+    correct = np.array([v.status == "correct" for v in group])
+    # Verdicts on one answer agree unless the verifier reads more than the answer; then the class counts in part.
+    score = np.array([correct[codes == code].mean() for code in range(len(classes))])
+    drawn = np.arange(n)[None] if k == n else rng.permuted(np.tile(np.arange(n), (SUBSETS, 1)), axis=1)[:, :k]
+    votes = (codes[drawn][:, :, None] == np.arange(len(classes))).sum(axis=1)  # (subsets, classes)
+    most = votes.max(axis=1, keepdims=True)
+    winners = (votes == most) & (most > 0)
+    return float(((winners * score).sum(axis=1) / np.maximum(winners.sum(axis=1), 1)).mean())
+
+
+def _correct(group: Iterable[Verdict]) -> int:
+    return sum(v.status == "correct" for v in group)
+
+
+def normalise(text: str) -> str:
+    """Runs of white space become one space: what counts as the same answer or the same solution."""
+    return " ".join(text.split())
+
+
+def evaluation(problems: Iterable[Sequence[Attempt]], seed: int = 0) -> dict[str, float]:
+    """Held-out figures from each problem's attempts, in one pass: `accuracy` of the greedy answers, its ends, and `n`.
+
+    Where there are samples too (trajectories whose metadata says `decoding: sampled`, the same number K a problem),
+    mean@K, pass@k and maj@k for k = 1, 2, 4, ... and K stand beside it, each with its ends under `<name>_low` and
+    `<name>_high`. Raises ValueError when there are no problems.
+    """
+    greedy: list[Sequence[Verdict]] = []
+    sampled: list[Sequence[Verdict]] = []
+    for group in problems:
+        greedy.append([a.verdict for a in group if not _is_sampled(a)])
+        sampled.append([a.verdict for a in group if _is_sampled(a)])
+    result = {**mean_at_k(greedy, seed).named("accuracy"), "n": len(greedy)}
+    most = min(map(len, sampled))
+    if most > 1:
+        result |= mean_at_k(sampled, seed).named(f"mean@{most}")
+        for k in sorted({2**power for power in range(most.bit_length())} | {most}):
+            result |= pass_at_k_over(sampled, k, seed).named(f"pass@{k}")
+            if k > 2:  # the majority of one or two is a sample, in expectation
+                result |= maj_at_k(sampled, k, seed).named(f"maj@{k}")
+    return result
+
+
+def change(before: Iterable[Sequence[Attempt]], after: Iterable[Sequence[Attempt]], seed: int = 0) -> Estimate:
+    """Paired difference of two evaluations' greedy accuracy. Raises ValueError unless they are of the same problems."""
+    first, second = _solved(before), _solved(after)
+    if first.keys() != second.keys():
+        raise ValueError(f"evaluations of {len(first)} and {len(second)} problems, not the same ones")
+    return paired_difference(list(first.values()), [second[problem] for problem in first], seed)
+
+
+def _solved(problems: Iterable[Sequence[Attempt]]) -> dict[str, float]:
+    found = {}
+    for group in problems:
+        greedy = [a.verdict for a in group if not _is_sampled(a)]
+        found[group[0].problem.id] = _correct(greedy) / len(greedy)
+    return found
+
+
+def _is_sampled(attempt: Attempt) -> bool:
+    return attempt.trajectory.metadata.get("decoding") == "sampled"
+
+
+def cost(trajectories: Iterable[Trajectory]) -> dict[str, float]:
+    """What trajectories cost, in one pass; those of one problem must follow one another.
+
+    Returned: `trajectories`; `tokens/prompt` and `tokens/sampled`, totals over samples; `completion/mean_tokens` and
+    `completion/truncated`, the mean length of a sample and the share of samples that ran into the limit. A step which
+    several paths of a tree share is one sample, known by its role, seed and tokens.
+    """
+    total: Counter[str] = Counter()
+    for _, group in itertools.groupby(trajectories, key=lambda trajectory: trajectory.problem_id):
+        samples: dict[tuple[str | int, ...], Sample] = {}
+        for trajectory in group:
+            total["trajectories"] += 1
+            samples |= {(s.role, s.seed, len(s.prompt_ids), *s.completion_ids): s for s in trajectory.samples}
+        total["samples"] += len(samples)
+        total["prompt"] += sum(len(s.prompt_ids) for s in samples.values())
+        total["sampled"] += sum(len(s.completion_ids) for s in samples.values())
+        total["truncated"] += sum(s.finish == "length" for s in samples.values())
+    samples_or_one = max(1, total["samples"])
+    return {
+        "trajectories": total["trajectories"],
+        "tokens/prompt": total["prompt"],
+        "tokens/sampled": total["sampled"],
+        "completion/mean_tokens": total["sampled"] / samples_or_one,
+        "completion/truncated": total["truncated"] / samples_or_one,
+    }
+
+
+def round_metrics(problems: Iterable[Sequence[Attempt]], kept: Collection[str]) -> dict[str, float]:
+    """How a round explored and exploited, in one pass over its attempts by problem; holds one group at a time.
+
+    `kept` are the ids of the trajectories that training imitates (of a pair, the preferred one). Returned:
+
+    - explore/pass@k: for k = 1, 2, 4, ..., the mean over the problems with at least k attempts
+    - explore/distinct_answers, distinct_solutions, distinct_correct: different extracted answers, different texts,
+      different correct texts among a problem's attempts, means over problems
+    - exploit/available_reward, kept_reward: mean reward over all attempts and over the kept ones; best_reward: the
+      mean over problems of the best attempt's; keep_rate: kept attempts / attempts
+
+    Figures over nothing are left out: all of them without an attempt, kept_reward when nothing was kept.
+    """
+    passes: defaultdict[int, list[float]] = defaultdict(list)
+    total: Counter[str] = Counter()
+    available = kept_reward = best = 0.0
+    for group in problems:
+        n, c = len(group), _correct(a.verdict for a in group)
+        for power in range(n.bit_length()):
+            passes[2**power].append(pass_at_k(n, c, 2**power))
+        texts = [normalise("\n".join(s.text for s in a.trajectory.samples)) for a in group]
+        right = (text for text, a in zip(texts, group, strict=True) if a.verdict.status == "correct")
+        total["problems"] += 1
+        total["attempts"] += n
+        total["answers"] += len({normalise(a.verdict.extracted) for a in group if a.verdict.extracted is not None})
+        total["solutions"] += len(set(texts))
+        total["correct solutions"] += len(set(right))
+
+        chosen = [a.verdict.reward for a in group if a.trajectory.id in kept]
+        total["kept"] += len(chosen)
+        kept_reward += sum(chosen)
+        available += sum(a.verdict.reward for a in group)
+        best += max(a.verdict.reward for a in group)
+    if not total["problems"]:
+        return {}
+    result = {f"explore/pass@{k}": math.fsum(values) / len(values) for k, values in sorted(passes.items())}
+    result["explore/distinct_answers"] = total["answers"] / total["problems"]
+    result["explore/distinct_solutions"] = total["solutions"] / total["problems"]
+    result["explore/distinct_correct"] = total["correct solutions"] / total["problems"]
+    result["exploit/available_reward"] = available / total["attempts"]
+    result["exploit/best_reward"] = best / total["problems"]
+    result["exploit/keep_rate"] = total["kept"] / total["attempts"]
+    if total["kept"]:
+        result["exploit/kept_reward"] = kept_reward / total["kept"]
+    return result

@@ -1,0 +1,154 @@
+"""Weights & Biases. Without credentials it logs offline, into <run folder>/wandb, and says how to upload.
+
+Two files in the run folder make resuming safe: `wandb_id` holds the id of the W&B run, `wandb_logged` a line for each
+row that was handed over. A row is noted first and handed over then, so a kill in between loses that row on W&B, and
+none is ever there twice; what W&B had not yet written (up to a second's rows, offline) is lost likewise.
+
+wandb is imported by the thread that uses it: naming this tracker in a configuration does not load it, and where it is
+missing the run goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shlex
+import zlib
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from selfimprove.config import redact
+from selfimprove.tracking import Background, Tracker
+
+if TYPE_CHECKING:
+    import wandb
+
+    from selfimprove.config import Config, Node
+
+log = logging.getLogger(__name__)
+
+
+def start(node: Node, run_dir: Path, config: Config) -> Tracker:
+    """Tracks a run in `tracker.project` (of `tracker.entity`, if that is set); a folder tracked before goes on."""
+    return Background(lambda: Run(node, run_dir.resolve(), config))
+
+
+class Run:
+    """One W&B run, in the shape of `selfimprove.tracking.Backend`; raises whatever wandb raises."""
+
+    def __init__(self, node: Node, run_dir: Path, config: Config) -> None:
+        self._folder = run_dir
+        self._log_file = run_dir / "wandb_logged"
+        self._logged: set[str] = set()
+        self._steps: defaultdict[int, int] = defaultdict(int)  # optimizer steps of each round
+        for line in self._log_file.read_text().splitlines() if self._log_file.exists() else ():
+            self._note(line)
+        id_file = run_dir / "wandb_id"
+        run_id = id_file.read_text().strip() if id_file.exists() else secrets.token_hex(4)
+        id_file.write_text(run_id + "\n")
+        self._run = _init(
+            dir=str(run_dir),
+            id=run_id,
+            resume="allow",
+            project=node.get("project"),
+            entity=node.get("entity"),
+            name=run_dir.name,
+            group=config.group,
+            job_type=config.method.name,
+            config=redact(config.model_dump(by_alias=True)),
+        )
+        self._defined: set[str] = set()
+        for axis in ("round", "train/step"):
+            self._run.define_metric(axis, hidden=True)
+
+    def round(self, number: int, metrics: dict[str, Any]) -> None:
+        self._write("round", number, 0, {k: v for k, v in metrics.items() if k != "round"}, {"round": number})
+
+    def step(self, number: int, record: dict[str, Any]) -> None:
+        step = int(record["step"])
+        before = sum(steps for earlier, steps in self._steps.items() if earlier < number)
+        values = {f"train/{name}": value for name, value in record.items() if name != "step"}
+        self._write("step", number, step, values, {"train/step": before + step, "round": number})
+
+    def table(self, number: int, rows: list[dict[str, Any]]) -> None:
+        import wandb
+
+        if rows:
+            table = wandb.Table(columns=[*rows[0]], allow_mixed_types=True)
+            for row in rows:  # given at once, they would be looked at with pandas, which takes a second to import
+                table.add_data(*row.values())
+            self._write("table", number, 0, {"attempts": table}, {"round": number})
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        import wandb
+
+        offline = self._run.offline
+        self._run.summary.update({key: summary[key] for key in ("status", "base", "final") if key in summary})
+        self._run.finish(exit_code=1 if summary["status"] == "failed" else 0)
+        wandb.teardown()  # waits for the service: offline, finish returns before the file is whole
+        if offline:
+            # One folder for each time the run was resumed; sync uploads them in order, into one W&B run.
+            folders = sorted((self._folder / "wandb").glob(f"offline-run-*-{self._run.id}"))
+            waiting = [str(folder) for folder in folders if not any(folder.glob("*.wandb.synced"))]
+            log.info("W&B logged offline. To upload: wandb sync %s", shlex.join(waiting))
+
+    def _write(self, kind: str, number: int, step: int, values: dict[str, Any], axes: dict[str, int]) -> None:
+        """One row, unless it was logged before. `axes` are its x values; it is drawn over the first."""
+        names = zlib.crc32("\n".join(sorted(values)).encode())  # a step may have several rows, with other names
+        line = f"{kind} {number} {step} {names:08x}"
+        if line in self._logged:
+            return
+        row = len(self._logged)
+        with self._log_file.open("a") as file:
+            file.write(line + "\n")
+        self._note(line)
+        for name in values.keys() - self._defined:
+            self._run.define_metric(name, step_metric=next(iter(axes)))
+            self._defined.add(name)
+        # W&B's own step must rise in a resumed run too, or the row is dropped.
+        self._run.log({**values, **axes}, step=row, commit=True)
+
+    def _note(self, line: str) -> None:
+        self._logged.add(line)
+        kind, number, step, _ = line.split()
+        if kind == "step":
+            self._steps[int(number)] = max(self._steps[int(number)], int(step))
+
+
+def _init(**options: Any) -> wandb.Run:
+    """A W&B run that asks nothing, prints nothing, and is offline where it cannot be online."""
+    import wandb
+    from wandb.sdk.lib.wbauth import read_netrc_auth
+
+    # Neither its console capture nor its messages: the run has its own log. Nor the command line, the code and the git
+    # state it would collect: environment.json has them without secrets.
+    settings = wandb.Settings(
+        silent=True,
+        console="off",
+        init_timeout=15,
+        finish_timeout=60,
+        x_transaction_log_flush_interval=1,
+        x_disable_meta=True,
+        disable_code=True,
+        disable_git=True,
+        disable_job_creation=True,
+    )
+    known = wandb.setup(settings).settings
+    key = known.api_key or known.identity_token_file or read_netrc_auth(host=known.base_url)
+    mode: Literal["offline"] | None = None  # as WANDB_MODE or W&B's own settings say
+    if known.mode == "online" and not key:
+        mode = "offline"
+        if os.environ.get("WANDB_MODE") == "online":
+            log.warning("WANDB_MODE=online, but there is no API key: W&B logs offline")
+    # create_new: a run of its own, which no other library in this process finds and logs to.
+    options |= {"settings": settings, "reinit": "create_new"}
+    try:
+        return wandb.init(**options, mode=mode)
+    except wandb.Error as error:
+        if mode or known.mode != "online":
+            raise
+        log.warning("W&B cannot be reached or refuses the key (%s): it logs offline", str(error).splitlines()[0])
+        wandb.teardown()  # its service still holds the run id
+        return wandb.init(**options, mode="offline")
