@@ -33,18 +33,23 @@ def _main(arguments: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="selfimprove", description="Runs and compares methods by which language models improve on their own output."
+        prog="selfimprove",
+        description="Runs and compares methods by which language models improve on their own output.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    commands.add_parser("run", help="run an experiment: selfimprove run method=... model=... dataset=... (--help for more)")
+    commands.add_parser(
+        "run", help="run an experiment: selfimprove run method=... model=... dataset=... (--help for more)"
+    )
 
     resume = commands.add_parser("resume", help="continue an interrupted run")
     resume.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     resume.set_defaults(do=_resume)
 
     evaluate = commands.add_parser("eval", help="held-out accuracy of a run's last policy, or of a model")
-    evaluate.add_argument("policy", metavar="RUN_DIR|MODEL", help="a run folder, a name of conf/model, a folder or hub id")
+    evaluate.add_argument(
+        "policy", metavar="RUN_DIR|MODEL", help="a run folder, a name of conf/model, a folder or hub id"
+    )
     evaluate.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. dataset=asdiv eval.samples=8")
     evaluate.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
     evaluate.set_defaults(do=_eval)
@@ -97,7 +102,8 @@ def _run(arguments: Sequence[str]) -> int:
     results: list[int] = []  # exit codes: one a run, several in a sweep
 
     def task(composed: DictConfig) -> None:
-        path = Path(HydraConfig.get().runtime.output_dir)
+        path = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
+        path = path if ".." not in path.parts else path.absolute()
 
         def one() -> int:
             from selfimprove import run
@@ -200,12 +206,14 @@ def _eval(chosen: argparse.Namespace) -> int:
 
 def _verify(chosen: argparse.Namespace) -> int:
     from selfimprove.evaluation import compose
+    from selfimprove.run import require_verifiers
     from selfimprove.verify.file import verify_file
 
     if not any(word.startswith("verifier=") for word in chosen.overrides):
         raise ConfigError("verify: which verifier? e.g. verifier=math")
     config = compose(chosen.overrides)
     node, limits = config.training_verifier, config.verify
+    require_verifiers(config)
     options = {key: value for key, value in node.items() if key != "_target_"}
     counts = verify_file(
         chosen.file,
@@ -214,6 +222,7 @@ def _verify(chosen: argparse.Namespace) -> int:
         out=chosen.out,
         workers=limits.workers or os.cpu_count() or 1,
         seconds=limits.seconds,
+        memory_mb=limits.memory_mb,
     )
     print(" ".join(f"{status}={count}" for status, count in counts.items()), file=sys.stderr)
     return 0

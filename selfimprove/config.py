@@ -41,13 +41,19 @@ class Lora(Section):
     target_modules: str | list[str] = "all-linear"
 
 
+class LearningRates(Section):
+    sft: NonNegative
+    dpo: NonNegative
+
+
 class Model(Section):
     name: str
     path: str  # a hub id, a folder, or `package` for the model that is shipped
     max_length: Count  # tokens of prompt and completion together
     max_tokens: Count  # of one completion, unless a method says otherwise
-    dtype: Literal["float32", "bfloat16", "float16"]
+    dtype: Literal["float32", "bfloat16"]
     lora: Lora | None
+    learning_rate: LearningRates  # by kind of loss: what suits this model
     trust_remote_code: bool
 
 
@@ -121,7 +127,8 @@ class Config(Section):
 
     def slot(self, name: Literal["generate", "filter", "train"]) -> Node:
         """A slot's node: the top-level group where the user chose one, else the method's own."""
-        return getattr(self, name) or getattr(self.method, name)
+        node: Node = getattr(self, name) or getattr(self.method, name)
+        return node
 
     @property
     def training_verifier(self) -> Node:
@@ -182,8 +189,11 @@ def _reason(problem: ValidationError) -> str:
 # From Hydra's configuration to ours
 
 
-def check(composed: DictConfig | dict[str, Any]) -> Config:
-    """Validate a composed configuration. Raises ConfigError with one line that names the key."""
+def check(composed: DictConfig | dict[str, Any], needs: bool = True) -> Config:
+    """Validate a composed configuration. Raises ConfigError with one line that names the key.
+
+    `needs=False` leaves out what the method needs, for commands that run no method.
+    """
     raw = composed
     if isinstance(composed, DictConfig):
         try:
@@ -203,7 +213,7 @@ def check(composed: DictConfig | dict[str, Any]) -> Config:
         shown = "" if isinstance(first["input"], dict) else f"={first['input']}"
         raise ConfigError(f"{key}{shown}: {_reason(problem)}", key) from None
     for slot in ("generate", "filter", "train"):
-        bind(config.slot(slot), slot if getattr(config, slot) else f"method.{slot}")  # type: ignore[arg-type]
+        bind(config.slot(slot), slot if getattr(config, slot) else f"method.{slot}")
     bind(config.dataset.verifier, "dataset.verifier")
     if config.verifier:
         bind(config.verifier, "verifier")
@@ -211,7 +221,7 @@ def check(composed: DictConfig | dict[str, Any]) -> Config:
     bind(engine_options(config.engine), "engine")
     function(config.tracker, "tracker")
     given = {*config.engine["gives"], *config.dataset.gives}
-    if lacking := [need for need in config.method.needs if need not in given]:
+    if needs and (lacking := [need for need in config.method.needs if need not in given]):
         raise ConfigError(
             f"method={config.method.name} needs {', '.join(lacking)}, which engine={config.engine['name']} with "
             f"dataset={config.dataset.name} does not give (they give {', '.join(sorted(given)) or 'nothing'})"
@@ -250,7 +260,8 @@ def redact(value: Any) -> Any:
 
 
 def dump(config: Config) -> str:
-    return yaml.safe_dump(redact(config.model_dump(by_alias=True)), sort_keys=False, allow_unicode=True)
+    plain = redact(config.model_dump(by_alias=True))
+    return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
 
 def read(path: Path) -> Config:

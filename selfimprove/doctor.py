@@ -19,7 +19,18 @@ _PACKAGED = Path(__file__).parent / "requirements.lock"
 LOCK = _PACKAGED if _PACKAGED.exists() else Path(__file__).parent.parent / "requirements.lock"
 
 # What a run stands on; the rest of the lock follows from these.
-_MAIN = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "hydra-core", "pyarrow", "math-verify", "wandb")
+_MAIN = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "hydra-core",
+    "pyarrow",
+    "math-verify",
+    "wandb",
+)
 _ENGINES = {"transformers": "transformers", "vllm": "vllm"}
 
 
@@ -32,7 +43,13 @@ def report() -> int:
     for name in _MAIN:
         here = installed(name)
         missing |= here is None
-        note = "missing: make demo installs it" if here is None else "" if here == tested.get(name) else "not the tested one"
+        note = (
+            "missing: make demo installs it"
+            if here is None
+            else ""
+            if here == tested.get(name)
+            else "not the tested one"
+        )
         table.add_row(name, tested.get(name, "?"), here or "-", note)
     console.print(table)
 
@@ -42,7 +59,9 @@ def report() -> int:
     for engine, module in _ENGINES.items():
         console.print(f"engine      {engine}: {escape(_imports(module))}", soft_wrap=True)
     sandbox = shutil.which("bwrap")
-    console.print(f"sandbox     {sandbox or 'bubblewrap is not installed (apt-get install bubblewrap): no model-written code runs'}")
+    console.print(
+        f"sandbox     {sandbox or 'no bubblewrap (apt-get install bubblewrap): model-written code is refused'}"
+    )
     console.print(f"run folders {Path('outputs').resolve()} (hydra.run.dir=... for another)", soft_wrap=True)
     return int(missing)
 

@@ -27,7 +27,7 @@ def compose(overrides: Sequence[str]) -> Config:
             composed = hydra_compose("config", overrides=list(overrides))
     except HydraException as problem:
         raise ConfigError(one_line(problem)) from None
-    return configuration.check(composed)
+    return configuration.check(composed, needs=False)
 
 
 def evaluate_policy(policy: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -37,10 +37,11 @@ def evaluate_policy(policy: str, overrides: Sequence[str]) -> dict[str, Any]:
     conf/model, or a model folder or hub id.
     """
     from selfimprove.policy.models import resolve
-    from selfimprove.report.display import Display
+    from selfimprove.report.display import Display, setup_logging
     from selfimprove.round import Session, Weights, evaluate
     from selfimprove.run import last_weights, prepare
 
+    setup_logging(None)
     chosen = [word.partition("=")[0] for word in overrides]
     if "eval.samples" not in chosen:
         overrides = [*overrides, "eval.samples=8"]
@@ -60,7 +61,9 @@ def evaluate_policy(policy: str, overrides: Sequence[str]) -> dict[str, Any]:
         weights = last_weights(store.Run(folder), trained, base)
     else:
         known = (CONF / "model" / f"{policy}.yaml").exists()
-        config = compose([f"model={policy}" if known else "model=other", *overrides, *([] if known else [f"model.path={policy}"])])
+        config = compose(
+            [f"model={policy}" if known else "model=other", *overrides, *([] if known else [f"model.path={policy}"])]
+        )
         problems, _ = prepare(config)
         base = weights = Weights(resolve(config.model.name, config.model.path), 0, "base")
     heldout = [p for p in problems if p.split == "test"]

@@ -1,7 +1,7 @@
 """One round: generate → verify → filter → train → evaluate. Each phase reads the run folder and writes it.
 
 A phase has a key, the hash of all it depends on: its part of the configuration, and the outputs of the phases before
-it. Batch sizes, devices and worker counts are not in it. A phase whose manifest has the same key is replayed, not redone.
+it. Batch sizes, devices and worker counts are not in it. A phase whose manifest has the same key is not done again.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Session:
     heldout: list[Problem]
     base: Weights
     log_step: Callable[[int, dict[str, float]], None] = lambda number, record: None  # a training step, for the tracker
-    phase_done: Callable[[], None] = lambda: None  # called after each phase that was done now
+    phase_done: Callable[[], object] = lambda: None  # called after each phase that was done now
     loop: asyncio.Runner = field(default_factory=asyncio.Runner)
     _engine: Engine | None = None
     _loaded: str = ""
@@ -179,8 +179,8 @@ def evaluate(session: Session, number: int, weights: Weights) -> dict[str, Any]:
     async def solver(problem: Problem, policy: Policy) -> list[Trajectory]:
         asked = [await policy.sample(problem.prompt, temperature=0, max_tokens=options.max_tokens)]
         if options.samples:
-            how = {"temperature": options.temperature, "max_tokens": options.max_tokens}
-            asked.append(await policy.sample(problem.prompt, options.samples, **how))
+            heat, limit = options.temperature, options.max_tokens
+            asked.append(await policy.sample(problem.prompt, options.samples, temperature=heat, max_tokens=limit))
         return [
             Trajectory(problem.id, [sample], {"decoding": decoding})
             for decoding, samples in zip(("greedy", "sampled"), asked, strict=False)
@@ -192,9 +192,16 @@ def evaluate(session: Session, number: int, weights: Weights) -> dict[str, Any]:
         path = folder / "trajectories.parquet"
         cost = _collect(session, number, "evaluate", path, key, session.heldout, solver, weights)
         verdicts = _judge(session, number, "grade", folder, key, session.heldout, node, None)
-        return {**measure.evaluation(_pair(folder, session.heldout)), **verdicts, **cost}
+        figures = measure.evaluation(_pair(folder, session.heldout))
+        if number >= 0:
+            base = session.run.round(-1) / "evaluation"
+            change = measure.change(_pair(base, session.heldout), _pair(folder, session.heldout))
+            figures |= change.named("change")
+        return {**figures, **verdicts, **cost}
 
     depends = [node, options.model_dump(), _policy_key(config), weights.digest, _problems_key(session.heldout)]
+    if number >= 0:
+        depends.append(session.run.made(-1, "evaluate"))
     outputs = ["evaluation/trajectories.parquet", "evaluation/verdicts.parquet"]
     return _once(session, number, "evaluate", depends, outputs, work)
 
@@ -251,7 +258,7 @@ def _collect(
     parts = store.Parts(path, key, Trajectory)
     policy = session.policy(weights, phase, number)
     with session.display.phase(number, session.config.rounds, phase, len(problems), "problems") as progress:
-        progress.advance(parts.done)
+        progress.skip(parts.done)
 
         async def solve(problem: Problem) -> list[Trajectory]:
             try:
@@ -286,7 +293,8 @@ def _judge(
 ) -> dict[str, int]:
     """Check every trajectory of `folder`; `deal` is a seed by which the verdicts are dealt out at random (a control).
 
-    Returns the number of verdicts of each status. Raises RunError with three examples when more checks than the configured share ended as `timeout` or `error`.
+    Returns the number of verdicts of each status. Raises RunError with three examples when more checks than the
+    configured share ended as `timeout` or `error`.
     """
     limits = session.config.verify
     source, path = folder / "trajectories.parquet", folder / "verdicts.parquet"
@@ -297,7 +305,7 @@ def _judge(
         open_pool(session.config, node) as pool,
         session.display.phase(number, session.config.rounds, phase, total, "answers") as progress,
     ):
-        progress.advance(parts.done)
+        progress.skip(parts.done)
         for batch in store.batches(store.read_records(source, Trajectory, start=parts.done), _VERDICTS_A_PART):
             asked = ((t.text, by_id[t.problem_id].gold, by_id[t.problem_id].metadata) for t in batch)
             verdicts = []
@@ -306,7 +314,8 @@ def _judge(
                 progress.advance(1)
             parts.add(parts.done, parts.done + len(batch), verdicts)
     parts.finish(None if deal is None else lambda table: _dealt(table, deal))
-    counts, examples = dict.fromkeys(STATUSES, 0), []
+    counts = dict.fromkeys(STATUSES, 0)
+    examples: list[str] = []
     for verdict in store.read_records(path, Verdict):
         counts[verdict.status] += 1
         if verdict.status in ("timeout", "error") and len(examples) < 3:

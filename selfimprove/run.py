@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import logging
 import os
@@ -28,7 +29,7 @@ log = logging.getLogger("selfimprove")
 PHASES = ("generate", "verify", "filter", "train", "evaluate")
 
 
-class Stopped(BaseException):
+class Stopped(KeyboardInterrupt):  # which asyncio lets through its tasks
     """SIGINT or SIGTERM: what is on disk stays, the status becomes `stopped`."""
 
 
@@ -69,16 +70,28 @@ def prepare(config: Config) -> tuple[list[Problem], dict[str, str]]:
 
     Raises ConfigError for data that cannot be used.
     """
+    require_verifiers(config)
     problems: list[Problem] = list(bind(config.dataset.model_dump(by_alias=True), "dataset")(seed=config.seed))
     dropped = check_gold(config, problems)
     return [p for p in problems if p.id not in dropped], dropped
+
+
+def require_verifiers(config: Config) -> dict[str, Any]:
+    """What the verifiers' modules say of this machine. Raises ConfigError when it lacks what a check needs."""
+    said: dict[str, Any] = {}
+    for node in (config.training_verifier, config.dataset.verifier):
+        module = importlib.import_module(node["_target_"].rpartition(".")[0])
+        if hasattr(module, "require"):
+            said |= module.require(**{key: value for key, value in node.items() if key != "_target_"})
+    return said
 
 
 def _write_problems(run: store.Run, prepared: tuple[list[Problem], dict[str, str]]) -> None:
     problems, dropped = prepared
     if dropped:
         store.write_json(run.path / "dropped_problems.json", dropped)
-    store.write_json(run.path / "environment.json", environment())
+    verifiers = require_verifiers(configuration.read(run.path / "config.yaml"))
+    store.write_json(run.path / "environment.json", {**environment(), **verifiers})
     store.write_records(run.path / "problems.parquet", problems, Problem)
 
 
@@ -213,8 +226,8 @@ def summarize(config: Config, run: store.Run, status: str, reason: str | None = 
             }
         )
     base = run.manifest(-1, "evaluate")
-    evaluated = [r["evaluation"] for r in rounds if r["evaluation"]]
-    final = evaluated[-1] if evaluated else base and base["metrics"]
+    evaluated: list[dict[str, Any]] = [r["evaluation"] for r in rounds if r["evaluation"]]
+    last = evaluated[-1] if evaluated else None
     summary = {
         "status": status,
         "reason": reason,
@@ -224,7 +237,8 @@ def summarize(config: Config, run: store.Run, status: str, reason: str | None = 
         "seed": config.seed,
         "control": config.control,
         "base": base and base["metrics"],
-        "final": final,
+        "final": last or (base and base["metrics"]),
+        "change": last and {f"accuracy{end}": last[f"change{end}"] for end in ("", "_low", "_high")},
         "rounds": rounds,
     }
     store.write_json(run.path / "summary.json", summary)
@@ -249,8 +263,19 @@ def _signals() -> Iterator[None]:
 
 def environment() -> dict[str, Any]:
     """Versions, git commit, hardware and the exact command, for environment.json."""
-    packages = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "vllm", "wandb", "hydra-core", "numpy")
-    versions = {}
+    packages = (
+        "torch",
+        "transformers",
+        "trl",
+        "peft",
+        "accelerate",
+        "datasets",
+        "vllm",
+        "wandb",
+        "hydra-core",
+        "numpy",
+    )
+    versions: dict[str, str | None] = {}
     for package in packages:
         try:
             versions[package] = importlib.metadata.version(package)

@@ -44,8 +44,11 @@ def read_json(path: Path) -> Any:
 def new_file(path: Path) -> Iterator[Path]:
     """A temporary path that takes the place of `path` when the block ends well."""
     temporary = path.with_name(f".{path.name}.new")
-    temporary.unlink(missing_ok=True)
-    yield temporary
+    try:
+        yield temporary
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     _sync(temporary)
     os.replace(temporary, path)
     _sync(path.parent)
@@ -58,7 +61,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     for leftover in (temporary, path):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)
-    yield temporary
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     for file in temporary.rglob("*"):
         if file.is_file():
             _sync(file)
@@ -113,7 +120,7 @@ def read_records(path: Path, kind: type, chunk: int = 1024, start: int = 0) -> I
 
 
 def count_records(path: Path) -> int:
-    return pq.read_metadata(path).num_rows
+    return int(pq.read_metadata(path).num_rows)
 
 
 def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -1,5 +1,6 @@
 """The command line as a user has it: the installed `selfimprove` script, in an empty folder, with an empty home."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -20,22 +21,30 @@ SMALL = [
 ]
 
 
+def run_cli(
+    folder: Path, *arguments: str | Path, check: int | None = 0, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs `selfimprove ARGUMENTS` in `folder`; asserts the exit code unless `check` is None."""
+    done = subprocess.run(
+        [SCRIPT, *arguments],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "HOME": str(folder / "home"), "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        stdin=subprocess.DEVNULL,
+    )
+    if check is not None:
+        assert done.returncode == check, done.stdout + done.stderr
+    return done
+
+
 @pytest.fixture
 def cli(tmp_path):
-    """Runs `selfimprove ARGUMENTS` in tmp_path and returns the finished process."""
+    return functools.partial(run_cli, tmp_path)
 
-    def run(*arguments: str, check: int | None = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [SCRIPT, *arguments],
-            cwd=tmp_path,
-            env={"PATH": os.environ["PATH"], "HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1", **environment},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            stdin=subprocess.DEVNULL,
-        )
-        if check is not None:
-            assert done.returncode == check, done.stdout + done.stderr
-        return done
 
-    return run
+@pytest.fixture(scope="module")
+def cli_module(tmp_path_factory):
+    """The same for fixtures of a whole module."""
+    return functools.partial(run_cli, tmp_path_factory.mktemp("cli"))

@@ -42,10 +42,16 @@ def test_reading_can_start_at_any_row(tmp_path):
 def test_a_block_that_fails_leaves_the_old_file(tmp_path):
     path = tmp_path / "file"
     store.write_text(path, "old")
-    with pytest.raises(RuntimeError), store.new_file(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+
+    def fail() -> None:
+        with store.new_file(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_parts_continue_where_they_stopped_and_keep_their_order(tmp_path):

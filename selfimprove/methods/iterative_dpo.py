@@ -18,7 +18,6 @@ from selfimprove.generate.best_of_n import best_of_n
 from selfimprove.train.dpo import dpo
 from selfimprove.types import Attempt, Count, Example
 
-
 generate, train = best_of_n, dpo
 
 

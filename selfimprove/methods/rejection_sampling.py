@@ -18,7 +18,6 @@ from selfimprove.generate.best_of_n import best_of_n
 from selfimprove.train.sft import sft
 from selfimprove.types import Attempt, Count, Example
 
-
 generate, train = best_of_n, sft
 
 
@@ -39,6 +38,4 @@ def keep_correct(groups: Iterable[list[Attempt]], *, per_problem: Count, seed: i
             distinct = random.Random(f"{seed}/{distinct[0].problem.id}").sample(distinct, per_problem)
         for attempt in distinct:
             sample = attempt.trajectory.samples[-1]
-            yield Example(
-                attempt.problem.id, [attempt.trajectory.id], sample.prompt_ids, sample.completion_ids
-            )
+            yield Example(attempt.problem.id, [attempt.trajectory.id], sample.prompt_ids, sample.completion_ids)
