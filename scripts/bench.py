@@ -56,7 +56,7 @@ def random_model(folder: Path, shape: str, ends: float = 0.02) -> str:
     torch.manual_seed(0)
     size = {key: value for key, value in SHAPES[shape].items() if key not in ("tokens", "problems")}
     config = AutoConfig.for_model("llama", **size, max_position_embeddings=1024, bos_token_id=0, eos_token_id=1)
-    model = AutoModelForCausalLM.from_config(config)
+    model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     last = size["vocab_size"] - 1
     model.generation_config.eos_token_id = [1, *range(last, last - int(ends * size["vocab_size"]), -1)]
     model.save_pretrained(folder)
@@ -64,7 +64,8 @@ def random_model(folder: Path, shape: str, ends: float = 0.02) -> str:
     tokenizer = Tokenizer(models.BPE({"<s>": 0, "</s>": 1, **vocabulary}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    fast: Any = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    make: Any = PreTrainedTokenizerFast
+    fast = make(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
     fast.save_pretrained(folder)
     return str(folder)
 

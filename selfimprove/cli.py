@@ -211,7 +211,7 @@ def _verify(chosen: argparse.Namespace) -> int:
 
     if not any(word.startswith("verifier=") for word in chosen.overrides):
         raise ConfigError("verify: which verifier? e.g. verifier=math")
-    config = compose(chosen.overrides)
+    config = compose(chosen.overrides, needs=False)
     node, limits = config.training_verifier, config.verify
     require_verifiers(config)
     options = {key: value for key, value in node.items() if key != "_target_"}

@@ -14,8 +14,8 @@ from selfimprove.errors import ConfigError
 from selfimprove.types import Problem
 
 
-def compose(overrides: Sequence[str]) -> Config:
-    """The configuration that these overrides make, checked. Raises ConfigError."""
+def compose(overrides: Sequence[str], needs: bool = True) -> Config:
+    """The configuration that these overrides make, checked as `config.check` does. Raises ConfigError."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
@@ -27,7 +27,7 @@ def compose(overrides: Sequence[str]) -> Config:
             composed = hydra_compose("config", overrides=list(overrides))
     except HydraException as problem:
         raise ConfigError(one_line(problem)) from None
-    return configuration.check(composed, needs=False)
+    return configuration.check(composed, needs)
 
 
 def evaluate_policy(policy: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def evaluate_policy(policy: str, overrides: Sequence[str]) -> dict[str, Any]:
         trained = configuration.read(folder / "config.yaml")
         same_data = not any(key.split(".")[0] == "dataset" for key in chosen)
         names = [] if "dataset" in chosen else [f"dataset={trained.dataset.name}"]
-        config = compose([*names, f"model={trained.model.name}", *overrides])
+        config = compose([*names, f"model={trained.model.name}", *overrides], needs=False)
         config = config.model_copy(update={"model": trained.model, "seed": trained.seed})
         if same_data:
             config = config.model_copy(update={"dataset": trained.dataset})
@@ -61,9 +61,8 @@ def evaluate_policy(policy: str, overrides: Sequence[str]) -> dict[str, Any]:
         weights = last_weights(store.Run(folder), trained, base)
     else:
         known = (CONF / "model" / f"{policy}.yaml").exists()
-        config = compose(
-            [f"model={policy}" if known else "model=other", *overrides, *([] if known else [f"model.path={policy}"])]
-        )
+        model = [f"model={policy}"] if known else ["model=other", f"model.path={policy}"]
+        config = compose([*model, *overrides], needs=False)
         problems, _ = prepare(config)
         base = weights = Weights(resolve(config.model.name, config.model.path), 0, "base")
     heldout = [p for p in problems if p.split == "test"]

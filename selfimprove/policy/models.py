@@ -65,7 +65,9 @@ def load_model(
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     device = pick_device(device)
     if dtype == "auto":
         dtype = torch.float32 if device == "cpu" else torch.bfloat16

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from selfimprove.errors import ConfigError
+from selfimprove.policy.models import load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -124,7 +125,7 @@ def load(context: TrainContext) -> tuple[Any, PreTrainedTokenizerBase]:
     if context.lora is None:
         if adapter:
             raise ConfigError(f"{context.start} holds a LoRA adapter and model.lora is null: set model.lora or merge")
-        return load_model(context.start, "float32"), tokenizer
+        return load_model(context.start, dtype="float32", device="cpu"), tokenizer
 
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -132,7 +133,7 @@ def load(context: TrainContext) -> tuple[Any, PreTrainedTokenizerBase]:
         raise ConfigError(
             f"model.lora is set and {context.start} holds full weights: start from an adapter or from {context.base}"
         )
-    model = load_model(context.base, context.dtype)
+    model = load_model(context.base, dtype=context.dtype, device="cpu")
     if adapter:
         model = PeftModel.from_pretrained(model, context.start, is_trainable=True)
         rank = model.peft_config["default"].to_dict()["r"]
@@ -149,16 +150,6 @@ def load(context: TrainContext) -> tuple[Any, PreTrainedTokenizerBase]:
         model = get_peft_model(model, config)
     model.peft_config["default"].base_model_name_or_path = context.base
     return model, tokenizer
-
-
-def load_model(path: str, dtype: str) -> Any:
-    """The causal language model of a folder or hub id, without a progress bar."""
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    return AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
 
 
 Maker = Callable[[str, Any, Any], Any]  # (folder to work in, model, tokenizer) -> trainer

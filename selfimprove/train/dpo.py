@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from selfimprove.errors import ConfigError
-from selfimprove.train import Schedule, TrainContext, arguments, load_model, plan, run
+from selfimprove.policy.models import load_model
+from selfimprove.train import Schedule, TrainContext, arguments, plan, run
 from selfimprove.types import Example
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def dpo(
             sft_weight=sft_weight,
             reference=reference,
             model=model,
-            ref_model=load_model(context.base, "float32") if other else None,
+            ref_model=load_model(context.base, dtype="float32", device="cpu") if other else None,
             args=config,
             train_dataset=Dataset.from_list(table),
             data_collator=DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id or 0),

@@ -182,8 +182,8 @@ def test_other_libraries_are_kept_quiet_and_logging_is_set_up_once(tmp_path: Pat
     log_to(tmp_path, Clock())
     shown, file = log_to(tmp_path, Clock())
     shown.start(train=1000, heldout=200)
-    logging.getLogger("transformers.trainer").info("chatter")
-    logging.getLogger("transformers.trainer").warning("something to know")
+    logging.getLogger("accelerate.launch").info("chatter")
+    logging.getLogger("accelerate.launch").warning("something to know")
     text = file.getvalue()
     assert text.count("method=sft model=tiny dataset=d seed=0 rounds=2: 1,000 training and 200 held-out problems") == 1
     assert "chatter" not in text
