@@ -23,7 +23,7 @@ def main() -> None:
 
 def _main(arguments: list[str]) -> int:
     if arguments[:1] and arguments[0] in ("-sc", "--shell-completion"):
-        return _complete(arguments)
+        return _guarded(lambda: _complete(arguments))
     parser = _parser()
     if arguments[:1] == ["run"]:  # Hydra reads everything behind it, --help included
         return _guarded(lambda: _run(arguments[1:]))
@@ -102,8 +102,9 @@ def _run(arguments: Sequence[str]) -> int:
     results: list[int] = []  # exit codes: one a run, several in a sweep
 
     def task(composed: DictConfig) -> None:
-        path = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
-        path = path if ".." not in path.parts else path.absolute()
+        path = Path(HydraConfig.get().runtime.output_dir)
+        if path.is_relative_to(Path.cwd()):  # short in what is printed
+            path = path.relative_to(Path.cwd())
 
         def one() -> int:
             from selfimprove import run
@@ -119,7 +120,7 @@ def _run(arguments: Sequence[str]) -> int:
             raise _Interrupted
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here as they are, instead of a printed digest and exit 1
-    sys.argv = ["selfimprove run", *arguments]
+    sys.argv = ["selfimprove", *arguments]
     try:
         hydra.main(version_base="1.3", config_path=str(configuration.CONF), config_name="config")(task)()
     except _Interrupted:

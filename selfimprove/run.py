@@ -284,7 +284,7 @@ def environment() -> dict[str, Any]:
     return configuration.redact(  # type: ignore[no-any-return]
         {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "command": shlex.join(sys.argv),
+            "command": shlex.join(sys.orig_argv),
             "python": platform.python_version(),
             "platform": platform.platform(),
             "machine": platform.machine(),

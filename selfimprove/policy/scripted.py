@@ -23,7 +23,7 @@ from selfimprove import seeds
 from selfimprove.policy import Request
 from selfimprove.types import Message, Sample
 
-ANSWER = "Answer: "
+ANSWER = "The answer is "  # what every verifier reads
 VERIFY = "Is the answer correct?"
 YES, NO = "Yes", "No"
 TURN = "\n\n"  # between the messages of a rendered prompt
@@ -66,7 +66,7 @@ class ScriptedEngine:
         if problem is None:
             raise ValueError(f"the prompt holds none of the {len(self.gold)} problems: {prompt[:80]!r}")
         right = ANSWER + self.gold[problem]
-        wrong = [f"{ANSWER}wrong-{i}" for i in range(self.wrong_values)]
+        wrong = [ANSWER + value for value in wrong_answers(self.gold[problem], self.wrong_values)]
         said = _SAID.findall(prompt.split(problem)[-1])
         last = ANSWER + said[-1] if said else None
         if VERIFY in prompt.split(TURN)[-1]:
@@ -108,6 +108,13 @@ class ScriptedEngine:
 
     def close(self) -> None:
         """Nothing to free."""
+
+
+def wrong_answers(gold: str, count: int) -> list[str]:
+    """`count` different values that are not `gold`: whole numbers above it where it is one, else wrong-0, wrong-1, ..."""
+    if re.fullmatch(r"-?\d+", gold):
+        return [str(int(gold) + 1 + i) for i in range(count)]
+    return [f"wrong-{i}" for i in range(count)]
 
 
 def _ends(outcomes: Mapping[str, float]) -> list[tuple[str, float]]:

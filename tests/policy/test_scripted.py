@@ -43,7 +43,7 @@ def test_solve(engine: ScriptedEngine, problem: str, p: float) -> None:
 
 
 def test_refine(engine: ScriptedEngine) -> None:
-    right, wrong = ANSWER + "4", ANSWER + "wrong-2"
+    right, wrong = ANSWER + "4", ANSWER + "6"
     counts = Counter(s.text for s in draw(engine, EASY, wrong, "Look again and mend what is wrong."))
     assert set(counts) == {right, wrong}
     assert near(counts[right], 0.3)
@@ -55,7 +55,7 @@ def test_refine(engine: ScriptedEngine) -> None:
 
 
 def test_verify(engine: ScriptedEngine) -> None:
-    for said, rate in (("4", 0.9), ("wrong-0", 0.2)):
+    for said, rate in (("4", 0.9), ("5", 0.2)):
         counts = Counter(s.text for s in draw(engine, EASY, ANSWER + said, VERIFY))
         assert set(counts) == {YES, NO}
         assert near(counts[YES], rate)
@@ -74,7 +74,7 @@ def test_logprobs_are_those_of_the_outcome(engine: ScriptedEngine) -> None:
 def test_certainties_and_strangers() -> None:
     sure = ScriptedEngine(GOLD, 1.0)
     assert {s.text for s in draw(sure, EASY)} == {ANSWER + "4"}
-    assert {s.text for s in draw(ScriptedEngine(GOLD, 0.0), EASY)} == {ANSWER + "wrong-0"}
+    assert {s.text for s in draw(ScriptedEngine(GOLD, 0.0), EASY)} == {ANSWER + "5"}
     with pytest.raises(ValueError, match="none of the 2 problems"):
         asyncio.run(sure.sample(Request(tuple(sure.render("Who are you?")), 9, seed=0)))
     with pytest.raises(ValueError, match="no answer"):
