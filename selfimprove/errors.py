@@ -14,3 +14,7 @@ class ConfigError(Exception):
 
 class RunError(Exception):
     """A run cannot go on for a reason that is no defect of ours, e.g. too many checks timed out. Exit code 1."""
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM: what is on disk stays, and the run's status becomes `stopped`."""

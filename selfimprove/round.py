@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import pyarrow as pa
 from selfimprove import config as configuration
 from selfimprove import seeds, store
 from selfimprove.config import Config, Node, bind
-from selfimprove.errors import RunError
+from selfimprove.errors import RunError, Stopped
 from selfimprove.policy import Engine, Policy
 from selfimprove.report import metrics as measure
 from selfimprove.report.display import Display
@@ -55,6 +55,8 @@ class Session:
     loop: asyncio.Runner = field(default_factory=asyncio.Runner)
     _engine: Engine | None = None
     _loaded: str = ""
+    _task: asyncio.Task[Any] | None = None  # what the event loop is running
+    _signal: str = ""
 
     def policy(self, weights: Weights, *scope: str | int) -> Policy:
         """The policy with these weights in the engine; `scope` names what its samples are for."""
@@ -66,6 +68,24 @@ class Session:
             self._loaded = weights.path
         config = self.config
         return Policy(self._engine, config.seed, weights.version, max_tokens=config.model.max_tokens, scope=scope)
+
+    def wait(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine to its end in the session's event loop. Raises Stopped when a signal came meanwhile."""
+        loop = self.loop.get_loop()
+        self._task = loop.create_task(work)
+        try:
+            return loop.run_until_complete(self._task)
+        except asyncio.CancelledError:
+            raise Stopped(self._signal) from None
+        finally:
+            self._task = None
+
+    def interrupt(self, name: str) -> None:
+        """For a signal handler: cancels the coroutines, which they can take anywhere; other code gets Stopped."""
+        self._signal = name
+        if self._task is None:
+            raise Stopped(name)
+        self.loop.get_loop().call_soon_threadsafe(self._task.cancel)
 
     def close(self) -> None:
         if self._engine is not None:
@@ -275,7 +295,7 @@ def _collect(
 
         while (start := parts.done) < len(problems):
             shard = problems[start : start + session.config.hardware.shard]
-            found = session.loop.run(solve_all(shard))
+            found = session.wait(solve_all(shard))
             parts.add(start, start + len(shard), list(itertools.chain.from_iterable(found)))
     parts.finish()
     return measure.cost(store.read_records(path, Trajectory))

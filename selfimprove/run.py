@@ -20,17 +20,13 @@ from typing import Any
 from selfimprove import config as configuration
 from selfimprove import store
 from selfimprove.config import Config, bind, function
-from selfimprove.errors import ConfigError, RunError
+from selfimprove.errors import ConfigError, RunError, Stopped
 from selfimprove.round import Session, Weights, attempts, evaluate, open_pool, run_round
 from selfimprove.types import Problem
 
 log = logging.getLogger("selfimprove")
 
 PHASES = ("generate", "verify", "filter", "train", "evaluate")
-
-
-class Stopped(KeyboardInterrupt):  # which asyncio lets through its tasks
-    """SIGINT or SIGTERM: what is on disk stays, the status becomes `stopped`."""
 
 
 def start(config: Config, path: Path) -> dict[str, Any]:
@@ -47,9 +43,12 @@ def start(config: Config, path: Path) -> dict[str, Any]:
 
 def resume(path: Path) -> dict[str, Any]:
     """Continue an interrupted run. A complete one is left as it is. Returns its summary."""
+    from selfimprove.report.display import setup_logging
+
     config = configuration.read(path / "config.yaml")
     run = store.Run(path)
     run.lock()
+    setup_logging(None)
     if (path / "summary.json").exists():
         summary = store.read_json(path / "summary.json")
         if summary["status"] == "complete":
@@ -62,6 +61,12 @@ def resume(path: Path) -> dict[str, Any]:
     else:  # killed before its problems were written
         _write_problems(run, prepare(config))
     run.trim_log()
+    done = [
+        f"{run.round(n).name}/{phase}" for n in range(-1, config.rounds) for phase in PHASES if run.manifest(n, phase)
+    ]
+    log.info(
+        "resuming %s: found %s; what follows is done again or for the first time", path, ", ".join(done) or "nothing"
+    )
     return _run(config, run)
 
 
@@ -131,7 +136,7 @@ def _run(config: Config, run: store.Run) -> dict[str, Any]:
     session.phase_done = lambda: summarize(config, run, "running")
     status, reason = "failed", None
     try:
-        with _signals():
+        with _signals(session):
             summarize(config, run, "running")
             evaluate(session, -1, base)
             _after_round(config, run, session, tracker, -1)
@@ -246,12 +251,12 @@ def summarize(config: Config, run: store.Run, status: str, reason: str | None = 
 
 
 @contextmanager
-def _signals() -> Iterator[None]:
-    """SIGINT and SIGTERM raise Stopped, once; a second one ends the process as usual."""
+def _signals(session: Session) -> Iterator[None]:
+    """SIGINT and SIGTERM interrupt the session, once; a second one ends the process as usual."""
 
     def stop(number: int, frame: object) -> None:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        raise Stopped(signal.Signals(number).name)
+        session.interrupt(signal.Signals(number).name)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -78,7 +78,7 @@ def test_a_signal_stops_cleanly_and_resume_finishes(cli, tmp_path, number):
     assert (summary["status"], summary["reason"]) == ("stopped", signal.Signals(number).name)
 
     said = cli("resume", str(run)).stderr
-    assert re.search(r"found .*base/evaluate", said), said
+    assert re.search(r"found base/evaluate", said), said
     assert json.loads((run / "summary.json").read_text())["status"] == "complete"
 
 

@@ -67,7 +67,7 @@ def load_model(
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     device = pick_device(device)
     if dtype == "auto":
         dtype = torch.float32 if device == "cpu" else torch.bfloat16

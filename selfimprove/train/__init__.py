@@ -133,7 +133,7 @@ def load(context: TrainContext) -> tuple[Any, PreTrainedTokenizerBase]:
         raise ConfigError(
             f"model.lora is set and {context.start} holds full weights: start from an adapter or from {context.base}"
         )
-    model = load_model(context.base, dtype=context.dtype, device="cpu")
+    model: Any = load_model(context.base, dtype=context.dtype, device="cpu")
     if adapter:
         model = PeftModel.from_pretrained(model, context.start, is_trainable=True)
         rank = model.peft_config["default"].to_dict()["r"]
