@@ -114,6 +114,35 @@ def test_bad_input_ends_with_one_line_and_code_2_before_a_model_loads(cli, tmp_p
     assert not (tmp_path / "outputs").exists() or not any((tmp_path / "outputs").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("rows", "overrides", "message"),
+    [
+        (None, [], "data.jsonl cannot be read"),
+        (['{"question": "a", "answer": "1"}', '{"q": "b"}'], [], "data.jsonl:2: no field 'question'"),
+        (['{"question": "a", "answer": "1"}', "{"], [], "data.jsonl:2"),
+        (['{"id": 1, "question": "a", "answer": "1"}'] * 2, ["dataset.id_field=id"], "id '1' comes twice"),
+        (
+            [f'{{"question": "{q}", "answer": "1"}}' for q in "abcdefgh"],
+            ["dataset.heldout_path=data.jsonl"],
+            "the same question is a train problem and a held-out one",
+        ),
+        (
+            [f'{{"question": "what is {q}", "answer": "\\\\frac{{1}}{{"}}' for q in "abcdefghijklmnopqrst"],
+            [],
+            "20 of 20 gold answers fail their own verifier",
+        ),
+    ],
+    ids=["no file", "no field", "no JSON", "same id", "overlap", "gold"],
+)
+def test_a_data_file_that_cannot_be_used_is_one_line_and_leaves_nothing(cli, tmp_path, rows, overrides, message):
+    if rows is not None:
+        (tmp_path / "data.jsonl").write_text("\n".join(rows) + "\n")
+    done = cli("run", "dataset=jsonl", "dataset.path=data.jsonl", *overrides, "verify.workers=1", check=2)
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "outputs").exists() or not any((tmp_path / "outputs").iterdir())
+
+
 def test_help_and_the_list_of_methods_are_quick(cli):
     cli("--help")
     begin = time.monotonic()

@@ -111,7 +111,7 @@ class ScriptedEngine:
 
 
 def wrong_answers(gold: str, count: int) -> list[str]:
-    """`count` different values that are not `gold`: whole numbers above it where it is one, else wrong-0, wrong-1, ..."""
+    """`count` different values that are not `gold`: whole numbers above it where it is one, else wrong-0 and so on."""
     if re.fullmatch(r"-?\d+", gold):
         return [str(int(gold) + 1 + i) for i in range(count)]
     return [f"wrong-{i}" for i in range(count)]

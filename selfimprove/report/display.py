@@ -114,7 +114,8 @@ class Phase:
         if now >= self._next_line:
             self._next_line = now + LINE_SECONDS
             done_now = self._done - self._before
-            left = clock_time(seconds * (self._total - self._done) / done_now) if done_now else "?"
+            early = done_now * 50 < self._total  # too few to tell
+            left = "?" if early else clock_time(seconds * (self._total - self._done) / done_now)
             of = f"{self._done:,} of {self._total:,} {self._unit}"
             self._line(f"{of}, {self._rate(seconds)}, {left} left", file_only=self._bar is not None)
 
@@ -150,7 +151,7 @@ class Display:
     @contextmanager
     def phase(self, number: int, rounds: int, name: str, total: int, unit: str) -> Iterator[Phase]:
         """Shows the progress of one phase of round `number`, from 0 (-1: the base model), over `total` `unit`."""
-        title = f"round {number}/{rounds - 1} {name}" if number >= 0 else f"base model {name}"
+        title = f"round {number} ({number + 1} of {rounds}) {name}" if number >= 0 else f"base model {name}"
         bar = None
         if self._console.is_terminal:
             text = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")

@@ -76,11 +76,11 @@ def test_plain_progress_is_a_line_each_quarter_minute(tmp_path: Path) -> None:
             phase.advance(tokens=50)
     lines = [line.split("INFO ")[1] for line in file.getvalue().splitlines()]
     assert lines == [
-        "round 0/1 generate: 400 problems",
-        "round 0/1 generate: 120 of 400 problems, 8.0 problems/s, 400 tokens/s, 0:35 left",
-        "round 0/1 generate: 240 of 400 problems, 8.0 problems/s, 400 tokens/s, 0:20 left",
-        "round 0/1 generate: 360 of 400 problems, 8.0 problems/s, 400 tokens/s, 0:05 left",
-        "round 0/1 generate: done, 400 problems in 50.0 s, 8.0 problems/s, 400 tokens/s",
+        "round 0 (1 of 2) generate: 400 problems",
+        "round 0 (1 of 2) generate: 120 of 400 problems, 8.0 problems/s, 400 tokens/s, 0:35 left",
+        "round 0 (1 of 2) generate: 240 of 400 problems, 8.0 problems/s, 400 tokens/s, 0:20 left",
+        "round 0 (1 of 2) generate: 360 of 400 problems, 8.0 problems/s, 400 tokens/s, 0:05 left",
+        "round 0 (1 of 2) generate: done, 400 problems in 50.0 s, 8.0 problems/s, 400 tokens/s",
     ]
     assert len((tmp_path / "run.log").read_text().splitlines()) == 5
 
