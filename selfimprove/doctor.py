@@ -19,7 +19,7 @@ _PACKAGED = Path(__file__).parent / "requirements.lock"
 LOCK = _PACKAGED if _PACKAGED.exists() else Path(__file__).parent.parent / "requirements.lock"
 
 # What a run stands on; the rest of the lock follows from these.
-_MAIN = (
+PACKAGES = (
     "torch",
     "transformers",
     "trl",
@@ -40,7 +40,7 @@ def report() -> int:
     tested = locked()
     table = Table("package", "tested", "here", "", box=None, pad_edge=False)
     missing = False
-    for name in _MAIN:
+    for name in PACKAGES:
         here = installed(name)
         missing |= here is None
         note = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import logging
 import os
 import platform
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from selfimprove import config as configuration
-from selfimprove import store
+from selfimprove import doctor, store
 from selfimprove.config import Config, bind, function
 from selfimprove.errors import ConfigError, RunError, Stopped
 from selfimprove.round import Session, Weights, attempts, evaluate, open_pool, run_round
@@ -268,24 +267,6 @@ def _signals(session: Session) -> Iterator[None]:
 
 def environment() -> dict[str, Any]:
     """Versions, git commit, hardware and the exact command, for environment.json."""
-    packages = (
-        "torch",
-        "transformers",
-        "trl",
-        "peft",
-        "accelerate",
-        "datasets",
-        "vllm",
-        "wandb",
-        "hydra-core",
-        "numpy",
-    )
-    versions: dict[str, str | None] = {}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
     return configuration.redact(  # type: ignore[no-any-return]
         {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -294,7 +275,7 @@ def environment() -> dict[str, Any]:
             "platform": platform.platform(),
             "machine": platform.machine(),
             "cores": os.cpu_count(),
-            "versions": {"selfimprove": importlib.metadata.version("selfimprove"), **versions},
+            "versions": {name: doctor.installed(name) for name in ("selfimprove", *doctor.PACKAGES, "vllm", "numpy")},
             "git_commit": _git_commit(),
         }
     )

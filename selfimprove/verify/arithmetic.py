@@ -12,7 +12,7 @@ from selfimprove.verify import Outcome
 MAX_EXPRESSION = 200  # characters
 MAX_NUMBER = 9999
 ANSWER = re.compile(r"The answer is (-?\d{1,6}|[A-D])\b")
-OPTION = re.compile(r"[A-D]\) (\d{1,6}) (yes|no)")
+OPTION = re.compile(r"[A-D]\) (\d{1,6}) (\d{1,6}) (yes|no)")
 OPERATORS: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*"}
 
 
@@ -49,8 +49,8 @@ def step_rewards(text: str, chain: Chain, gold: str) -> list[float]:
     so far, and c is the true result; the two sides of a sum or product may be swapped. A line that jumps over n steps,
     "(a + b) * c = d", is right when it covers the next n steps in their order and d is true. After any equation the
     problem moves on by as many steps as it had operations, right or not, so a line that builds on a wrong value is
-    wrong too. A line "B) 28 yes" or "A) 30 no" about an option is right when it says yes to the true result and no to
-    others. An answer line is right when it gives `gold`, whatever was skipped before it. Other lines are wrong.
+    wrong too. A line "B) 28 28 yes" or "A) 30 28 no", an option beside the result, is right when the result is the true
+    one and the verdict fits. An answer line is right when it gives `gold`, whatever was skipped before it. Other lines are wrong.
     """
     values, done, rewards = chain.values, 0, []
     for line in filter(str.strip, text.splitlines()):
@@ -59,7 +59,8 @@ def step_rewards(text: str, chain: Chain, gold: str) -> list[float]:
         if answer:
             rewards.append(float(answer[1] == gold))
         elif option := OPTION.fullmatch(line.strip()):
-            rewards.append(float((option[2] == "yes") == (int(option[1]) == chain.answer)))
+            true = int(option[2]) == chain.answer
+            rewards.append(float(true and (option[3] == "yes") == (option[1] == option[2])))
         elif n and done + n <= len(chain.steps):
             left, _, right = line.partition("=")
             node = parse(left)

@@ -25,7 +25,7 @@ def test_right_solutions_and_references_pass(form):
 
 def test_a_line_about_an_option_is_right_when_it_says_yes_to_the_result_alone():
     metadata = {**PROBLEM.metadata, "options": ["36", "27", "28", "30"]}
-    text = "(7 + 5) * 3 - 8 = 28\nA) 36 no\nB) 27 yes\nC) 28 yes\nD) 28 no\nThe answer is C."
+    text = "(7 + 5) * 3 - 8 = 28\nA) 36 28 no\nB) 27 28 yes\nC) 28 28 yes\nD) 30 27 no\nThe answer is C."
     outcome = check(text, "C", metadata, form="choice")
     assert (outcome.status, outcome.step_rewards) == ("correct", [1, 1, 0, 1, 0, 1])
 
