@@ -50,7 +50,8 @@ def step_rewards(text: str, chain: Chain, gold: str) -> list[float]:
     "(a + b) * c = d", is right when it covers the next n steps in their order and d is true. After any equation the
     problem moves on by as many steps as it had operations, right or not, so a line that builds on a wrong value is
     wrong too. A line "B) 28 28 yes" or "A) 30 28 no", an option beside the result, is right when the result is the true
-    one and the verdict fits. An answer line is right when it gives `gold`, whatever was skipped before it. Other lines are wrong.
+    one and the verdict fits. An answer line is right when it gives `gold`, whatever was skipped before it. Other lines
+    are wrong.
     """
     values, done, rewards = chain.values, 0, []
     for line in filter(str.strip, text.splitlines()):
