@@ -94,6 +94,7 @@ def _run(arguments: Sequence[str]) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
+    from hydra.types import RunMode
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
@@ -102,7 +103,8 @@ def _run(arguments: Sequence[str]) -> int:
     results: list[int] = []  # exit codes: one a run, several in a sweep
 
     def task(composed: DictConfig) -> None:
-        path = Path(HydraConfig.get().runtime.output_dir)
+        hydra_config = HydraConfig.get()
+        path = Path(hydra_config.runtime.output_dir)
         if path.is_relative_to(Path.cwd()):  # short in what is printed
             path = path.relative_to(Path.cwd())
 
@@ -110,10 +112,13 @@ def _run(arguments: Sequence[str]) -> int:
             from selfimprove import run
 
             try:
-                return _exit_code(run.start(configuration.check(composed), path))
+                config = configuration.check(composed)
+                if config.group is None and hydra_config.mode == RunMode.MULTIRUN:
+                    config = config.model_copy(update={"group": Path(hydra_config.sweep.dir).name})
+                return _exit_code(run.start(config, path))
             except ConfigError as problem:
                 _remove_if_empty(path)
-                raise ConfigError(f"{problem}{_origin(problem.key, HydraConfig.get().runtime.choices)}") from None
+                raise ConfigError(f"{problem}{_origin(problem.key, hydra_config.runtime.choices)}") from None
 
         results.append(_guarded(one))
         if results[-1] > 128:  # stopped by a signal, which means the whole sweep

@@ -5,6 +5,7 @@ import re
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from selfimprove import store
 from selfimprove.types import Example, Problem, Sample, Trajectory, Verdict
@@ -155,6 +156,8 @@ def test_a_sweep_is_one_folder_and_a_failing_member_does_not_stop_the_others(cli
     assert done.stderr.count("method.generate.n=0: input should be") == 2
     finished = [json.loads(path.read_text()) for path in sorted((tmp_path / "sweep").glob("*/summary.json"))]
     assert [(s["seed"], s["status"]) for s in finished] == [(0, "complete"), (1, "complete")]
+    groups = {yaml.safe_load(path.read_text())["group"] for path in (tmp_path / "sweep").glob("*/config.yaml")}
+    assert groups == {"sweep"}
 
 
 def test_checks_that_do_not_end_stop_the_run_with_examples(cli, tmp_path):
