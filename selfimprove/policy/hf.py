@@ -202,7 +202,7 @@ class TransformersEngine:
     def close(self) -> None:
         """Free the weights and the cache. The engine is of no use after that."""
         self.model = None
-        self._cache = Slots(self.max_batch)
+        self._cache, self._prefix, self._prefix_cache = Slots(self.max_batch), (), DynamicCache()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

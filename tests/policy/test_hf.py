@@ -120,6 +120,23 @@ def test_equal_prompts_are_prefilled_once(engine: TransformersEngine) -> None:
     assert [s.logprobs for s in samples] == [pytest.approx(x, abs=1e-4) for x in score(engine, samples)]
 
 
+def test_a_common_start_is_prefilled_once_and_changes_nothing(
+    engine: TransformersEngine, folder: str, other: str
+) -> None:
+    start = tuple(range(2, 62))
+    requests = [Request((*start, *p), 12, seed=i) for i, p in enumerate(prompts(30)) if len(p) > 2]
+    requests += [Request(p, 12, seed=99) for p in prompts(5, seed=1)]  # and some that share nothing
+    alone = [ask(TransformersEngine(folder, dtype="float32", max_batch=8), [r])[0] for r in requests]
+    together = ask(engine, requests)
+    assert [s.completion_ids for s in together] == [s.completion_ids for s in alone]
+    for sample, single in zip(together, alone, strict=True):
+        assert sample.logprobs == pytest.approx(single.logprobs, abs=1e-4)
+    assert engine.stats.prefilled_tokens < sum(len(r.prompt_ids) for r in requests) / 2
+    engine.load(other)  # what was prefilled with the old weights is forgotten
+    fresh = ask(TransformersEngine(other, dtype="float32", max_batch=8), requests)
+    assert [s.completion_ids for s in ask(engine, requests)] == [s.completion_ids for s in fresh]
+
+
 def test_logprobs_are_those_of_a_plain_forward(engine: TransformersEngine) -> None:
     requests = [Request(p, 30, seed=i, temperature=0.5 + i / 10, top_p=0.9) for i, p in enumerate(prompts(30))]
     samples = ask(engine, requests)
