@@ -101,7 +101,8 @@ def arguments(context: TrainContext, folder: str, rows: int, options: Optimizati
         "gradient_accumulation_steps": share // micro,
         "learning_rate": options["learning_rate"],
         "lr_scheduler_type": "constant_with_warmup" if schedule == "constant" else schedule,
-        "warmup_steps": math.ceil(options.get("warmup_ratio", 0.0) * math.ceil(rows / batch_size)),
+        # Rounded down: a warm-up step may have a learning rate of 0, and a short phase must not be all warm-up.
+        "warmup_steps": math.floor(options.get("warmup_ratio", 0.0) * math.ceil(rows / batch_size)),
         "weight_decay": options.get("weight_decay", 0.0),
         "max_grad_norm": options.get("max_grad_norm", 1.0),
         "seed": _seed32(context),

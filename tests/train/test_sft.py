@@ -169,6 +169,12 @@ def test_silent_and_leaves_nothing_behind(
     assert [(r["step"], r["progress"], r["learning_rate"]) for r in logged] == [(1, 0.5, 0.0), (2, 1.0, 1e-3)]
 
 
+def test_a_phase_of_one_step_is_not_all_warm_up(context: Make) -> None:
+    logged: list[dict[str, float]] = []
+    sft(rows(2), context(log=logged.append), batch_size=2, learning_rate=1e-3, warmup_ratio=0.03, schedule="cosine")
+    assert [record["learning_rate"] for record in logged] == [1e-3]
+
+
 @pytest.mark.parametrize("data", [[], [Example("p", [], [1, 2], [3, 4], mask=[0, 0])]])
 def test_rows_without_a_token_to_learn_are_refused(data: list[Example], context: Make) -> None:
     with pytest.raises(ValueError, match="no token to train on"):
