@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint requirements.lock
 
-.PHONY: demo test test-slow lint bench lock clean
+.PHONY: demo test test-slow test-vllm lint bench lock clean
 
 demo: .venv/.demo ## the default run: install, then three rounds on the embedded model
 	.venv/bin/selfimprove run
@@ -12,6 +12,9 @@ test: .venv/.dev ## the whole fast suite
 
 test-slow: .venv/.dev ## checks that take minutes or download from the package index
 	.venv/bin/pytest -m slow
+
+test-vllm: .venv-vllm/.done ## the vLLM engine, for real, on this machine's CPU: 5 GB of packages
+	.venv-vllm/bin/pytest -m vllm
 
 lint: .venv/.dev
 	.venv/bin/ruff check .
@@ -31,6 +34,11 @@ bench: .venv/.dev ## the runner against its parts called by hand
 	$(PIP) --editable '.[dev,gguf]'
 	@touch $@
 
+.venv-vllm/.done: pyproject.toml requirements-vllm.lock
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r requirements-vllm.lock --editable .
+	@touch $@
+
 lock: ## resolve anew into requirements.lock: what pip installs on this machine, without local version tags
 	rm -rf .lock && $(PYTHON) -m venv .lock
 	.lock/bin/pip --disable-pip-version-check install --quiet --editable '.[dev,gguf]'
@@ -38,4 +46,4 @@ lock: ## resolve anew into requirements.lock: what pip installs on this machine,
 	rm -rf .lock
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-vllm build dist *.egg-info

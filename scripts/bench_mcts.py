@@ -1,32 +1,33 @@
 """Tree search with the trees of all problems together, against one problem at a time with one `generate` call a step.
 
-    python scripts/bench_mcts.py [MODEL_FOLDER]
+    python scripts/bench_mcts.py                            # the shipped model, transformers
+    python scripts/bench_mcts.py experiment=smollm2_openbookqa engine=vllm engine.eager=true   # or any other setting
 
 The second is how the released code of MCTS-DPO searches (github.com/YuxiXie/MCTS-DPO, search_config.py): for each
 problem in turn, for each candidate step, one call of the model's own `generate` at batch size 1, a forward pass for its
 log-probabilities, and for each opinion a `generate` of four tokens. A lean form of it, also measured, reads the
 log-probabilities off the first call and asks each opinion by one forward pass. All run the same search on the same
-weights with the same budget, the method's own.
+weights with the same budget, the method's own. With another engine than transformers a third runs on that engine
+itself: one problem at a time, one request at a time.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import statistics
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from selfimprove.config import bind
-from selfimprove.datasets import arithmetic
 from selfimprove.evaluation import compose
-from selfimprove.policy import Policy, Request
+from selfimprove.policy import Engine, Meter, Policy, Request
 from selfimprove.policy.hf import TransformersEngine
 from selfimprove.policy.models import resolve
+from selfimprove.round import open_engine
 from selfimprove.types import Problem, Sample, Trajectory
 from selfimprove.verify import Outcome
-from selfimprove.verify.arithmetic import check as check_arithmetic
 
 Result = dict[str, Any]
 
@@ -102,68 +103,110 @@ class OneByOne(TransformersEngine):
         return scores
 
 
-def bench_mcts(path: str | None = None, problems: int = 256, alone: int = 20, repeats: int = 3) -> Result:
+class OneRequest:
+    """Hands an engine one request at a time."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.max_length, self.lock = engine, engine.max_length, asyncio.Lock()
+
+    def render(self, prompt: Any) -> list[int]:
+        return self.engine.render(prompt)
+
+    async def sample(self, request: Request) -> Sample:
+        async with self.lock:
+            return await self.engine.sample(request)
+
+    async def logprobs(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
+        async with self.lock:
+            return await self.engine.logprobs(prompt_ids, completion_ids)
+
+
+def bench_mcts(*overrides: str, problems: int = 256, alone: int = 20, repeats: int = 3) -> Result:
     """Trees a second with all problems together over those one problem at a time; the value is the ratio of medians.
 
-    `path` is a model folder, None for the shipped one; `alone` of the problems, evenly over their levels, are also
-    searched one at a time.
+    `overrides` choose model, engine and data; the shipped model on arithmetic without any. `alone` of the problems,
+    evenly over their levels, are also searched one at a time.
     """
     import torch
 
-    config = compose(["method=mcts_dpo", "tracker=none"] + ([f"model.path={path}"] if path else []))
+    config = compose(["method=mcts_dpo", *overrides, f"dataset.train_size={problems}", "tracker=none"])
     solve = bind(config.method.generate, "method.generate")
     folder = resolve(config.model.name, config.model.path)
-    some = arithmetic.load(train_size=problems, heldout_size=0, seed=0)
+    loaded: list[Problem] = bind(config.dataset.model_dump(by_alias=True), "dataset")(seed=0)
+    some = [problem for problem in loaded if problem.split == "train"]
     few = some[:alone]
-    together = TransformersEngine(folder, max_batch=config.hardware.max_batch, max_length=config.model.max_length)
+    judged = bind(config.dataset.verifier, "dataset.verifier")
+    together = open_engine(config, folder, tuple(some))
     sequential = OneByOne(folder, max_length=config.model.max_length)
 
     async def check(text: str, problem: Problem) -> Outcome:
-        return check_arithmetic(text, problem.gold, problem.metadata)
+        outcome: Outcome = judged(text, problem.gold, problem.metadata)
+        return outcome
 
-    async def tree(engine: TransformersEngine, seed: int, problem: Problem) -> list[Trajectory]:
-        policy = Policy(engine, seed, max_tokens=config.model.max_tokens).for_problem(problem)
+    meters = {name: Meter() for name in ("together", "alone")}
+
+    async def tree(engine: Any, seed: int, problem: Problem, meter: str = "alone") -> list[Trajectory]:
+        policy = Policy(engine, seed, max_tokens=config.model.max_tokens, meter=meters[meter]).for_problem(problem)
         found: list[Trajectory] = await solve(problem, policy, check=check)
         return found
 
     async def gathered(seed: int) -> None:
-        await asyncio.gather(*(tree(together, seed, problem) for problem in some))
+        await asyncio.gather(*(tree(together, seed, problem, "together") for problem in some))
 
-    async def one_at_a_time(seed: int, lean: bool) -> None:
+    async def one_at_a_time(seed: int, engine: Any, lean: bool = False) -> None:
         sequential.lean = lean
         for problem in few:
-            await tree(sequential, seed, problem)
+            await tree(engine, seed, problem)
 
-    asyncio.run(tree(together, 99, some[0]))
-    asyncio.run(tree(sequential, 99, some[0]))
-    together.stats.sampled_tokens = sequential.stats.sampled_tokens = 0
-    speeds, costs = [], []  # trees a second of wall time, and seconds of CPU time a tree
-    for seed in range(repeats):
-        times = [(time.perf_counter(), time.process_time())]
-        for work in (gathered(seed), one_at_a_time(seed, lean=False), one_at_a_time(seed, lean=True)):
-            asyncio.run(work)
-            times.append((time.perf_counter(), time.process_time()))
-        steps = list(zip((len(some), len(few), len(few)), times, times[1:], strict=False))
-        speeds.append([n / (end - start) for n, (start, _), (end, _) in steps])
-        costs.append([(end - start) / n for n, (_, start), (_, end) in steps])
-    fast, slow, lean = (statistics.median(side) for side in zip(*speeds, strict=True))
-    cost, slow_cost, lean_cost = (statistics.median(side) for side in zip(*costs, strict=True))
+    arms: dict[str, tuple[int, Callable[[int], Coroutine[Any, Any, None]]]] = {
+        "together": (len(some), gathered),
+        "generate": (len(few), lambda seed: one_at_a_time(seed, sequential)),
+        "lean": (len(few), lambda seed: one_at_a_time(seed, sequential, lean=True)),
+    }
+    if config.engine["name"] != "transformers":
+        arms["engine"] = (len(few), lambda seed: one_at_a_time(seed, OneRequest(together)))
+    speeds: dict[str, list[float]] = {name: [] for name in arms}  # trees a second of wall time
+    costs: dict[str, list[float]] = {name: [] for name in arms}  # seconds of this process' CPU time a tree
+    with asyncio.Runner() as runner:
+        for engine in (together, sequential):  # warm
+            runner.run(tree(engine, 99, some[0]))
+        for meter in meters.values():
+            meter.take()
+        for seed in range(repeats):
+            for name, (count, work) in arms.items():
+                start, cpu = time.perf_counter(), time.process_time()
+                runner.run(work(seed))
+                speeds[name].append(count / (time.perf_counter() - start))
+                costs[name].append((time.process_time() - cpu) / count)
+        together.close()
+    speed = {name: statistics.median(values) for name, values in speeds.items()}
+    cost = {name: statistics.median(values) for name, values in costs.items()}
     return {
-        "value": fast / slow,
-        "value_over_lean": fast / lean,
-        "cpu_time_ratio": slow_cost / cost,  # on a machine with other work, steadier than the value
-        "cpu_time_ratio_over_lean": lean_cost / cost,
-        "cpu_seconds_per_tree": cost,
-        "trees_per_second": fast,
-        "sequential_trees_per_second": slow,
-        "lean_trees_per_second": lean,
-        "tokens_per_tree": together.stats.sampled_tokens / repeats / len(some),
-        "sequential_tokens_per_tree": sequential.stats.sampled_tokens / repeats / len(few) / 2,
+        "value": speed["together"] / speed["generate"],
+        "value_over_lean": speed["together"] / speed["lean"],
+        **({"value_over_engine": speed["together"] / speed["engine"]} if "engine" in speed else {}),
+        "cpu_time_ratio": cost["generate"] / cost["together"],  # where other work goes on, steadier than the value
+        "cpu_time_ratio_over_lean": cost["lean"] / cost["together"],
+        "cpu_seconds_per_tree": cost["together"],
+        "trees_per_second": speed,
+        "tokens_per_tree": meters["together"].sampled / repeats / len(some),
+        "sequential_tokens_per_tree": meters["alone"].sampled / repeats / len(few) / (len(arms) - 1),
         "speeds": speeds,
         "threads": torch.get_num_threads(),
     }
 
 
-if __name__ == "__main__":
-    for key, figure in bench_mcts(sys.argv[1] if len(sys.argv) > 1 else None).items():
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--problems", type=int, default=256, help="trees that grow together")
+    parser.add_argument("--alone", type=int, default=20, help="of these, those that are also searched one at a time")
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    figures = bench_mcts(*args.overrides, problems=args.problems, alone=args.alone, repeats=args.repeats)
+    for key, figure in figures.items():
         print(key, figure)
+
+
+if __name__ == "__main__":  # vLLM starts processes that import this file
+    main()

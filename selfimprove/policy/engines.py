@@ -23,6 +23,32 @@ def transformers(path: str, model: Model, hardware: Hardware, problems: Sequence
     )
 
 
+def vllm(
+    path: str,
+    model: Model,
+    hardware: Hardware,
+    problems: Sequence[Problem],
+    *,
+    memory: Share = 0.9,
+    parallel: Count = 1,
+    eager: bool = False,
+) -> Engine:
+    """vLLM in a process of its own, on GPUs or, for trials, on a CPU."""
+    from selfimprove.policy.vllm import VllmEngine
+
+    return VllmEngine(
+        path,
+        device=hardware.device,
+        dtype=model.dtype,
+        max_batch=hardware.max_batch,
+        max_length=model.max_length,
+        memory=memory,
+        parallel=parallel,
+        eager=eager,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
 def scripted(
     path: str,
     model: Model,
