@@ -10,7 +10,7 @@ import importlib
 import inspect
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +19,8 @@ from typing import Annotated, Any, Literal, Required, get_args, get_origin, get_
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from selfimprove.errors import ConfigError
 from selfimprove.types import Count, NonNegative, Share
@@ -94,8 +95,9 @@ class Method(Section):
     adapt: Node | None = None  # and what follows from it: other options for this round's slots
     generate: Node
     verifier: Node | None = None  # in place of the data set's own, for training
-    filter: Node
-    train: Node
+    filter: Node | None = None  # None, as `train`, of a method that changes no weights
+    train: Node | None = None
+    answer: Node | None = None  # which of a problem's candidates is its answer; None: the first
 
 
 class Consistency(Section):
@@ -108,6 +110,15 @@ class Evaluation(Section):
     temperature: NonNegative
     max_tokens: Count | None
     consistency: Consistency | None = None
+    drift: Annotated[int, Field(ge=2)] | None = None  # held-out problems on which KL from the base policy is estimated
+    also: Dataset | None = None  # a second data set, on whose held-out problems forgetting is measured
+
+    @field_validator("also", mode="before")
+    @classmethod
+    def _chosen(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise PydanticCustomError("choice", "is a choice of the group: dataset@eval.also={name}", {"name": value})
+        return value
 
 
 class Verification(Section):
@@ -123,6 +134,14 @@ class Overlap(Section):
     action: Literal["drop", "report", "refuse"]
     ngram: Count  # words
     share: Share
+
+
+class Budget(Section):
+    """What a run may spend: it stops at the end of the round in which one is reached. None: no limit."""
+
+    sampled_tokens: Count | None = None  # for learning: generation, probes and judges, not the evaluation
+    seconds: Annotated[float, Field(gt=0)] | None = None  # of all phases, evaluations too
+    rounds: Count | None = None  # where `rounds` is the schedule that training follows
 
 
 class Config(Section):
@@ -145,12 +164,23 @@ class Config(Section):
     filter: Node | None = None
     train: Node | None = None
     eval: Evaluation
+    budget: Budget = Budget()
     verify: Verification
     overlap: Overlap
 
     def slot(self, name: Slot) -> Node:
-        """A slot's node: the top-level group where the user chose one, else the method's own."""
-        node: Node = getattr(self, name) or getattr(self.method, name)
+        """A slot's node: the top-level group where the user chose one, else the method's own.
+
+        Raises ConfigError for a slot that the method leaves empty.
+        """
+        node: Node | None = getattr(self, name) or getattr(self.method, name)
+        if node is None:
+            own = self.method.name
+            raise ConfigError(
+                f"method={own} has no {name}, for it changes no weights: `selfimprove eval method={own}` evaluates it, "
+                f"`selfimprove run method=rejection_sampling generate={own}` trains on what it finds",
+                f"method.{name}",
+            )
         return node
 
     @property
@@ -203,7 +233,7 @@ def bind(node: Node, where: str) -> Callable[..., Any]:
     return partial(target, **options)
 
 
-_GIVEN = ("seed", "check")  # keyword arguments that the runner gives
+_GIVEN = ("seed", "check", "prepared")  # keyword arguments that the runner gives
 
 
 def _keywords(target: Callable[..., Any]) -> tuple[dict[str, Any], list[str]]:
@@ -242,6 +272,12 @@ def takes_check(node: Node) -> bool:
     return "check" in inspect.signature(function(node, "generate")).parameters
 
 
+def takes_prepared(node: Node) -> bool:
+    """Whether a solver begins with work that all problems of a phase share: it has a keyword `prepared`, which is what
+    its module's `prepare` returned."""
+    return "prepared" in inspect.signature(function(node, "generate")).parameters
+
+
 def module_of(node: Node) -> ModuleType:
     """The module of a node's function, where its hooks are."""
     return importlib.import_module(node["_target_"].rpartition(".")[0])
@@ -252,6 +288,11 @@ def options_of(node: Node) -> Node:
 
 
 # From Hydra's configuration to ours
+
+
+def unnulled(words: Sequence[str]) -> list[str]:
+    """Overrides with `filter=null` and its like as Hydra wants them, which is `~filter`."""
+    return [re.sub(r"^(generate|verifier|filter|train|experiment)=null$", r"~\1", word) for word in words]
 
 
 def check(composed: DictConfig | dict[str, Any], needs: bool = True) -> Config:
@@ -272,14 +313,15 @@ def check(composed: DictConfig | dict[str, Any], needs: bool = True) -> Config:
         config = Config.model_validate(raw)
     except ValidationError as problem:
         first = problem.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = _key(first["loc"], raw)
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"{key}: unknown key", key) from None
         shown = "" if isinstance(first["input"], dict) else f"={first['input']}"
         raise ConfigError(f"{key}{shown}: {_reason(problem)}", key) from None
     for slot in SLOTS:
-        bind(config.slot(slot), slot if getattr(config, slot) else f"method.{slot}")
-    for name in ("probe", "adapt", "verifier"):
+        if needs or getattr(config, slot) or getattr(config.method, slot):
+            bind(config.slot(slot), slot if getattr(config, slot) else f"method.{slot}")
+    for name in ("probe", "adapt", "verifier", "answer"):
         if node := getattr(config.method, name):
             bind(node, f"method.{name}")
     if bool(config.method.probe) != bool(config.method.adapt):
@@ -290,33 +332,83 @@ def check(composed: DictConfig | dict[str, Any], needs: bool = True) -> Config:
     bind(config.dataset.model_dump(by_alias=True), "dataset")
     bind(engine_options(config.engine), "engine")
     function(config.tracker, "tracker")
-    given = {*config.engine["gives"], *config.dataset.gives}
-    if config.eval.consistency and "beam" not in given:
+    if config.eval.consistency and "beam" not in gives(config):
         raise ConfigError(f"eval.consistency: needs beam search, which engine={config.engine['name']} does not give")
-    verifier = config.training_verifier
-    reads_gold = not is_group(verifier) and getattr(module_of(verifier), "NEEDS_GOLD", True)
-    if needs and reads_gold and "gold" not in given:
-        raise ConfigError(
-            f"verifier={verifier['_target_']} compares with gold answers, which dataset={config.dataset.name} does not "
-            "give: use one that needs none, e.g. verifier=consensus or verifier=judge",
-            "verifier",
-        )
     if config.control and takes_check(config.slot("generate")):
         raise ConfigError(
             f"control={config.control}: the solver of method={config.method.name} asks its verifier as it goes, and "
             "those verdicts are not dealt out; the control would change little and prove nothing",
             "control",
         )
-    if needs and (lacking := [need for need in config.method.needs if need not in given]):
+    if needs:
+        _require(config, f"method={config.method.name}", config.method.needs)
+        check_solver(config)
+    return config
+
+
+def check_solver(config: Config) -> None:
+    """Raises ConfigError where a solver, or the training verifier, needs what engine and data set do not give. Of a
+    solver that is what `NEEDS` of its module says, or `needs` there, of the solver's options."""
+    verifier = config.training_verifier
+    if reads_gold(verifier) and "gold" not in gives(config):
         raise ConfigError(
-            f"method={config.method.name} needs {', '.join(lacking)}, which engine={config.engine['name']} with "
+            f"verifier={verifier['_target_']} compares with gold answers, which dataset={config.dataset.name} does not "
+            "give: use one that needs none, e.g. verifier=consensus or verifier=judge",
+            "verifier",
+        )
+    for where, node in (("generate", config.slot("generate")), ("method.probe", config.method.probe)):
+        if node:
+            own = getattr(module_of(node), "needs", None)
+            needs = own(**options_of(node)) if own else getattr(module_of(node), "NEEDS", ())
+            _require(config, f"{where}={node['_target_']}", needs)
+
+
+def gives(config: Config) -> set[str]:
+    """What the engine and the data set give; a loader's module can say of its options what more there is."""
+    own = getattr(module_of(config.dataset.model_dump(by_alias=True)), "gives", None)
+    more = own(**(config.dataset.model_extra or {})) if own else ()
+    return {*config.engine["gives"], *config.dataset.gives, *more}
+
+
+def _require(config: Config, who: str, needs: Iterable[str]) -> None:
+    given = gives(config)
+    if lacking := [need for need in needs if need not in given]:
+        raise ConfigError(
+            f"{who} needs {', '.join(lacking)}, which engine={config.engine['name']} with "
             f"dataset={config.dataset.name} does not give (they give {', '.join(sorted(given)) or 'nothing'})"
         )
-    return config
+
+
+def reads_gold(verifier: Node) -> bool:
+    """Whether a verifier compares with gold answers: a check does, unless its module says otherwise; a group verifier
+    where it shows them to a model."""
+    if is_group(verifier):
+        return "{gold}" in str(options_of(verifier))
+    return bool(getattr(module_of(verifier), "NEEDS_GOLD", True))
+
+
+def _key(loc: Sequence[str | int], raw: Any) -> str:
+    """The key of a validation error: its path as far as the configuration goes, without the tags of a union's parts."""
+    parts = []
+    for part in loc:
+        if not isinstance(raw, dict | list):
+            break
+        parts.append(str(part))
+        raw = raw.get(part) if isinstance(raw, dict) else raw[int(part)]
+    return ".".join(parts)
 
 
 def engine_options(node: Node) -> Node:
     return {key: value for key, value in node.items() if key != "gives"}
+
+
+def origin(key: str, choices: Mapping[str, str | None]) -> str:
+    """Where a key stands, to be added to an error: the file of its group's chosen option, or the main one."""
+    if not key:
+        return ""
+    group = key.split(".")[0]
+    file = f"{group}/{choices[group]}" if choices.get(group) else "config"
+    return f" (conf/{file}.yaml, or the command line)"
 
 
 # Secrets never reach a file
@@ -350,10 +442,10 @@ def dump(config: Config) -> str:
     return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
 
-def read(path: Path) -> Config:
-    """The configuration of an existing run. Raises ConfigError when the folder is no run's."""
+def read(path: Path, needs: bool = True) -> Config:
+    """The configuration of an existing run, checked as `check` does. Raises ConfigError when the folder is no run's."""
     try:
-        return check(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return check(yaml.safe_load(path.read_text(encoding="utf-8")), needs)
     except FileNotFoundError:
         raise ConfigError(f"{path.parent}: no run folder (it has no config.yaml)") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from selfimprove.errors import ConfigError
 from selfimprove.types import Problem
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from selfimprove.round import Weights
 
 
@@ -27,71 +30,105 @@ def compose(overrides: Sequence[str], needs: bool = True) -> Config:
 
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            composed = hydra_compose("config", overrides=list(overrides))
+            composed = hydra_compose("config", overrides=configuration.unnulled(overrides))
     except HydraException as problem:
         raise ConfigError(one_line(problem)) from None
     return configuration.check(composed, needs)
 
 
-def evaluate_policy(policy: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Greedy accuracy, and mean@k, pass@k and maj@k of `eval.samples` (8 unless said otherwise), printed and returned.
+@dataclass(frozen=True)
+class Chosen:
+    """What is evaluated, and on what. `base` is the model as it was before any training."""
 
-    `policy` is a run folder (its last policy, on its own held-out problems unless a data set is named), a name of
-    conf/model, or a model folder or hub id.
+    config: Config
+    problems: list[Problem]
+    base: Weights
+    weights: Weights
+
+
+def choose(policy: str | None, overrides: Sequence[str], solver: bool = False) -> Chosen:
+    """`policy` is a run folder (its last policy, on its own held-out problems unless a data set is named), a name of
+    conf/model, or a model folder or hub id; None is what `overrides` say.
+
+    `solver`: the method's solver is going to be run. Raises ConfigError, before the data set is read where that can be.
     """
     from selfimprove.policy.models import resolve
-    from selfimprove.report.display import setup_logging
     from selfimprove.round import Weights
     from selfimprove.run import last_weights, prepare
 
-    setup_logging(None)
     chosen = [word.partition("=")[0] for word in overrides]
-    if "eval.samples" not in chosen:
-        overrides = [*overrides, "eval.samples=8"]
-    folder = Path(policy)
-    if (folder / "config.yaml").exists():
+    folder = Path(policy or "")
+    if policy and (folder / "config.yaml").exists():
         trained = configuration.read(folder / "config.yaml")
-        same_data = not any(key.split(".")[0] == "dataset" for key in chosen)
         names = [] if "dataset" in chosen else [f"dataset={trained.dataset.name}"]
         config = compose([*names, f"model={trained.model.name}", *overrides], needs=False)
+        if solver:
+            configuration.check_solver(config)
         config = config.model_copy(update={"model": trained.model, "seed": trained.seed})
-        if same_data:
+        if any(key.split(".")[0] == "dataset" for key in chosen):
+            problems, _ = prepare(config)
+        else:
             config = config.model_copy(update={"dataset": trained.dataset})
             problems = list(store.read_records(folder / "problems.parquet", Problem))
-        else:
-            problems, _ = prepare(config)
         base = Weights(resolve(trained.model.name, trained.model.path), 0, "base")
-        weights = last_weights(store.Run(folder, trained.method.refresh), trained, base)
-    else:
+        run = store.Run(folder, trained.method.refresh)
+        return Chosen(config, problems, base, last_weights(run, trained, base))
+    named: list[str] = []
+    if policy:
         known = (CONF / "model" / f"{policy}.yaml").exists()
-        model = [f"model={policy}"] if known else ["model=other", f"model.path={policy}"]
-        config = compose([*model, *overrides], needs=False)
-        problems, _ = prepare(config)
-        base = weights = Weights(resolve(config.model.name, config.model.path), 0, "base")
-    return _evaluate(config, problems, base, weights, show=True)
+        named = [f"model={policy}"] if known else ["model=other", f"model.path={policy}"]
+    config = compose([*named, *overrides], needs=False)
+    if solver:
+        configuration.check_solver(config)
+    problems, _ = prepare(config)
+    base = Weights(resolve(config.model.name, config.model.path), 0, "base")
+    return Chosen(config, problems, base, base)
 
 
-def evaluate_base(config: Config, heldout: list[Problem]) -> dict[str, Any]:
-    """The same figures of a configuration's base policy, not printed."""
+def evaluate_policy(policy: str | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """Greedy accuracy, and mean@k, pass@k and maj@k of `eval.samples` (8 unless said otherwise), printed and returned.
+
+    The arguments are as of `choose`.
+    """
+    from selfimprove.report.display import setup_logging
+
+    setup_logging(None)
+    if not any(word.startswith("eval.samples=") for word in overrides):
+        overrides = [*overrides, "eval.samples=8"]
+    chosen = choose(policy, overrides)
+    with tempfile.TemporaryDirectory(prefix="selfimprove-eval-") as scratch:
+        return _evaluate(chosen.config, chosen.problems, chosen.base, chosen.weights, Path(scratch), show=True)
+
+
+def base_answers(config: Config, heldout: list[Problem], n: int) -> pa.Table:
+    """n sampled answers of a configuration's base policy to each problem, graded: the columns of `RunData.answers`."""
+    import pyarrow.compute as pc
+
     from selfimprove.policy.models import resolve
+    from selfimprove.report.runs import answers
     from selfimprove.round import Weights
 
     base = Weights(resolve(config.model.name, config.model.path), 0, "base")
-    return _evaluate(config, heldout, base, base, show=False)
+    config = config.model_copy(update={"eval": config.eval.model_copy(update={"samples": n, "consistency": None})})
+    with tempfile.TemporaryDirectory(prefix="selfimprove-eval-") as scratch:
+        _evaluate(config, heldout, base, base, Path(scratch), show=False)
+        table = answers(Path(scratch) / "base" / "evaluation")
+    return table.filter(pc.field("decoding") == "sampled")
 
 
-def _evaluate(config: Config, problems: list[Problem], base: Weights, weights: Weights, show: bool) -> dict[str, Any]:
+def _evaluate(
+    config: Config, problems: list[Problem], base: Weights, weights: Weights, folder: Path, show: bool
+) -> dict[str, Any]:
     from selfimprove.report.display import Display
     from selfimprove.round import Session, evaluate
 
     heldout = [p for p in problems if p.split == "test"]
-    with tempfile.TemporaryDirectory(prefix="selfimprove-eval-") as scratch:
-        display = Display(Path(scratch), config)
-        session = Session(config, store.Run(Path(scratch)), display, [], heldout, base)
-        try:
-            figures = evaluate(session, -1, weights)
-        finally:
-            session.close()
-        if show:
-            display.evaluation(figures, config, weights.path)
+    display = Display(folder, config)
+    session = Session(config, store.Run(folder), display, [], heldout, base)
+    try:
+        figures = evaluate(session, -1, weights)
+    finally:
+        session.close()
+    if show:
+        display.evaluation(figures, config, weights.path)
     return figures

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from selfimprove import config as configuration
 from selfimprove import seeds, store
 from selfimprove import verify as verifying
-from selfimprove.config import SLOTS, Config, Node, bind, is_group, module_of, options_of, takes_check
+from selfimprove.config import SLOTS, Config, Node, bind, is_group, module_of, options_of, takes_check, takes_prepared
 from selfimprove.errors import RunError, Stopped
 from selfimprove.generate.decodings import decodings
 from selfimprove.policy import Engine, Policy
@@ -63,6 +63,7 @@ class Session:
     heldout: list[Problem]
     base: Weights
     dev: list[Problem] = field(default_factory=list)
+    also: list[Problem] = field(default_factory=list)  # held-out problems of eval.also
     log_step: Callable[[int, dict[str, float]], None] = lambda number, record: None  # a training step, for the tracker
     phase_done: Callable[[], object] = lambda: None  # called after each phase that was done now
     loop: asyncio.Runner = field(default_factory=asyncio.Runner)
@@ -82,6 +83,11 @@ class Session:
             self._loaded = weights.path
         config = self.config
         return Policy(self._engine, config.seed, weights.version, max_tokens=config.model.max_tokens, scope=scope)
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes of the engine's weights, keys and values; None where it has none, or does not say."""
+        return getattr(self._engine, "memory", None)
 
     def pool(self, node: Node) -> Pool:
         """The processes that run this check, started when it is first asked for."""
@@ -152,9 +158,9 @@ def adapt(session: Session, number: int, weights: Weights) -> dict[str, Node]:
 
     def work(key: str) -> dict[str, Any]:
         path, solver = folder / "trajectories.parquet", bind(probe, "method.probe")
-        cost = _collect(session, number, "adapt", path, key, session.dev, solver, weights)
-        verdicts = _judge(session, number, "adapt", folder, key, session.dev, config.training_verifier, weights)
-        adaptation: Adaptation = bind(rule, "method.adapt")(_pair(folder, session.dev))
+        cost = collect(session, number, "adapt", path, key, session.dev, solver, weights)
+        verdicts = judge(session, number, "adapt", folder, key, session.dev, config.training_verifier, weights)
+        adaptation: Adaptation = bind(rule, "method.adapt")(pair(folder, session.dev))
         with store.new_file(folder / "surface.parquet") as temporary:
             pq.write_table(pa.Table.from_pylist(adaptation.surface), temporary)
         chosen = ", ".join(f"{s}.{k}={v}" for s, options in adaptation.overrides.items() for k, v in options.items())
@@ -162,10 +168,10 @@ def adapt(session: Session, number: int, weights: Weights) -> dict[str, Node]:
         return {"overrides": adaptation.overrides, **adaptation.metrics, **verdicts, **cost}
 
     verifier = config.training_verifier
-    depends = [probe, rule, verifier, version(verifier), _policy_key(config), weights.digest, number]
+    depends = [probe, rule, verifier, version(verifier), policy_key(config), weights.digest, number]
     outputs = [f"adapt/{name}.parquet" for name in ("trajectories", "verdicts", "surface")]
-    depends.append(_problems_key(session.dev))
-    overrides = _once(session, number, "adapt", depends, outputs, work)["overrides"]
+    depends.append(problems_key(session.dev))
+    overrides = once(session, number, "adapt", depends, outputs, work)["overrides"]
     return {name: node | overrides.get(name, {}) for name, node in slots.items()}
 
 
@@ -176,15 +182,17 @@ def generate(session: Session, number: int, weights: Weights, node: Node) -> Non
 
     def work(key: str) -> dict[str, Any]:
         path = session.run.round(number) / "trajectories.parquet"
-        solver = bind(node, "generate")
-        if takes_check(node):
-            solver = partial(solver, check=session.check)
-        return _collect(session, number, "generate", path, key, problems, solver, weights)
+        solver = bound(session, number, "generate", path, key, problems, node, weights)
+        return collect(session, number, "generate", path, key, problems, solver, weights)
 
-    depends = [node, _policy_key(config), weights.digest, number, _problems_key(problems)]
-    if takes_check(node):
+    depends = [node, policy_key(config), weights.digest, number, problems_key(problems)]
+    if takes_check(node) or takes_prepared(node):
         depends += [config.training_verifier, version(config.training_verifier)]
-    _once(session, number, "generate", depends, ["trajectories.parquet"], work)
+    outputs = ["trajectories.parquet"]
+    if takes_prepared(node):
+        depends.append(problems_key(session.dev))
+        outputs.append(PREPARED)
+    once(session, number, "generate", depends, outputs, work)
 
 
 def verify(session: Session, number: int, weights: Weights) -> None:
@@ -194,13 +202,13 @@ def verify(session: Session, number: int, weights: Weights) -> None:
 
     def work(key: str) -> dict[str, Any]:
         deal = seeds.derive(config.seed, "control", number) if config.control == "shuffled_verdicts" else None
-        return _judge(session, number, "verify", folder, key, session.train_problems, node, weights, deal)
+        return judge(session, number, "verify", folder, key, session.train_problems, node, weights, deal)
 
     depends = [node, version(node), limits.seconds, limits.memory_mb, config.control]
     if is_group(node):
-        depends += [_policy_key(config), weights.digest]
+        depends += [policy_key(config), weights.digest]
     depends.append(session.run.made(number, "generate"))
-    _once(session, number, "verify", depends, ["verdicts.parquet"], work)
+    once(session, number, "verify", depends, ["verdicts.parquet"], work)
 
 
 def choose(session: Session, number: int, node: Node) -> int:
@@ -222,7 +230,7 @@ def choose(session: Session, number: int, node: Node) -> int:
         return {"examples": count, **figures, **measure.round_metrics(attempts(session, number), kept)}
 
     depends = [node, config.seed, number, outcomes, session.run.made(number, "verify")]
-    return int(_once(session, number, "filter", depends, ["examples.parquet"], work)["examples"])
+    return int(once(session, number, "filter", depends, ["examples.parquet"], work)["examples"])
 
 
 def train(session: Session, number: int, weights: Weights, node: Node) -> Weights:
@@ -266,7 +274,7 @@ def train(session: Session, number: int, weights: Weights, node: Node) -> Weight
     made = session.run.made(number, "filter")
     when = [number, config.passes]
     depends = [node, lora, config.model.dtype, config.seed, start.digest, session.base.digest, made, when]
-    _once(session, number, "train", depends, ["policy"], work)
+    once(session, number, "train", depends, ["policy"], work)
     return Weights(str(folder / "policy"), number + 1, session.run.made(number, "train")["policy"])
 
 
@@ -292,33 +300,34 @@ def evaluate(session: Session, number: int, weights: Weights) -> dict[str, Any]:
     def work(key: str) -> dict[str, Any]:
         folder = session.run.round(number) / "evaluation"
         path = folder / "trajectories.parquet"
-        cost = _collect(session, number, "evaluate", path, key, session.heldout, solver, weights)
-        verdicts = _judge(session, number, "grade", folder, key, session.heldout, node, weights)
-        figures = measure.evaluation(_pair(folder, session.heldout))
+        cost = collect(session, number, "evaluate", path, key, session.heldout, solver, weights)
+        verdicts = judge(session, number, "grade", folder, key, session.heldout, node, weights)
+        figures = measure.evaluation(pair(folder, session.heldout))
         if options.consistency:
-            figures |= consistency(_pair(folder, session.heldout))
+            figures |= consistency(pair(folder, session.heldout))
         if number >= 0:
             base = session.run.round(-1) / "evaluation"
-            change = measure.change(_pair(base, session.heldout), _pair(folder, session.heldout))
+            change = measure.change(pair(base, session.heldout), pair(folder, session.heldout))
             figures |= change.named("change")
         return {**figures, **verdicts, **cost}
 
-    depends = [node, options.model_dump(), _policy_key(config), weights.digest, _problems_key(session.heldout)]
+    asked = options.model_dump(exclude={"drift", "also"})  # phases of their own
+    depends = [node, asked, policy_key(config), weights.digest, problems_key(session.heldout)]
     if number >= 0:
         depends.append(session.run.made(-1, "evaluate"))
     outputs = ["evaluation/trajectories.parquet", "evaluation/verdicts.parquet"]
-    return _once(session, number, "evaluate", depends, outputs, work)
+    return once(session, number, "evaluate", depends, outputs, work)
 
 
 def attempts(session: Session, number: int) -> Iterator[list[Attempt]]:
     """The round's attempts, problem by problem, streamed from the run folder."""
-    return _pair(session.run.round(number), session.train_problems)
+    return pair(session.run.round(number), session.train_problems)
 
 
 # What the phases share
 
 
-def _once(
+def once(
     session: Session, number: int, name: str, depends: list[Any], outputs: list[str], work: Callable[[str], Any]
 ) -> dict[str, Any]:
     """The metrics of a phase: of the finished one where its manifest still fits, else of `work`, done now."""
@@ -335,16 +344,62 @@ def _once(
     return metrics  # type: ignore[no-any-return]
 
 
-def _policy_key(config: Config) -> list[Any]:
+def policy_key(config: Config) -> list[Any]:
     """What decides a policy's samples beside its weights: never batch size or device."""
     return [config.seed, configuration.engine_options(config.engine), config.model.max_length, config.model.max_tokens]
 
 
-def _problems_key(problems: list[Problem]) -> str:
+def problems_key(problems: list[Problem]) -> str:
     return store.digest([[p.id, p.prompt, p.gold, p.metadata] for p in problems])
 
 
-def _collect(
+PREPARED = "prepared.json"  # beside a phase's trajectories: what its solver began with, and what that asked of models
+
+
+def bound(
+    session: Session,
+    number: int,
+    phase: str,
+    path: Path,
+    key: str,
+    problems: list[Problem],
+    node: Node,
+    weights: Weights,
+) -> Solver:
+    """A node's solver, with what it asks the runner for: `check`, and `prepared`.
+
+    A module whose solver has the keyword `prepared` has a coroutine
+    `prepare(problems, policy, *, dev, check, **options)` for work that is done once and not a problem at a time. It
+    gets the phase's problems, the dev problems, the verifier and the solver's options, and returns JSON, which is kept:
+    a phase that is continued goes on with the same.
+    """
+    solver = bind(node, "generate")
+    if takes_check(node):
+        solver = partial(solver, check=session.check)
+    if not takes_prepared(node):
+        return solver
+    kept = path.with_name(PREPARED)
+    if not kept.exists() or store.read_json(kept)["key"] != key:
+        policy = session.policy(weights, phase, number, "prepare")
+        options = bind(node, "generate").keywords  # type: ignore[attr-defined]
+        work = module_of(node).prepare(problems, policy, dev=session.dev, check=session.check, **options)
+        try:
+            value = session.wait(work)
+        except ValueError as cause:
+            raise RunError(f"{phase}: {cause}") from cause
+        path.parent.mkdir(parents=True, exist_ok=True)
+        store.write_json(kept, {"key": key, "prepared": value, "asked": policy.meter.take()})
+    return partial(solver, prepared=store.read_json(kept)["prepared"])
+
+
+def _asked_before(path: Path, key: str) -> dict[str, int]:
+    """What preparing for the trajectories in `path` asked of models."""
+    kept = path.with_name(PREPARED)
+    record = store.read_json(kept) if kept.exists() else {}
+    return dict(record["asked"]) if record.get("key") == key else {}
+
+
+def collect(
     session: Session,
     number: int,
     phase: str,
@@ -381,12 +436,13 @@ def _collect(
             shard = problems[start : start + session.config.hardware.shard]
             found = session.wait(solve_all(shard))
             parts.add(start, start + len(shard), list(itertools.chain.from_iterable(found)), policy.meter.take())
-    asked = parts.notes()
+    asked = Counter(parts.notes())
+    asked.update(_asked_before(path, key))
     parts.finish()
     return measure.cost(store.read_records(path, Trajectory)) | _tokens(asked)
 
 
-def _judge(
+def judge(
     session: Session,
     number: int,
     phase: str,
@@ -396,14 +452,16 @@ def _judge(
     node: Node,
     weights: Weights,
     deal: int | None = None,
+    name: str = "verdicts",
 ) -> dict[str, int]:
-    """Check every trajectory of `folder`; `deal` is a seed by which the verdicts are dealt out at random (a control).
+    """Check every trajectory of `folder`: `name`.parquet. `deal` is a seed by which the verdicts are dealt out at
+    random (a control).
 
     Returns the number of verdicts of each status, and what a group verifier asked of models. Raises RunError with three
     examples when more checks than the configured share ended as `timeout` or `error`.
     """
     limits = session.config.verify
-    source, path = folder / "trajectories.parquet", folder / "verdicts.parquet"
+    source, path = folder / "trajectories.parquet", folder / f"{name}.parquet"
     parts = store.Parts(path, key, Verdict)
     total = store.count_records(source)
     by_id = {problem.id: problem for problem in problems}
@@ -556,7 +614,7 @@ def _dealt(table: pa.Table, seed: int) -> pa.Table:
     return dealt.set_column(0, "trajectory_id", table.column("trajectory_id"))
 
 
-def _pair(folder: Path, problems: list[Problem]) -> Iterator[list[Attempt]]:
+def pair(folder: Path, problems: list[Problem]) -> Iterator[list[Attempt]]:
     """Trajectories and their verdicts side by side, grouped by problem."""
     by_id = {problem.id: problem for problem in problems}
     both = zip(

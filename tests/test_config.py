@@ -34,7 +34,7 @@ def test_every_method_says_what_it_is(method):
     text = (CONF / "method" / f"{method}.yaml").read_text()
     header = text.split(f"name: {method}")[0]
     assert header.startswith("#"), "a method's file opens with its paper, claim and commands"
-    assert "selfimprove run" in header
+    assert "selfimprove run" in header or "selfimprove eval" in header
     loaded = yaml.safe_load(text)
     assert {"title", "paper", "kind", "summary", "needs"} <= set(loaded)
 
@@ -169,3 +169,8 @@ def test_help_and_the_list_of_methods_are_quick(cli):
     assert "resume" in cli("--help").stdout
     assert "rejection_sampling" in cli("methods").stdout
     assert time.monotonic() - begin < 4, "under a second each on an idle machine"
+
+
+@pytest.mark.parametrize("word", ["filter=null", "train=null"])
+def test_a_slot_that_is_set_to_null_is_the_methods_own(word):
+    assert compose([word]) == compose([])

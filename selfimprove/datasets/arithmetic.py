@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from selfimprove import seeds
-from selfimprove.datasets import Side
+from selfimprove.datasets import Side, Size
 from selfimprove.errors import ConfigError
-from selfimprove.types import Message, Problem
+from selfimprove.types import Count, Message, Problem
 
 Form = Literal["solve", "choice", "expression"]
 Step = tuple[str, int]  # ("+", 5): operator and operand
@@ -195,9 +195,9 @@ def load(
     *,
     form: Form = "solve",
     levels: Sequence[int] = LEVELS,
-    train_size: int,
-    dev_size: int = 0,
-    heldout_size: int,
+    train_size: Size,
+    dev_size: Size = 0,
+    heldout_size: Count,
     seed: int,
 ) -> list[Problem]:
     """`train_size` train, `dev_size` dev and `heldout_size` test problems, levels evenly filled, no problem twice.
@@ -245,3 +245,8 @@ def _distinct(rng: random.Random, level: int, split: Side, count: int) -> list[C
             chains[key] = chain
             misses = 0
     return list(chains.values())
+
+
+def gives(*, form: Form = "solve", **options: Any) -> tuple[str, ...]:
+    """What problems of a form have beside what all have."""
+    return ("options",) if form == "choice" else ()

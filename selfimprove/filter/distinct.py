@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-from selfimprove.types import Attempt, Example
+from selfimprove.types import Attempt, Example, Trajectory
 
 
 def distinct(attempts: Sequence[Attempt], per_problem: int, seed: int) -> Iterator[Example]:
@@ -15,9 +15,21 @@ def distinct(attempts: Sequence[Attempt], per_problem: int, seed: int) -> Iterat
     policy not to end.
     """
     whole = [a for a in attempts if a.trajectory.samples[-1].finish == "stop"]
-    kept = list({tuple(a.trajectory.samples[-1].completion_ids): a for a in whole}.values())
+    kept = list({tuple(answered(a.trajectory)[1]): a for a in whole}.values())
     if len(kept) > per_problem:
         kept = random.Random(f"{seed}/{kept[0].problem.id}").sample(kept, per_problem)
     for attempt in kept:
-        sample = attempt.trajectory.samples[-1]
-        yield Example(attempt.problem.id, [attempt.trajectory.id], sample.prompt_ids, sample.completion_ids)
+        yield Example(attempt.problem.id, [attempt.trajectory.id], *answered(attempt.trajectory))
+
+
+def answered(trajectory: Trajectory) -> tuple[list[int], list[int]]:
+    """(prompt ids, completion ids) of an attempt as an answer to its problem's own prompt.
+
+    Of a longer dialogue the first sample has that prompt and the last one the answer; what was said in between is not
+    imitated. Where one assistant's turn was `continued`, the completion is all that stands behind the prompt, what was
+    put into the turn included.
+    """
+    first, last = trajectory.samples[0], trajectory.samples[-1]
+    if trajectory.metadata.get("continued"):
+        return first.prompt_ids, [*last.prompt_ids, *last.completion_ids][len(first.prompt_ids) :]
+    return first.prompt_ids, last.completion_ids

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfimprove.errors import ConfigError
+from selfimprove.filter.distinct import answered
 from selfimprove.generate.best_of_n import best_of_n
 from selfimprove.policy import Policy
 from selfimprove.report.metrics import normalise
@@ -200,7 +201,7 @@ def distinct(attempts: Sequence[Attempt], step_weight: float) -> list[Response]:
         sample = a.trajectory.samples[-1]
         if sample.finish != "stop" or a.verdict.status in ("timeout", "error"):
             continue
-        example = Example(a.problem.id, [a.trajectory.id], sample.prompt_ids, sample.completion_ids)
+        example = Example(a.problem.id, [a.trajectory.id], *answered(a.trajectory))
         response = Response(reward(a, step_weight), a.verdict.status == "correct", example)
         found.setdefault(normalise(sample.text), response)
     return sorted(found.values(), key=lambda response: -response.reward)

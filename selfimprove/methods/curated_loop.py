@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from selfimprove.errors import RunError
+from selfimprove.filter.distinct import answered
 from selfimprove.generate.best_of_n import best_of_n
 from selfimprove.train.sft import sft
 from selfimprove.types import Attempt, Example, NonNegative
@@ -43,5 +44,4 @@ def curate(groups: Iterable[list[Attempt]], *, lam: NonNegative | None, seed: in
             continue
         rewards = np.array([attempt.verdict.reward for attempt in attempts])
         picked = rng.choices(attempts, np.exp(rewards - rewards.max()))[0].trajectory
-        sample = picked.samples[-1]
-        yield Example(problem.id, [picked.id], sample.prompt_ids, sample.completion_ids, array=sample.array)
+        yield Example(problem.id, [picked.id], *answered(picked), array=picked.samples[-1].array)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator
 
+from selfimprove.filter.distinct import answered
 from selfimprove.generate.best_of_n import best_of_n
 from selfimprove.train.dpo import dpo
 from selfimprove.types import Attempt, Count, Example
@@ -37,10 +38,11 @@ def pairs(groups: Iterable[list[Attempt]], *, per_problem: Count, seed: int) -> 
         rng.shuffle(rejected)
         for k in range(min(per_problem, max(len(chosen), len(rejected)))):
             winner, loser = chosen[k % len(chosen)], rejected[k % len(rejected)]
+            prompt_ids, chosen_ids = answered(winner.trajectory)
             yield Example(
                 problem_id=winner.problem.id,
                 trajectory_ids=[winner.trajectory.id, loser.trajectory.id],
-                prompt_ids=winner.trajectory.samples[-1].prompt_ids,
-                completion_ids=winner.trajectory.samples[-1].completion_ids,
-                rejected_ids=loser.trajectory.samples[-1].completion_ids,
+                prompt_ids=prompt_ids,
+                completion_ids=chosen_ids,
+                rejected_ids=answered(loser.trajectory)[1],
             )

@@ -25,6 +25,7 @@ from functools import partial
 from typing import Literal
 
 from selfimprove.filter.step_pairs import step_pairs
+from selfimprove.generate.critique import fill
 from selfimprove.generate.mcts import (
     Branch,
     Rules,
@@ -44,7 +45,7 @@ from selfimprove.policy import Policy
 from selfimprove.train.dpo import dpo
 from selfimprove.types import Count, Message, NonNegative, Problem, Share, Trajectory
 from selfimprove.verify import Outcome
-from selfimprove.verify.judge import fill, share
+from selfimprove.verify.judge import share
 
 pairs, train = step_pairs, dpo
 

@@ -20,6 +20,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 
+from selfimprove.filter.distinct import answered
 from selfimprove.generate.best_of_n import best_of_n
 from selfimprove.train.residual import residual
 from selfimprove.train.sft import sft
@@ -48,8 +49,7 @@ def keep_best(groups: Iterable[list[Attempt]], *, seed: int) -> Iterator[Example
     for attempts in groups:
         for a in attempts:
             if a.verdict.status == "correct":
-                sample = a.trajectory.samples[-1]
-                yield Example(a.problem.id, [a.trajectory.id], sample.prompt_ids, sample.completion_ids)
+                yield Example(a.problem.id, [a.trajectory.id], *answered(a.trajectory))
 
 
 def pairs(groups: Iterable[list[Attempt]], *, per_problem: Count, seed: int) -> Iterator[Example]:
@@ -64,14 +64,14 @@ def pairs(groups: Iterable[list[Attempt]], *, per_problem: Count, seed: int) -> 
         random.Random(f"{seed}/{attempts[0].problem.id}").shuffle(whole)
         for pair in list(zip(whole[::2], whole[1::2], strict=False))[:per_problem]:
             first, second = sorted(pair, key=lambda a: -a.verdict.reward)
-            chosen, rejected = first.trajectory.samples[-1], second.trajectory.samples[-1]
-            if chosen.completion_ids == rejected.completion_ids:
+            (prompt_ids, chosen), (_, rejected) = answered(first.trajectory), answered(second.trajectory)
+            if chosen == rejected:
                 continue
             yield Example(
                 first.problem.id,
                 [first.trajectory.id, second.trajectory.id],
-                chosen.prompt_ids,
-                chosen.completion_ids,
-                rejected_ids=rejected.completion_ids,
+                prompt_ids,
+                chosen,
+                rejected_ids=rejected,
                 metadata={"margin": first.verdict.reward - second.verdict.reward},
             )

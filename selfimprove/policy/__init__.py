@@ -43,6 +43,15 @@ class Engine(Protocol):
         """Token ids of a prompt, through the chat template where there is one."""
         ...
 
+    def turn(self, text: str, ended: bool) -> list[int]:
+        """The ids that close an assistant's turn (unless it `ended` with its end token), say `text` as the user and
+        open the assistant's next turn: what a dialogue goes on with behind its ids so far."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text inside an assistant's running turn."""
+        ...
+
     async def sample(self, request: Request) -> Sample:
         """One completion. Its content depends on the weights and the request, not on what else is in flight."""
         ...
@@ -164,3 +173,11 @@ class Policy:
         if isinstance(prompt, str) or (prompt and isinstance(prompt[0], dict)):
             return self.engine.render(prompt)  # type: ignore[arg-type]
         return list(prompt)  # type: ignore[arg-type]
+
+    def turn(self, text: str, ended: bool) -> list[int]:
+        """The ids of a user's turn behind an assistant's, as `Engine.turn` says."""
+        return self.engine.turn(text, ended)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text inside an assistant's running turn."""
+        return self.engine.encode(text)

@@ -43,6 +43,12 @@ class DrawsEngine:
         """No tokens."""
         return []
 
+    def turn(self, text: str, ended: bool) -> list[int]:
+        raise ValueError("a policy of draws holds no dialogue")
+
+    def encode(self, text: str) -> list[int]:
+        raise ValueError("a policy of draws holds no dialogue")
+
     async def sample(self, request: Request) -> Sample:
         loop = asyncio.get_running_loop()
         if not self._waiting:

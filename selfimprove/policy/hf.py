@@ -30,7 +30,7 @@ import torch
 from transformers import DynamicCache
 
 from selfimprove.errors import ConfigError
-from selfimprove.policy import Request, models
+from selfimprove.policy import Request, chat, models
 from selfimprove.policy.sampling import Settings, choose
 from selfimprove.policy.slots import GROUPED, Pair, Prefixes, Slots
 from selfimprove.types import Message, Sample
@@ -56,6 +56,7 @@ class Stats:
     running: int = 0
     peak_rows: int = 0
     steps: int = 0
+    cache_bytes: int = 0  # of the keys and values that were let go of, at their largest
 
 
 @dataclass(eq=False, slots=True)
@@ -159,25 +160,23 @@ class TransformersEngine:
         self._cache = Slots(max_batch)
         self._known = Prefixes()
 
+    @property
+    def memory(self) -> int:
+        """Bytes of the weights, and of the keys and values of all slots at the largest they have been."""
+        weights: int = sum(tensor.numel() * tensor.element_size() for tensor in self.model.parameters())
+        return weights + max(self.stats.cache_bytes, self._cache.bytes)
+
     # What a policy calls
 
     def render(self, prompt: str | list[Message]) -> list[int]:
-        """Token ids of a prompt. With a chat template, text is one user message, and messages that end with the
-        assistant's are left open for it to go on; without one, messages are joined by blank lines. One BOS, if the
-        tokenizer or the template adds any."""
-        if self.tokenizer.chat_template:
-            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            resume = messages[-1]["role"] == "assistant"
-            ids: list[int] = self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=not resume, continue_final_message=resume, return_dict=False
-            )
-            return ids
-        text = prompt if isinstance(prompt, str) else "\n\n".join(m["content"] for m in prompt)
-        bos, eos = self.tokenizer.bos_token, self.tokenizer.eos_token_id
-        ids = self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos))).input_ids
-        if ids and ids[-1] == eos and not text.endswith(self.tokenizer.eos_token):
-            ids = ids[:-1]  # some tokenizers end every text: a prompt is to be continued
-        return ids
+        """Token ids of a prompt, as `selfimprove.policy.chat.render` says."""
+        return chat.render(self.tokenizer, prompt)
+
+    def turn(self, text: str, ended: bool) -> list[int]:
+        return chat.turn(self.tokenizer, text, ended)
+
+    def encode(self, text: str) -> list[int]:
+        return chat.encode(self.tokenizer, text)
 
     async def sample(self, request: Request) -> Sample:
         """One completion. Raises ValueError for a request that does not fit the window, and what the model raises."""
@@ -249,14 +248,18 @@ class TransformersEngine:
         if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in old.items()}:
             raise ConfigError(f"{path}: not the architecture of {self.base}, whose weights it was to replace")
         self.model.load_state_dict(weights)
-        self._cache, self._known = Slots(self.max_batch), Prefixes()
+        self._empty()
 
     def close(self) -> None:
         """Free the weights and the cache. The engine is of no use after that."""
         self.model = None
-        self._cache, self._known = Slots(self.max_batch), Prefixes()
+        self._empty()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _empty(self) -> None:
+        self.stats.cache_bytes = max(self.stats.cache_bytes, self._cache.bytes)
+        self._cache, self._known = Slots(self.max_batch), Prefixes()
 
     # The pump
 
@@ -299,7 +302,7 @@ class TransformersEngine:
     def _fail(self, error: BaseException) -> None:
         self._groups, self._queue, self._scores, self._beams, self._rows = {}, [], [], [], []
         self._settings = None
-        self._cache, self._known = Slots(self.max_batch), Prefixes()
+        self._empty()
         self.stats.waiting = self.stats.running = 0
         for future in self._open:
             if future.done():
@@ -512,8 +515,7 @@ class TransformersEngine:
     # Stop strings
 
     def _text(self, ids: list[int]) -> str:
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
+        return chat.text(self.tokenizer, ids)
 
     def _watch(self, stop: tuple[str, ...]) -> frozenset[int]:
         """Tokens whose text holds the last character of a stop string, or part of a character: only they can complete

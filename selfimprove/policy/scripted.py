@@ -5,7 +5,8 @@ It reads three kinds of prompt by plain rules, in this order:
 - verify: the last user turn holds VERIFY. It judges the last answer in the prompt with the true and false positive
   rates, and says YES or NO.
 - refine: the prompt holds an answer (ANSWER followed by a value) from before, whether as an assistant's turn or quoted.
-  A wrong one becomes right with p_improve, a right one wrong with p_degrade; else the same value is said again.
+  A wrong one becomes right with p_improve, a right one wrong with p_degrade; else the same value is said again. The
+  last answer counts: of several that are shown, it is the one to refine.
 - solve: anything else. The answer is right with p_correct.
 
 An answer is the text ANSWER + value. The problem is the one whose text the prompt holds (the longest, if several).
@@ -28,15 +29,17 @@ VERIFY = "Is the answer correct?"
 YES, NO = "Yes", "No"
 TURN = "\n\n"  # between the messages of a rendered prompt
 END = "\x03"  # the end token
-_SAID = re.compile(re.escape(ANSWER) + r"(\S+)")
+_SAID = re.compile(re.escape(ANSWER) + rf"([^\s{END}]+)")
 
 
 class ScriptedEngine:
     """Implements selfimprove.policy.Engine.
 
     `gold` maps a problem's text to its answer, which must hold no white space. `p_correct` is one probability or one a
-    problem's text. A wrong answer is one of `wrong_values` values, all as likely. Token ids are code points. A draw
-    depends on the request's seed alone; temperature, top_p, top_k and stop change nothing.
+    problem's text. `p_improve` is one, or one for each wrong value, in their order, so that some mistakes are nearer to
+    the right answer than others; the last of them is for values that are none of the problem's. A wrong answer is one
+    of `wrong_values`, all as likely: how many there are, or which of a problem's text. Token ids are code points. A
+    draw depends on the request's seed alone; temperature, top_p, top_k and stop change nothing.
     """
 
     def __init__(
@@ -44,11 +47,11 @@ class ScriptedEngine:
         gold: Mapping[str, str],
         p_correct: float | Mapping[str, float] = 0.5,
         *,
-        p_improve: float = 0.0,
+        p_improve: float | Sequence[float] = 0.0,
         p_degrade: float = 0.0,
         tpr: float = 1.0,
         fpr: float = 0.0,
-        wrong_values: int = 1,
+        wrong_values: int | Mapping[str, Sequence[str]] = 1,
         max_length: int = 100_000,
     ) -> None:
         self.gold, self.p_correct = dict(gold), p_correct
@@ -58,6 +61,12 @@ class ScriptedEngine:
     def render(self, prompt: str | list[Message]) -> list[int]:
         """The code points of the messages' texts, joined by TURN."""
         text = prompt if isinstance(prompt, str) else TURN.join(message["content"] for message in prompt)
+        return self.encode(text)
+
+    def turn(self, text: str, ended: bool) -> list[int]:
+        return self.encode(TURN + text)
+
+    def encode(self, text: str) -> list[int]:
         return [ord(char) for char in text]
 
     def outcomes(self, prompt: str) -> dict[str, float]:
@@ -66,8 +75,10 @@ class ScriptedEngine:
         if problem is None:
             raise ValueError(f"the prompt holds none of the {len(self.gold)} problems: {prompt[:80]!r}")
         right = ANSWER + self.gold[problem]
-        wrong = [ANSWER + value for value in wrong_answers(self.gold[problem], self.wrong_values)]
-        said = _SAID.findall(prompt.split(problem)[-1])
+        values = self.wrong_values
+        others = wrong_answers(self.gold[problem], values) if isinstance(values, int) else values[problem]
+        wrong = [ANSWER + value for value in others]
+        said = _SAID.findall(prompt.partition(problem)[2])
         last = ANSWER + said[-1] if said else None
         if VERIFY in prompt.split(TURN)[-1]:
             if last is None:
@@ -79,7 +90,10 @@ class ScriptedEngine:
         elif last == right:
             p = 1 - self.p_degrade
         else:
-            return {right: self.p_improve, last: 1 - self.p_improve}
+            improve = self.p_improve
+            if not isinstance(improve, int | float):
+                improve = improve[wrong.index(last)] if last in wrong else improve[-1]
+            return {right: improve, last: 1 - improve}
         return {right: p} | {text: (1 - p) / len(wrong) for text in wrong}
 
     async def sample(self, request: Request) -> Sample:

@@ -28,6 +28,10 @@ class Slots(DynamicCache):
         self.width = 0  # columns that the current step reads
         self.rows = self.columns = torch.empty(0)
 
+    @property
+    def bytes(self) -> int:
+        return sum(states.numel() * states.element_size() for pair in self.buffers for states in pair)
+
     def aim(self, columns: torch.Tensor, width: int) -> None:
         """The next update writes row i's tokens into columns[i], and reads the first `width` columns. `columns` is
         (rows, tokens)."""

@@ -20,8 +20,10 @@ import numpy as np
 from selfimprove import store
 from selfimprove.config import CONF
 from selfimprove.errors import ConfigError, RunError
-from selfimprove.report import metrics as measure
-from selfimprove.report.metrics import Estimate
+from selfimprove.report import compute
+from selfimprove.report.runs import RunData
+from selfimprove.report.statistics import Estimate
+from selfimprove.report.statistics import difference as difference
 from selfimprove.types import Attempt, Problem, Trajectory, Verdict
 
 
@@ -128,27 +130,10 @@ class Lab:
         best@n: at least one of n answers is correct, which is what best-of-n with a perfect verifier reaches; maj@n:
         the majority is. n is the mean of the runs' sampled tokens divided by those of one answer to each problem.
         """
-        from selfimprove.evaluation import compose, evaluate_base
-
-        first = results[0]
-        answers = list(self._greedy(first))
-        n = max(2, round(float(np.mean([r.sampled_tokens for r in results])) / sum(answers)))
-        kept = first.path / f"base@{n}.json"
-        if not kept.exists():
-            config = compose([*first.overrides, "tracker=none", f"eval.samples={n}"])
-            store.write_json(kept, evaluate_base(config, list(_heldout(first))))
-        figures = store.read_json(kept)
-        return {
-            f"{called} of n={n}": Estimate(
-                figures[name], figures[f"{name}_low"], figures[f"{name}_high"], int(figures["n"])
-            )
-            for called, name in (("best", f"pass@{n}"), ("majority", f"maj@{n}" if n > 2 else f"mean@{n}"))
-        }
-
-    @staticmethod
-    def _greedy(result: Result) -> Iterator[int]:
-        for group in result.attempts(result.path / "base" / "evaluation"):
-            yield group[0].trajectory.sampled_tokens
+        first = RunData(results[0].path)
+        n = max(2, round(float(np.mean([r.sampled_tokens for r in results])) / compute.greedy_tokens(first)))
+        base = compute.Base(compute.sample(first, n))
+        return {f"best of n={n}": base.best(n), f"majority of n={n}": base.majority(n)}
 
 
 @cache
@@ -156,10 +141,6 @@ def code() -> str:
     """A hash of the package's code and configuration."""
     files = [*Path(__file__).parent.parent.rglob("*.py"), *CONF.rglob("*.yaml")]
     return store.digest([[path.name, store.file_digest(path)] for path in sorted(files)])
-
-
-def _heldout(result: Result) -> Iterator[Problem]:
-    return (p for p in store.read_records(result.path / "problems.parquet", Problem) if p.split == "test")
 
 
 def gain(results: Sequence[Result]) -> Estimate:
@@ -172,33 +153,6 @@ def advantage(results: Sequence[Result], others: Sequence[Result]) -> Estimate:
     return difference([r.heldout() for r in results], [r.heldout() for r in others])
 
 
-def difference(after: Sequence[dict[str, float]], before: Sequence[dict[str, float]]) -> Estimate:
-    """Mean over seeds and problems of after - before, with the 95 % interval of the bootstrap over problems and seeds.
-
-    Both are drawn: problems, since others could have been held out, and seeds, since the training could have gone
-    otherwise. With one seed the interval is over problems alone. Raises ValueError when the problems differ.
-    """
-    if any(a.keys() != b.keys() or a.keys() != after[0].keys() for a, b in zip(after, before, strict=True)):
-        raise ValueError("the runs were evaluated on different held-out problems")
-    names = sorted(after[0])
-    table = np.array([[a[p] - b[p] for p in names] for a, b in zip(after, before, strict=True)])  # (seeds, problems)
-    if len(table) == 1:
-        return measure.paired_difference([before[0][p] for p in names], [after[0][p] for p in names])
-    return over_both(table)
-
-
-def over_both(table: np.ndarray) -> Estimate:
-    """Mean of (seeds, problems), with the 95 % interval of the bootstrap over both."""
-    rng = np.random.default_rng(0)
-    seeds, problems = table.shape
-    means = [
-        table[np.ix_(rng.integers(seeds, size=seeds), rng.integers(problems, size=problems))].mean()
-        for _ in range(measure.RESAMPLES)
-    ]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Estimate(float(table.mean()), float(low), float(high), problems)
-
-
 def claim_above(claim: str, estimate: Estimate, control: str, command: str, least: float = 0.0) -> Claim:
     """A claim that a difference is at least `least`, and above 0 with its whole interval."""
     holds = estimate.value >= least and estimate.low > 0
@@ -206,8 +160,8 @@ def claim_above(claim: str, estimate: Estimate, control: str, command: str, leas
 
 
 def names() -> list[str]:
-    """The studies there are."""
-    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem != "__init__")
+    """The studies there are: one a method, in a file of its name."""
+    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if (CONF / "method" / f"{p.stem}.yaml").exists())
 
 
 def run_study(name: str, quick: bool, out: Path | None) -> list[Claim]:

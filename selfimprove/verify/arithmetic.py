@@ -16,11 +16,14 @@ OPTION = re.compile(r"[A-D]\) (\d{1,6}) (\d{1,6}) (yes|no)")
 OPERATORS: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*"}
 
 
-def check(text: str, gold: str | None, metadata: dict[str, Any], *, form: Form = "solve") -> Outcome:
+def check(
+    text: str, gold: str | None, metadata: dict[str, Any], *, form: Form = "solve", partial: bool = False
+) -> Outcome:
     """What a completion is worth: 1 when its answer is `gold`, or without a gold the chain's own result.
 
     `solve` and `choice` read the last "The answer is X"; `expression` evaluates the last line, which may hold only
-    whole numbers, + - * and parentheses. Where nothing can be read the status is `unparseable`; a gold answer that is
+    whole numbers, + - * and parentheses. partial: a solution with a wrong answer is rewarded with the share of its
+    lines that are right, else with 0. Where nothing can be read the status is `unparseable`; a gold answer that is
     neither a number nor, for `choice`, a letter is an `error`.
     """
     chain = Chain.of(metadata)
@@ -33,11 +36,13 @@ def check(text: str, gold: str | None, metadata: dict[str, Any], *, form: Form =
     rewards = step_rewards(text, chain, expected)
     if not found:
         return Outcome("unparseable", 0.0, step_rewards=rewards, reason='no "The answer is X"')
-    right = found[-1] == expected
-    return Outcome("correct" if right else "wrong", float(right), extracted=found[-1], step_rewards=rewards)
+    if found[-1] == expected:
+        return Outcome("correct", 1.0, extracted=found[-1], step_rewards=rewards)
+    share = sum(rewards) / len(rewards) if partial else 0.0
+    return Outcome("wrong", share, extracted=found[-1], step_rewards=rewards)
 
 
-def reference(gold: str, metadata: dict[str, Any], *, form: Form = "solve") -> str:
+def reference(gold: str, metadata: dict[str, Any], *, form: Form = "solve", partial: bool = False) -> str:
     """A completion that states the gold answer."""
     return gold if form == "expression" else f"The answer is {gold}."
 

@@ -8,6 +8,7 @@ gold answer, where there is one, is not read: every proper colouring is right.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from selfimprove.verify import Outcome
@@ -27,13 +28,12 @@ def check(text: str, gold: str | None, metadata: dict[str, Any]) -> Outcome:
     Where a vertex is given two colours the last one counts. The reason of `wrong` names what is violated first.
     """
     try:
-        edges = [(str(u), str(v)) for u, v in metadata["edges"]]
+        vertices, edges = graph(metadata)
         colours = metadata["colours"]
-        vertices = dict.fromkeys([*map(str, metadata.get("vertices", [])), *(v for edge in edges for v in edge)])
         allowed = None if isinstance(colours, int) else {str(colour).lower() for colour in colours}
     except (KeyError, TypeError, ValueError) as error:
         return Outcome("error", 0.0, reason=f"metadata needs `edges`, a list of pairs, and `colours`: {error!r}")
-    found = {vertex: colour.lower() for vertex, colour in _ASSIGNED.findall(text) if vertex in vertices}
+    found = read(text, vertices)
     if not found:
         return Outcome("unparseable", 0.0, reason='no line "vertex: colour"')
     extracted = ", ".join(f"{vertex}: {found[vertex]}" for vertex in vertices if vertex in found)
@@ -48,6 +48,18 @@ def check(text: str, gold: str | None, metadata: dict[str, Any]) -> Outcome:
     elif allowed is not None and not used <= allowed:
         reason = f"{min(used - allowed)} is none of the colours"
     return Outcome("wrong", 0.0, extracted, reason=reason) if reason else Outcome("correct", 1.0, extracted)
+
+
+def graph(metadata: dict[str, Any]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Vertices and edges as words. Raises KeyError, TypeError or ValueError where `metadata` holds no graph."""
+    edges = [(str(u), str(v)) for u, v in metadata["edges"]]
+    named = [*map(str, metadata.get("vertices", [])), *(v for edge in edges for v in edge)]
+    return list(dict.fromkeys(named)), edges
+
+
+def read(text: str, vertices: Sequence[str]) -> dict[str, str]:
+    """The colour that `text` gives to each of the vertices it names; the last, where it gives several."""
+    return {vertex: colour.lower() for vertex, colour in _ASSIGNED.findall(text) if vertex in vertices}
 
 
 def reference(gold: str, metadata: dict[str, Any]) -> str:

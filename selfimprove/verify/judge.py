@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from selfimprove import seeds
-from selfimprove.datasets import lettered
 from selfimprove.errors import ConfigError, RunError
+from selfimprove.generate.critique import fill
 from selfimprove.policy import Engine, Policy
 from selfimprove.types import Count, Message, NonNegative, Problem, Share, Trajectory
 from selfimprove.verify import Context, Opening, Outcome
@@ -164,32 +164,6 @@ async def verify(
         )
 
     return await asyncio.gather(*(one(trajectory, i) for i, trajectory in enumerate(trajectories)))
-
-
-def fill(prompt: list[Message], problem: Problem, solution: str, gold: str | None = None) -> list[Message]:
-    """The judge's prompt for one solution; `gold` in place of the problem's gold answer.
-
-    {options} are the lettered lines of a choice question, whose gold letter stands with its text.
-
-    Raises ValueError where the prompt shows a gold answer that the problem lacks.
-    """
-    last = problem.prompt if isinstance(problem.prompt, str) else problem.prompt[-1]["content"]
-    options = problem.metadata.get("options")
-    options = options if isinstance(options, list) else []
-    gold = problem.gold if gold is None else gold
-    if gold is not None and len(gold) == 1 and 0 <= (i := ord(gold) - ord("A")) < len(options):
-        gold = f"({gold}) {options[i]}"
-    values = {
-        "question": str(problem.metadata.get("question", last)),
-        "options": "\n" + lettered(options) if options else "",
-        "solution": solution.strip(),
-    }
-    if gold is not None:
-        values["gold"] = gold
-    elif any("{gold}" in message["content"] for message in prompt):
-        raise ValueError("its prompt has {gold}, and the problem has no gold answer")
-    blank = re.compile(r"\{(question|solution|gold)\}|\n?\{(options)\}")
-    return [{**message, "content": blank.sub(lambda m: values[m[1] or m[2]], message["content"])} for message in prompt]
 
 
 # A judge in an engine

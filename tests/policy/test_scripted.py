@@ -61,6 +61,16 @@ def test_verify(engine: ScriptedEngine) -> None:
         assert near(counts[YES], rate)
 
 
+def test_wrong_answers_that_are_given() -> None:
+    engine = ScriptedEngine({"Q": "B"}, 0.4, p_degrade=1.0, wrong_values={"Q": ["A", "D"]})
+    counts = Counter(s.text for s in draw(engine, "Q"))
+    assert near(counts[ANSWER + "B"], 0.4)
+    assert near(counts[ANSWER + "D"], 0.3)
+    assert set(counts) == {ANSWER + letter for letter in "ABD"}
+    again = draw(engine, "Q", ANSWER + "B", "Q Review your previous responses.")  # the question a second time
+    assert {s.text for s in again} == {ANSWER + "A", ANSWER + "D"}
+
+
 def test_logprobs_are_those_of_the_outcome(engine: ScriptedEngine) -> None:
     for sample in draw(engine, LONG)[:50]:
         p = 0.25 if sample.text == ANSWER + "7" else 0.75 / 4

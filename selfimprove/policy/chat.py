@@ -1,0 +1,66 @@
+"""From prompts and turns of a dialogue to token ids, as a model's chat template has them. Shared by the engines.
+
+A dialogue goes on id for id: what was sampled stays as it is, and `turn` gives only what the template puts between it
+and the next answer. A template that takes something out of earlier answers (reasoning, mostly) is not followed in that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from selfimprove.types import Message
+
+_REPLY = "[an earlier reply]"  # stands for an assistant's turn while the template is asked what follows one
+
+
+def render(tokenizer: Any, prompt: str | list[Message]) -> list[int]:
+    """Token ids of a prompt. With a chat template, text is one user message, and messages that end with the
+    assistant's are left open for it to go on; without one, messages are joined by blank lines. One BOS, if the
+    tokenizer or the template adds any."""
+    if tokenizer.chat_template:
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        resume = messages[-1]["role"] == "assistant"
+        ids: list[int] = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=not resume, continue_final_message=resume, return_dict=False
+        )
+        return ids
+    text = prompt if isinstance(prompt, str) else "\n\n".join(m["content"] for m in prompt)
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token_id
+    ids = tokenizer(text, add_special_tokens=not (bos and text.startswith(bos))).input_ids
+    if ids and ids[-1] == eos and not text.endswith(tokenizer.eos_token):
+        ids = ids[:-1]  # some tokenizers end every text: a prompt is to be continued
+    return ids
+
+
+def turn(tokenizer: Any, text: str, ended: bool) -> list[int]:
+    """The ids that close an assistant's turn, say `text` as the user, and open the assistant's next turn.
+
+    `ended`: the assistant's turn has its end token already. Without a chat template, `text` stands behind a blank line.
+    """
+    if not tokenizer.chat_template:
+        return encode(tokenizer, f"\n\n{text}")
+    chat = [
+        {"role": "user", "content": "Hello."},
+        {"role": "assistant", "content": _REPLY},
+        {"role": "user", "content": text},
+    ]
+    whole: str = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    between = whole[whole.index(_REPLY) + len(_REPLY) :]
+    ids = encode(tokenizer, between)
+    return ids[1:] if ended and ids[0] in tokenizer.added_tokens_decoder else ids
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a text inside a turn: no BOS, no end token, and no blank that is not in it.
+
+    It is read behind a token of its own, for some tokenizers put a blank before whatever comes first.
+    """
+    anchor: int = tokenizer.eos_token_id
+    ids: list[int] = tokenizer(tokenizer.eos_token + text, add_special_tokens=False).input_ids
+    return ids[1:] if ids[0] == anchor else ids
+
+
+def text(tokenizer: Any, ids: list[int]) -> str:
+    """The text of a completion: nothing is said of special tokens, and no blank is taken out."""
+    said: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return said

@@ -1,0 +1,102 @@
+"""Accuracy over tokens, of candidates that build on one another and of plain samples beside them.
+
+A problem's candidates are its attempts with `right`, whether each is; a rule of selfimprove.verify.answers chooses one.
+Samples that several candidates share are one sample, known by its role, seed and ids: it was paid for once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from selfimprove.report.metrics import mean_over_problems
+from selfimprove.types import Attempt, Sample, Trajectory
+from selfimprove.verify.answers import stage
+
+Rule = Callable[[Sequence[Attempt]], int | None]  # of selfimprove.verify.answers, with its options
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What a problem's answer is worth after so many sampled tokens."""
+
+    tokens: int
+    correct: bool
+
+
+Trace = dict[int, Point]  # of one problem, by stage
+
+
+def samples_of(trajectories: Iterable[Trajectory]) -> list[Sample]:
+    """A problem's samples, each once, in the order in which they are met."""
+    return list({_key(s): s for t in trajectories for s in t.samples}.values())
+
+
+def sampled_tokens(group: Iterable[Attempt]) -> int:
+    """The tokens that a problem's attempts were sampled with."""
+    return sum(len(s.completion_ids) for s in samples_of(a.trajectory for a in group))
+
+
+def _key(sample: Sample) -> tuple[str | int, ...]:
+    return (sample.role, sample.seed, len(sample.prompt_ids), *sample.completion_ids)
+
+
+def trace(group: Sequence[Attempt], right: Sequence[bool], rule: Rule) -> Trace:
+    """The answer at each stage, of all candidates that were there by then."""
+    found: Trace = {}
+    known: set[tuple[str | int, ...]] = set()
+    tokens = 0
+    for now in sorted({stage(attempt) for attempt in group}):
+        for sample in samples_of(a.trajectory for a in group if stage(a) == now):
+            if _key(sample) not in known:
+                known.add(_key(sample))
+                tokens += len(sample.completion_ids)
+        there = [i for i, attempt in enumerate(group) if stage(attempt) <= now]
+        chosen = rule([group[i] for i in there])
+        found[now] = Point(tokens, chosen is not None and right[there[chosen]])
+    return found
+
+
+def worth(group: Sequence[Attempt], tokens: float) -> int:
+    """How many first of a problem's plain samples have at least so many tokens together; all where they have fewer."""
+    spent = np.cumsum([attempt.trajectory.sampled_tokens for attempt in group])
+    return min(int(np.searchsorted(spent, tokens)) + 1, len(group))
+
+
+def baselines(
+    group: Sequence[Attempt], right: Sequence[bool], tokens: float, rules: Mapping[str, Rule]
+) -> dict[str, bool]:
+    """Whether a problem is solved by its plain samples worth `tokens`: by each rule, and by any of them, `pass`, which
+    is what a perfect verifier would reach."""
+    n = worth(group, tokens)
+    chosen = {name: rule(group[:n]) for name, rule in rules.items()}
+    return {name: i is not None and right[i] for name, i in chosen.items()} | {"pass": any(right[:n])}
+
+
+def curve(traces: Sequence[Trace]) -> list[dict[str, float]]:
+    """A row for each stage: mean sampled tokens a problem, and accuracy with its interval. A problem that came to an
+    end before a stage keeps the answer it had."""
+    rows = []
+    for now in sorted({number for steps in traces for number in steps}):
+        points = [at(steps, now) for steps in traces]
+        rows.append({"stage": now, **row([p.tokens for p in points], [p.correct for p in points])})
+    return rows
+
+
+def at(steps: Trace, now: int) -> Point:
+    """Where a problem stood at a stage."""
+    return max(((number, p) for number, p in steps.items() if number <= now), default=(0, Point(0, False)))[1]
+
+
+def final(steps: Trace) -> bool:
+    """Whether a problem's answer in the end is right."""
+    return bool(steps) and steps[max(steps)].correct
+
+
+def row(tokens: Iterable[float], correct: Sequence[bool]) -> dict[str, float]:
+    """One point of a curve over problems."""
+    estimate = mean_over_problems(correct)
+    mean = float(np.mean(list(tokens)))
+    return {"tokens": mean, "accuracy": estimate.value, "low": estimate.low, "high": estimate.high}

@@ -1,0 +1,287 @@
+"""`selfimprove eval method=NAME`: a method's solver on held-out problems, beside plain samples of as many tokens.
+
+The folder is a run's in small: phases that are known by what they depend on, parts that survive a kill.
+
+    solver/    what the solver found, with verdicts by the training verifier, and grades by the data set's own where
+               that is another one
+    baseline/  plain samples of the same policy: of each problem as few as have the solver's mean sampled tokens
+
+A problem's answer is what `method.answer` chooses; whether it is right is said by the data set's own verifier alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selfimprove import config as configuration
+from selfimprove import store
+from selfimprove.config import Config, Node, bind, reads_gold, takes_check
+from selfimprove.errors import ConfigError, RunError, Stopped
+from selfimprove.evaluation import choose
+from selfimprove.policy.models import resolve
+from selfimprove.report.curve import Rule, Trace, baselines, curve, final, row, trace
+from selfimprove.report.display import Display, setup_logging
+from selfimprove.report.metrics import mean_over_problems, paired_difference
+from selfimprove.report.solving import show
+from selfimprove.round import Session, Weights, bound, collect, judge, once, pair, policy_key, problems_key, version
+from selfimprove.run import environment, require_verifiers, signals
+from selfimprove.types import Attempt, Problem, Verdict
+from selfimprove.verify.answers import vote
+
+log = logging.getLogger("selfimprove")
+
+
+class Folder(store.Run):
+    """The folder of an evaluation: its phases lie at the top."""
+
+    def round(self, number: int) -> Path:
+        return self.path
+
+    def prefix(self, number: int) -> str:
+        return "eval"
+
+
+def evaluate_solver(policy: str | None, overrides: Sequence[str], path: Path | None) -> dict[str, Any]:
+    """Begin an evaluation in `path`, or a new folder below outputs/eval. Returns its summary.
+
+    `policy` and `overrides` are as of `evaluation.choose`. Raises ConfigError before any model is loaded.
+    """
+    setup_logging(None)
+    chosen = choose(policy, overrides, solver=True)
+    config = chosen.config
+    if path is None:
+        name = f"{config.method.name}_{config.model.name}_{config.dataset.name}_s{config.seed}"
+        path = Path("outputs") / "eval" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
+    if (path / "config.yaml").exists():
+        raise ConfigError(f"{path} already holds a run or an evaluation: `selfimprove resume {path}` continues it")
+    verifiers = require_verifiers(config)
+    folder = Folder(path)
+    folder.lock()
+    problems = [problem for problem in chosen.problems if problem.split != "train"]
+    weights = chosen.weights
+    if Path(weights.path).exists():  # so that it is found again from elsewhere
+        weights = replace(weights, path=str(Path(weights.path).resolve()))
+    store.write_records(path / "problems.parquet", problems, Problem)
+    store.write_json(path / "environment.json", {**environment(), **verifiers})
+    store.write_json(path / "summary.json", _head(config, weights, "running"))
+    store.write_text(path / "config.yaml", configuration.dump(config))  # with it the folder is an evaluation
+    return _run(config, folder, problems, weights)
+
+
+def is_evaluation(path: Path) -> bool:
+    """Whether a folder is that of an evaluation."""
+    file = path / "summary.json"
+    return file.exists() and store.read_json(file).get("kind") == "eval"
+
+
+def resume(path: Path) -> dict[str, Any]:
+    """Continue an interrupted evaluation; a complete one is shown again. Returns its summary."""
+    config = configuration.read(path / "config.yaml", needs=False)
+    folder = Folder(path)
+    folder.lock()
+    setup_logging(None)
+    summary = store.read_json(path / "summary.json")
+    if summary["status"] == "complete":
+        log.info("%s is complete: nothing to do", path)
+        show(summary)
+        return summary  # type: ignore[no-any-return]
+    known = store.read_json(path / "environment.json")
+    known.setdefault("resumed", []).append(environment())
+    store.write_json(path / "environment.json", known)
+    folder.trim_log()
+    problems = list(store.read_records(path / "problems.parquet", Problem))
+    return _run(config, folder, problems, Weights(**summary["policy"]))
+
+
+def _head(config: Config, weights: Weights, status: str, reason: str | None = None) -> dict[str, Any]:
+    return {
+        "kind": "eval",
+        "status": status,
+        "reason": reason,
+        "method": config.method.name,
+        "model": config.model.name,
+        "dataset": config.dataset.name,
+        "seed": config.seed,
+        "policy": asdict(weights),
+        "selection": selection(config),
+    }
+
+
+def _run(config: Config, folder: Folder, problems: list[Problem], weights: Weights) -> dict[str, Any]:
+    setup_logging(folder.path)
+    log.info("evaluation folder: %s", folder.path)
+    base = Weights(resolve(config.model.name, config.model.path), 0, "base")
+    heldout, dev = ([p for p in problems if p.split == side] for side in ("test", "dev"))
+    session = Session(config, folder, Display(folder.path, config), [], heldout, base, dev)
+    status, reason, figures = "failed", None, {}
+    try:
+        with signals(session):
+            figures = compare(session, weights)
+        status = "complete"
+    except Stopped as stop:
+        status, reason = "stopped", str(stop)
+    except (RunError, ConfigError) as problem:
+        reason = str(problem)
+        raise
+    except Exception as problem:
+        reason = f"{type(problem).__name__}: {problem}"
+        log.exception("the evaluation failed")
+        raise
+    finally:
+        session.close()
+        summary = _head(config, weights, status, reason) | figures
+        store.write_json(folder.path / "summary.json", summary)
+    if status == "complete":
+        show(summary)
+    else:
+        log.info("stopped: `selfimprove resume %s` goes on", folder.path)
+    return summary
+
+
+def compare(session: Session, weights: Weights) -> dict[str, Any]:
+    """The solver, the baseline at equal tokens, and what came of both, for summary.json."""
+    config, problems = session.config, session.heldout
+    node = config.slot("generate")
+    mine = attempt(session, "solver", node, weights)
+    spent = mine["tokens"]["sampled"] / len(problems)
+    sampling: Node = {key: node[key] for key in ("temperature", "max_tokens") if key in node}
+    plain: Node = {"_target_": "selfimprove.generate.until.until", "tokens": spent, **sampling}
+    theirs = attempt(session, "baseline", plain, weights)
+
+    rule = answer_rule(config)
+    traces = [trace(group, right, rule) for group, right in candidates(session, "solver")]
+    solved = [final(steps) for steps in traces]
+    return {
+        "n": len(problems),
+        **mean_over_problems(solved).named("accuracy"),
+        **mine,
+        "curve": curve(traces),
+        "baseline": {
+            "temperature": sampling.get("temperature", 1.0),
+            **theirs,
+            **_beside(session, traces, solved, spent),
+        },
+    }
+
+
+def attempt(session: Session, name: str, solver: Node, weights: Weights) -> dict[str, Any]:
+    """A phase: what a solver finds for each held-out problem, with verdicts and grades. Returns what it cost.
+
+    Tokens and calls are those of the solver and of a verifier that asks a model.
+    """
+    config, problems = session.config, session.heldout
+    folder = session.run.path / name
+    nodes = graders(config)
+
+    def work(key: str) -> dict[str, Any]:
+        path = folder / "trajectories.parquet"
+        ready = bound(session, -1, name, path, key, problems, solver, weights)
+        cost = collect(session, -1, name, path, key, problems, ready, weights)
+        counts = [
+            judge(session, -1, f"{name} {file}", folder, key, problems, node, weights, name=file)
+            for file, node in nodes.items()
+        ]
+        asked = {k: cost[k] + counts[0].get(k, 0) for k in ("calls", "tokens/prompt", "tokens/sampled")}
+        verdicts = {k: v for count in counts for k, v in count.items() if k.startswith("verdicts/")}
+        return cost | verdicts | asked | {"memory": session.memory}
+
+    limits = config.verify
+    depends: list[Any] = [solver, policy_key(config), weights.digest, problems_key(problems), problems_key(session.dev)]
+    depends += [[[node, version(node)] for node in nodes.values()], limits.seconds, limits.memory_mb]
+    outputs = [f"{name}/{file}.parquet" for file in ("trajectories", *nodes)]
+    made = once(session, -1, name, depends, outputs, work)
+    manifest = session.run.manifest(-1, name)
+    assert manifest is not None
+    return {
+        "trajectories": made["trajectories"],
+        "calls": made["calls"],
+        "tokens": {"prompt": made["tokens/prompt"], "sampled": made["tokens/sampled"]},
+        "truncated": made["completion/truncated"],
+        "unparseable": made["verdicts/unparseable"],
+        "seconds": manifest["seconds"],
+        "memory": made["memory"],
+    }
+
+
+def graders(config: Config) -> dict[str, Node]:
+    """The verifiers of an evaluation by the file they write: the training verifier's, whose rewards a choice goes by,
+    and the data set's own, which says what is right. They are one where they are the same."""
+    nodes = {"verdicts": config.training_verifier, "grades": config.dataset.verifier}
+    return nodes if nodes["verdicts"] != nodes["grades"] else {"verdicts": nodes["verdicts"]}
+
+
+def candidates(session: Session, name: str) -> Iterator[tuple[list[Attempt], list[bool]]]:
+    """Each held-out problem's attempts and whether they are right, streamed; two empty lists where there is none.
+
+    A verdict has the answer that the data set's own verifier read where the training verifier reads none.
+    """
+    folder = session.run.path / name
+    graded = folder / ("grades.parquet" if "grades" in graders(session.config) else "verdicts.parquet")
+    grades = store.read_records(graded, Verdict)
+    groups = pair(folder, session.heldout)
+    group = next(groups, [])
+    for problem in session.heldout:
+        if not group or group[0].problem.id != problem.id:
+            yield [], []
+            continue
+        own = list(itertools.islice(grades, len(group)))
+        read = [
+            a if a.verdict.extracted else replace(a, verdict=replace(a.verdict, extracted=grade.extracted))
+            for a, grade in zip(group, own, strict=True)
+        ]
+        yield read, [grade.status == "correct" for grade in own]
+        group = next(groups, [])
+
+
+def answer_rule(config: Config) -> Rule:
+    """The rule of `method.answer`; the first candidate where there is none."""
+    node = config.method.answer
+    return bind(node, "method.answer") if node else lambda group: 0 if group else None
+
+
+def selection(config: Config) -> str:
+    """How a problem's answer is chosen, and whether that looks at gold answers."""
+    node, solver = config.method.answer, config.slot("generate")
+    rule = node["_target_"].rpartition(".")[2] if node else "first"
+    asks = [] if rule in ("first", "vote", "last") else [reads_gold(config.training_verifier)]  # others go by rewards
+    if takes_check(solver):
+        checker = config.training_verifier
+        asks.append(reads_gold(config.dataset.verifier if configuration.is_group(checker) else checker))
+    gold = any(asks) or "{gold}" in str(solver)
+    return f"{rule}; reads gold answers" if gold else f"{rule}; reads no gold answer"
+
+
+def _beside(session: Session, traces: list[Trace], solved: list[bool], spent: float) -> dict[str, Any]:
+    """What plain samples do with the tokens of each stage, and with all of them, beside the solver."""
+    node = session.config.method.answer
+    rules: dict[str, Rule] = {"maj": vote}
+    if node and node["_target_"].endswith(".best"):
+        rules["best"] = bind(node, "method.answer")
+    marks = [point["tokens"] for point in curve(traces)]
+    single, counts, used, ends = [], [], [], []
+    steps: list[list[dict[str, bool]]] = [[] for _ in marks]
+    for group, right in candidates(session, "baseline"):
+        single.append(sum(right) / max(1, len(right)))
+        counts.append(len(group))
+        used.append(sum(attempt.trajectory.sampled_tokens for attempt in group))
+        ends.append(baselines(group, right, spent, rules))
+        for step, tokens in zip(steps, marks, strict=True):
+            step.append(baselines(group, right, tokens, rules))
+    figures: dict[str, Any] = {"n": float(np.mean(counts)), "tokens_used": float(np.mean(used))}
+    figures |= mean_over_problems(single).named("single")
+    for name in (*rules, "pass"):
+        values = [end[name] for end in ends]
+        figures[name] = {
+            **mean_over_problems(values).named("accuracy"),
+            **paired_difference(values, solved).named("difference"),  # the solver's accuracy minus this
+            "curve": [row([t], [one[name] for one in step]) for t, step in zip(marks, steps, strict=True)],
+        }
+    return figures

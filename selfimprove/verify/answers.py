@@ -1,0 +1,46 @@
+"""Which of a problem's candidates is the answer. None of these looks at whether a candidate is right.
+
+A rule gets a problem's attempts in the order they were found, and gives the index of the chosen one, or None. What a
+reward says is the verifier's affair: `best` under a verifier that reads gold answers is the choice of one who knows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from selfimprove.report.metrics import normalise
+from selfimprove.types import Attempt, Count
+
+
+def stage(attempt: Attempt) -> int:
+    """The round of thinking at which a candidate was there: 0 unless its solver says otherwise."""
+    return int(attempt.trajectory.metadata.get("stage", 0))
+
+
+def vote(group: Sequence[Attempt], *, window: Count | None = None) -> int | None:
+    """The first candidate with the answer that most have, of those of the last `window` stages there are; None for
+    the window: of all. Of answers as frequent, the one that was there first. Candidates without an answer do not vote.
+    """
+    stages = sorted({stage(attempt) for attempt in group})
+    counted = set(stages if window is None else stages[-window:])
+    said = {
+        i: normalise(attempt.verdict.extracted)
+        for i, attempt in enumerate(group)
+        if stage(attempt) in counted and attempt.verdict.extracted is not None
+    }
+    if not said:
+        return None
+    votes = Counter(said.values())
+    return max(said, key=lambda i: (votes[said[i]], -i))
+
+
+def best(group: Sequence[Attempt]) -> int | None:
+    """The candidate of the highest reward, the first of equals."""
+    return max(range(len(group)), key=lambda i: (group[i].verdict.reward, -i), default=None)
+
+
+def last(group: Sequence[Attempt]) -> int | None:
+    """The first candidate of the last stage."""
+    final = max(map(stage, group), default=0)
+    return next((i for i, attempt in enumerate(group) if stage(attempt) == final), None)
