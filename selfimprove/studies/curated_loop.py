@@ -13,8 +13,8 @@ from rich.table import Table
 from selfimprove import store
 from selfimprove.datasets.draws import mixture, mixture_log_density, zipf
 from selfimprove.policy.categorical import probabilities
-from selfimprove.report.metrics import accuracy
-from selfimprove.studies import Claim, Lab, Result, difference, gain, over_both
+from selfimprove.report.statistics import accuracy, difference, over_seeds
+from selfimprove.studies import Claim, Lab, Result, gain
 from selfimprove.types import Verdict
 
 K = 4
@@ -241,16 +241,16 @@ def plane(lab: Lab) -> Iterator[Claim]:
         ("K = 4 above K = 1", rose - flat, free),
         ("half real data above K = 1", part - flat, half),
     ):
-        e = over_both(change)
+        e = over_seeds(change)
         yield Claim(
             f"flow: E(e^r) of held-out draws rises, {name}",
             bool(e.low > 0),
             e.value,
             (e.low, e.high),
-            f"K = 1, which moved by {over_both(flat).value:+.3f}",
+            f"K = 1, which moved by {over_seeds(flat).value:+.3f}",
             runs[0].command,
         )
-    e = over_both(flat)
+    e = over_seeds(flat)
     yield Claim("flow, K = 1: E(e^r) is flat", e.low <= 0 <= e.high, e.value, (e.low, e.high), "start", one[0].command)
     least = np.array([flow_margins(r) for r in free])
     yield Claim(
