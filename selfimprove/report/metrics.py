@@ -1,9 +1,6 @@
 """Figures of a round and of an evaluation, each estimate with a 95 % interval.
 
-Problems are what is drawn at random, so they are what intervals are over: the samples of one problem go together.
-Where every problem's value is 0 or 1 the interval is Wilson's, which stays honest near 0 and 1 and for few problems
-(Bowyer et al. 2025, arXiv 2503.01747, on why the normal approximation does not); otherwise it is the percentile
-bootstrap over problems, which for some 20 problems covers 92 rather than 95 %.
+The estimators are in statistics.py: intervals are over problems, and the samples of one problem go together.
 
 A sample counts as correct when its verdict's status is `correct`. pass@k and maj@k take the samples of a problem as
 exchangeable: for solvers whose attempts build on one another they describe what was found, not what k fresh samples
@@ -16,82 +13,18 @@ import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
+from selfimprove.report.statistics import RESAMPLES as RESAMPLES
+from selfimprove.report.statistics import Estimate as Estimate
+from selfimprove.report.statistics import accuracy as accuracy
+from selfimprove.report.statistics import mean_over_problems as mean_over_problems
+from selfimprove.report.statistics import paired_difference as paired_difference
 from selfimprove.types import Attempt, Sample, Trajectory, Verdict
 
-RESAMPLES = 2000  # of the bootstrap: the ends of its interval then vary by a few per cent of its width
 SUBSETS = 200  # drawn per problem for maj@k with k below the number of samples
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean over `n` problems with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def named(self, name: str) -> dict[str, float]:
-        """{name, name_low, name_high}: how an estimate is logged and stored."""
-        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
-
-
-def accuracy(correct: Sequence[bool] | np.ndarray) -> Estimate:
-    """Share of problems solved, one answer each; Wilson's interval. Raises ValueError when there are none."""
-    from scipy.stats import binomtest
-
-    if not len(correct):
-        raise ValueError("no problems to average over")
-    hits = int(np.count_nonzero(correct))
-    interval = binomtest(hits, len(correct)).proportion_ci(0.95, method="wilson")
-    return Estimate(hits / len(correct), float(interval.low), float(interval.high), len(correct))
-
-
-def mean_over_problems(values: Sequence[float] | np.ndarray, seed: int = 0) -> Estimate:
-    """Mean of one value in [0, 1] a problem: Wilson's interval where all are 0 or 1, else the bootstrap.
-
-    Raises ValueError when there are none.
-    """
-    array = np.asarray(values, dtype=float)
-    if np.isin(array, (0.0, 1.0)).all():
-        return accuracy(array == 1)
-    return _bootstrap(array, 0.0, seed)
-
-
-def paired_difference(
-    before: Sequence[float] | np.ndarray, after: Sequence[float] | np.ndarray, seed: int = 0
-) -> Estimate:
-    """Mean of after - before over the same problems in the same order, values in [0, 1]; bootstrap over problems.
-
-    Raises ValueError when the two are not of one length, or empty.
-    """
-    if len(before) != len(after):
-        raise ValueError(f"{len(before)} problems before and {len(after)} after: not the same problems")
-    return _bootstrap(np.asarray(after, dtype=float) - np.asarray(before, dtype=float), -1.0, seed)
-
-
-def _bootstrap(values: np.ndarray, least: float, seed: int) -> Estimate:
-    """Percentile bootstrap of the mean of values in [least, 1].
-
-    Where all are the same, resampling says nothing about problems that were not drawn: the interval then leaves room
-    for the share of other values which Wilson's upper bound allows, each differing by 1.
-    """
-    from scipy.stats import bootstrap
-
-    n = len(values)
-    other = accuracy([False] * n).high
-    mean = float(values.mean())
-    if (values == values[0]).all():
-        return Estimate(mean, max(least, mean - other), min(1.0, mean + other), n)
-    batch = max(1, 2_000_000 // n)  # resamples held at once: 16 MB of float64
-    rng = np.random.default_rng(seed)
-    result = bootstrap((values,), np.mean, n_resamples=RESAMPLES, batch=batch, method="percentile", rng=rng)
-    return Estimate(mean, float(result.confidence_interval.low), float(result.confidence_interval.high), n)
 
 
 @lru_cache(maxsize=65536)

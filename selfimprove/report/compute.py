@@ -1,0 +1,97 @@
+"""What the base policy does with the compute that learning took, spent on the held-out problems instead.
+
+best of n: at least one of n answers is correct, which is what best-of-n with a perfect verifier reaches; majority of n:
+the most common answer is. For each method n is so large that n answers to every held-out problem cost what the method
+has cost so far.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from selfimprove import config as configuration
+from selfimprove import store
+from selfimprove.report import metrics as measure
+from selfimprove.report.runs import RunData, flops
+from selfimprove.report.statistics import Estimate
+from selfimprove.types import Problem, Verdict
+
+FILE = "base_samples.parquet"  # in a run folder: answers of its base policy that a comparison asked for
+
+
+def samples(run: RunData) -> pa.Table | None:
+    """The sampled answers of a run's base policy to its held-out problems, in the columns of `RunData.answers`.
+
+    Those that eval.samples gave, or those that a comparison had sampled, whichever are more; None where there are none.
+    """
+    table = run.answers(0) if run.evaluations else None
+    found = table.filter(pc.field("decoding") == "sampled") if table else None
+    kept = pq.read_table(run.path / FILE) if (run.path / FILE).exists() else None
+    there = [t for t in (found, kept) if t is not None and t.num_rows]
+    return max(there, key=lambda t: t.num_rows, default=None)
+
+
+def sample(run: RunData, n: int) -> pa.Table:
+    """At least n answers of a run's base policy to each held-out problem, kept in the run folder: sampled now where
+    there are not so many. Raises ConfigError where the run's configuration or its model cannot be used."""
+    from selfimprove.evaluation import base_answers
+
+    found = samples(run)
+    if found is None or per_problem(found) < n:
+        config = configuration.read(run.path / "config.yaml")
+        heldout = [p for p in store.read_records(run.path / "problems.parquet", Problem) if p.split == "test"]
+        found = base_answers(config, heldout, n)
+        with store.new_file(run.path / FILE) as temporary:
+            pq.write_table(found, temporary, compression="zstd")
+    return found
+
+
+def per_problem(table: pa.Table) -> int:
+    """How many answers each problem has."""
+    return int(table.num_rows) // max(1, len(pc.unique(table["problem_id"])))
+
+
+class Base:
+    """Accuracy of the base policy's answers, for any n up to how many there are of each problem."""
+
+    def __init__(self, table: pa.Table, parameters: int | None = None) -> None:
+        order = table.sort_by("problem_id")
+        self.n = per_problem(table)
+        self._size = parameters
+        self._spent = {kind: pc.sum(table[f"{kind}_tokens"]).as_py() / self.n for kind in ("prompt", "sampled")}
+        rows = zip(order["status"].to_pylist(), order["extracted"].to_pylist(), strict=True)
+        verdicts = [Verdict("", status, float(status == "correct"), said) for status, said in rows]
+        self._problems = [verdicts[i : i + self.n] for i in range(0, len(verdicts), self.n)]
+        self._known: dict[tuple[str, int], Estimate] = {}
+
+    def cost(self, kind: str) -> float:
+        """What one answer to every problem costs: `sampled` tokens, or `flops`."""
+        if kind == "sampled":
+            return float(self._spent["sampled"])
+        if self._size is None:
+            raise ValueError("the size of the policy is not known")
+        return sum(flops(self._size, kind, count) for kind, count in self._spent.items())
+
+    def best(self, n: int) -> Estimate:
+        return self._once("best", n)
+
+    def majority(self, n: int) -> Estimate:
+        """Of two answers as of one, which in expectation is the same."""
+        return self._once("majority", n)
+
+    def _once(self, name: str, n: int) -> Estimate:
+        if (name, n) not in self._known:
+            if name == "majority" and n > 2:
+                self._known[name, n] = measure.maj_at_k(self._problems, n)
+            else:
+                self._known[name, n] = measure.pass_at_k_over(self._problems, n if name == "best" else 1)
+        return self._known[name, n]
+
+
+def greedy_tokens(run: RunData) -> int:
+    """Tokens of one greedy answer of the base policy to each held-out problem."""
+    table = run.answers(0)
+    return int(np.sum(table.filter(pc.field("decoding") == "greedy")["sampled_tokens"].to_numpy()))

@@ -1,0 +1,141 @@
+"""Whether runs can be compared: what makes their figures say nothing of each other, and what a reader has to know."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfimprove import store
+from selfimprove.errors import ConfigError
+from selfimprove.report.runs import RunData
+
+BLOCKS, BLOCK = 16, 1 << 16  # of a weights file, that are read to know it again
+
+
+def refuse(runs: Sequence[RunData], other_models: bool) -> None:
+    """Raises ConfigError, one line, for runs whose accuracies cannot stand beside each other.
+
+    `other_models`: different base policies are what is compared, as in `--by model`.
+    """
+    first = runs[0]
+    heldout = first.prompts("test")
+    for run in runs[1:]:
+        same_problems(first, run, heldout, run.prompts("test"))
+        if run.config["dataset"]["verifier"] != first.config["dataset"]["verifier"]:
+            raise ConfigError(
+                f"{first.path} and {run.path} grade held-out answers differently: dataset.verifier differs"
+            )
+        if not other_models and base_of(run) != base_of(first):
+            raise ConfigError(
+                f"{first.path} and {run.path} start from different base policies ({first.config['model']['path']} and "
+                f"{run.config['model']['path']}): compare them with --by model"
+            )
+    for run in runs:
+        seen(run, heldout)
+
+
+def same_problems(one: RunData, other: RunData, mine: Mapping[str, str], theirs: Mapping[str, str]) -> None:
+    """Raises ConfigError unless two runs were evaluated on the same held-out problems with the same prompts."""
+    if missing := mine.keys() ^ theirs.keys():
+        raise ConfigError(
+            f"{one.path} and {other.path} have different held-out problems: {len(missing)} are in one of them only, "
+            f"e.g. {min(missing)}; give both the same dataset settings"
+        )
+    if changed := sorted(name for name in mine if mine[name] != theirs[name]):
+        raise ConfigError(
+            f"{one.path} and {other.path} ask the held-out problems in different words: {len(changed)} prompts differ, "
+            f"e.g. that of {changed[0]}; give both the same prompt and examples"
+        )
+
+
+def seen(run: RunData, heldout: Mapping[str, str]) -> None:
+    """Raises ConfigError where a run, or an earlier one whose policy it starts from, learned from a held-out problem.
+
+    A problem is known by its prompt, and by its id where the data set has the same name.
+    """
+    asked = {_words(prompt) for prompt in heldout.values()}
+    for trained in (run, *ancestors(run)):
+        own = trained.prompts("train") | trained.prompts("dev")
+        named = trained.config["dataset"]["name"] == run.config["dataset"]["name"]
+        leaked = sorted(p for p, prompt in own.items() if _words(prompt) in asked or (named and p in heldout))
+        if leaked:
+            who = f"{trained.path}" if trained is run else f"{trained.path}, whose policy {run.path} starts from,"
+            raise ConfigError(f"{who} trained on {len(leaked)} of {len(heldout)} held-out problems, e.g. {leaked[0]}")
+
+
+def _words(prompt: str) -> str:
+    return " ".join(str(json.loads(prompt)).split())
+
+
+def ancestors(run: RunData) -> Iterator[RunData]:
+    """The earlier runs that made the policy which a run starts from, nearest first."""
+    met = {run.path.resolve()}
+    while run.base_folder is not None:
+        above = (p for p in run.base_folder.resolve().parents if (p / "problems.parquet").is_file())
+        folder = next(above, None)
+        if folder is None or folder in met:
+            return
+        met.add(folder)
+        run = RunData(folder)
+        yield run
+
+
+def base_of(run: RunData) -> str:
+    """What a run's base policy is known by: its weights files, of which some blocks are read, and its settings.
+
+    Where the files are not on this machine, the model's name and path.
+    """
+    model = run.config["model"]
+    if run.base_folder is None:
+        return store.digest([model["name"], model["path"]])
+    weights = sorted(run.base_folder.glob("*.safetensors"))
+    return store.digest([[path.name, _known_by(path)] for path in weights] or str(run.base_folder))
+
+
+def _known_by(path: Path) -> list[str]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        found = [str(size)]
+        for i in range(BLOCKS):
+            file.seek(i * max(0, size - BLOCK) // (BLOCKS - 1))
+            found.append(store.digest(file.read(BLOCK).hex()))
+    return found
+
+
+def warnings(groups: Mapping[str, Sequence[RunData]], pooled: Mapping[str, Sequence[str]]) -> list[str]:
+    """What does not forbid a comparison but has to be said; `pooled`: keys in which a group's runs differ."""
+    said = [f"{name}: its runs differ in {', '.join(keys)}, and are one group" for name, keys in pooled.items() if keys]
+    seeds = {name: sorted({run.seed for run in runs}) for name, runs in groups.items()}
+    if len({tuple(found) for found in seeds.values()}) > 1:
+        each = "; ".join(f"{name}: {', '.join(map(str, found))}" for name, found in seeds.items())
+        said.append(f"seeds differ ({each}): differences between groups are over the seeds that both have")
+    for name, runs in groups.items():
+        twice = [str(seed) for seed, count in sorted(Counter(run.seed for run in runs).items()) if count > 1]
+        if twice:
+            said.append(f"{name}: several runs of seed {', '.join(twice)}, whose mean is used")
+    every = [run for runs in groups.values() for run in runs]
+    for what, of in _SAME.items():
+        values = sorted({str(of(run)) for run in every})
+        if len(values) > 1:
+            said.append(f"{what} differs between runs: {', '.join(values)}")
+    said += [
+        f"{run.path} stopped after {len(run.tokens)} of {run.config['rounds']} rounds: {run.summary.get('reason')}"
+        for run in every
+        if not run.complete
+    ]
+    return said
+
+
+def _limit(run: RunData) -> Any:
+    return run.config["eval"].get("max_tokens") or run.config["model"]["max_tokens"]
+
+
+_SAME: dict[str, Callable[[RunData], Any]] = {
+    "tokens of a held-out answer (eval.max_tokens, model.max_tokens)": _limit,
+    "the engine": lambda run: run.config["engine"]["name"],
+    "number format (model.dtype)": lambda run: run.config["model"]["dtype"],
+    "the code's commit": lambda run: run.environment.get("git_commit"),
+}

@@ -1,0 +1,343 @@
+"""What finished and unfinished run folders hold, read by column for tables and plots over many runs.
+
+    for path in find([Path("outputs/default")]):
+        run = RunData(path)
+        run.config["method"]["name"], run.seed, run.complete
+        run.heldout[0]           # {problem id: 1.0 or 0.0} of the base policy; [1] after round 0, and so on
+        run.tokens[0]["sampled"] # of round 0
+
+Everything is read when it is first asked for and then kept. Only the columns that are needed leave the Parquet files,
+one row group (a shard of problems) at a time; trajectories never become Python objects.
+
+Indexes: an *evaluation* is 0 for the base policy and r + 1 after round r. A *round* is r, from 0. Lists end where the
+run does: an unfinished run has fewer entries, and no entry is half there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+
+from selfimprove.errors import ConfigError
+from selfimprove.store import Run, read_json
+
+KINDS = ("prompt", "sampled", "scored", "trained")
+"""What tokens are counted as: of prompts, sampled, scored (log-probabilities alone), and read by a trainer."""
+
+
+def find(paths: Iterable[Path]) -> list[Path]:
+    """The run folders among and below `paths`, each once, sorted by name within each of `paths`.
+
+    A path is a run folder itself, a folder of a sweep, or any folder above. Folders inside a run folder are not looked
+    into. Raises ConfigError for a path that does not exist or has no run below it.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise ConfigError(f"{path}: no such folder")
+        below = list(_below(path))
+        if not below:
+            raise ConfigError(f"{path}: no run folder here or below (one has config.yaml and summary.json)")
+        for run in below:
+            found.setdefault(run.resolve(), run)
+    return list(found.values())
+
+
+def _below(path: Path) -> Iterator[Path]:
+    for folder, names, files in os.walk(path):
+        if "config.yaml" in files and not {"summary.json", "environment.json"}.isdisjoint(files):
+            names.clear()
+            yield Path(folder)
+        names.sort()
+
+
+@dataclass(frozen=True)
+class RunData:
+    """One run folder. Reading a property raises ConfigError where the folder is damaged."""
+
+    path: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.yaml as plain data: resolved, secrets removed. Not validated: an older version may have written it."""
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        found: dict[str, Any] = yaml.load((self.path / "config.yaml").read_text(encoding="utf-8"), loader)
+        return found
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """summary.json: status, reason, base, final, change, rounds; {} of a run that was killed before it."""
+        return self._json("summary.json")
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """environment.json: versions, git commit, hardware, the exact command; {} where it is missing."""
+        return self._json("environment.json")
+
+    @property
+    def kind(self) -> str:
+        """`run` for rounds of training, `eval` for a folder that `selfimprove eval method=...` left."""
+        return str(self.summary.get("kind", "run"))
+
+    @property
+    def method(self) -> str:
+        return str(self.config["method"]["name"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.config["seed"])
+
+    @property
+    def status(self) -> str:
+        """complete, stopped, failed or running (also what a killed run is left as); `not started` without a summary."""
+        return str(self.summary.get("status", "not started"))
+
+    @property
+    def complete(self) -> bool:
+        return self.status == "complete"
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is complete, or stopped by a rule of its own configuration: a budget, or on_empty."""
+        reason = str(self.summary.get("reason") or "")
+        return self.complete or (self.status == "stopped" and not reason.startswith("SIG"))
+
+    # Problems
+
+    @cached_property
+    def problems(self) -> pa.Table:
+        """Columns `id`, `prompt` (text or messages, as JSON), `gold`, `split` (train, dev, test): the problems used."""
+        return _read(self.path / "problems.parquet", ["id", "prompt", "gold", "split"])
+
+    def prompts(self, split: str) -> dict[str, str]:
+        """Problem id -> prompt as JSON, of the problems of one split."""
+        chosen = self.problems.filter(pc.field("split") == split)
+        return dict(zip(chosen["id"].to_pylist(), chosen["prompt"].to_pylist(), strict=True))
+
+    # Evaluations on the held-out problems: index 0 is the base policy, r + 1 what round r trained
+
+    @cached_property
+    def evaluations(self) -> list[Path]:
+        """Folders with the trajectories and verdicts of each evaluation that is whole."""
+        folders = [self.path / "base" / "evaluation"]
+        folders += [folder / "evaluation" for folder in self._round_folders]
+        done = [f for f in folders if (f.parent / "evaluate.manifest.json").exists()]
+        return done if done[:1] == folders[:1] else []
+
+    def answers(self, index: int) -> pa.Table:
+        """The answers of an evaluation, one row each, in the order of the file.
+
+        Columns: `problem_id`; `decoding` ("greedy", "sampled", or what eval.consistency asked for); `status`;
+        `extracted` (null where no answer was read); `prompt_tokens` and `sampled_tokens`, over the answer's samples.
+        """
+        return answers(self.evaluations[index])
+
+    @cached_property
+    def heldout(self) -> list[dict[str, float]]:
+        """Greedy correctness, an entry an evaluation: problem id -> 1.0 or 0.0, in the order of the problems."""
+        return [_shares(_counts(folder, "greedy")) for folder in self.evaluations]
+
+    @cached_property
+    def sampled(self) -> list[dict[str, tuple[int, int]]]:
+        """The same of the sampled answers: problem id -> (n, c), n answers of which c are correct. Each entry is {}
+        where eval.samples is 0."""
+        return [_counts(folder, "sampled") for folder in self.evaluations]
+
+    @cached_property
+    def also(self) -> list[dict[str, float]]:
+        """As `heldout`, on the held-out problems of the second data set, eval.also; [] without one."""
+        folders = [self.path / "base" / "also", *(folder / "also" for folder in self._round_folders)]
+        return [_shares(_counts(f, "greedy")) for f in folders if (f.parent / "also.manifest.json").exists()]
+
+    @cached_property
+    def drift(self) -> list[dict[str, tuple[float, int]]]:
+        """KL from the base policy, an entry a round: held-out problem id -> (nats, tokens) of one answer; [] where
+        eval.drift is null."""
+        found = []
+        for folder in self._round_folders:
+            if (folder / "drift.manifest.json").exists():
+                columns = _read(folder / "drift" / "scores.parquet", ["problem_id", "nats", "tokens"]).to_pydict()
+                both = zip(columns["nats"], columns["tokens"], strict=True)
+                found.append(dict(zip(columns["problem_id"], both, strict=True)))
+        return found
+
+    # Rounds
+
+    @cached_property
+    def rounds(self) -> list[dict[str, Any]]:
+        """metrics.json of each round: flat, `<phase>/<metric>` and `seconds/<phase>`. Whole rounds alone."""
+        found = [folder / "metrics.json" for folder in self._round_folders]
+        return [read_json(path) for path in found if path.exists()]
+
+    @cached_property
+    def tokens(self) -> list[dict[str, int]]:
+        """Tokens that learning spent, an entry a round: {prompt, sampled, scored, trained}. Evaluation is not in it."""
+        return [{kind: int(r["tokens"].get(kind, 0)) for kind in KINDS} for r in self.summary.get("rounds", [])]
+
+    @cached_property
+    def seconds(self) -> list[dict[str, float]]:
+        """Wall-clock seconds, an entry a round: phase (adapt, generate, verify, filter, train, evaluate) -> seconds."""
+        return [dict(r["seconds"]) for r in self.summary.get("rounds", [])]
+
+    @cached_property
+    def verdicts(self) -> list[dict[str, int]]:
+        """Verdicts on the training problems' answers, an entry a round: status -> number."""
+        return [dict(r["verdicts"]) for r in self.summary.get("rounds", [])]
+
+    @cached_property
+    def flops(self) -> list[dict[str, float]]:
+        """Estimated floating-point operations of learning, an entry a round, by kind of token; {} where the size of the
+        policy is not known.
+
+        2 N for a token of a prompt, a sampled or a scored one, 6 N for a trained one (Kaplan et al. 2020,
+        arXiv 2001.08361, section 2.1), with all N parameters of the policy. An upper bound where prompts are read from
+        a cache or training is of an adapter; attention over the context, and models other than the policy, count as if
+        they were N too.
+        """
+        n = self.parameters
+        if n is None:
+            return [{} for _ in self.tokens]
+        return [{kind: flops(n, kind, count) for kind, count in tokens.items()} for tokens in self.tokens]
+
+    @cached_property
+    def parameters(self) -> int | None:
+        """N, the number of the base policy's parameters, from the headers of its files; None where there are none."""
+        return parameters(self.base_folder) if self.base_folder else None
+
+    @cached_property
+    def base_folder(self) -> Path | None:
+        """Where the base policy's files are on this machine; None where they are not."""
+        from selfimprove.policy.models import resolve
+
+        model = self.config["model"]
+        found = resolve(model["name"], model["path"])
+        if Path(found).is_dir():
+            return Path(found)
+        from huggingface_hub import try_to_load_from_cache  # from the hub's own cache: asks nobody
+
+        config = try_to_load_from_cache(found, "config.json")
+        return Path(config).parent if isinstance(config, str) else None
+
+    def training(self, number: int) -> pa.Table:
+        """The answers of a round's training problems: the columns of `answers`, over all passes of the round."""
+        parts = [folder for folder in self._passes(number) if (folder / "verify.manifest.json").exists()]
+        if not parts:
+            raise ConfigError(f"{self.path}: round {number} has no verdicts")
+        return pa.concat_tables([answers(folder) for folder in parts])
+
+    # Reading
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            return read_json(path) if path.exists() else {}
+        except json.JSONDecodeError as problem:
+            raise ConfigError(f"{path}: not JSON ({problem})") from None
+
+    @cached_property
+    def _run(self) -> Run:
+        return Run(self.path, int(self.config["method"].get("refresh", 1)))
+
+    def _passes(self, number: int) -> list[Path]:
+        refresh = self._run.refresh
+        return [self._run.round(n) for n in range(number * refresh, (number + 1) * refresh)]
+
+    @cached_property
+    def _round_folders(self) -> list[Path]:
+        """The last pass's folder of each round, which has the evaluation and metrics.json."""
+        return [self._passes(number)[-1] for number in range(int(self.config["rounds"]))]
+
+
+def _counts(folder: Path, decoding: str) -> dict[str, tuple[int, int]]:
+    """Problem id -> (answers, correct ones) of one decoding, of an evaluation's folder."""
+    table = answers(folder, lengths=False)
+    right = pc.equal(table["status"], "correct").to_pylist()
+    total: Counter[str] = Counter()
+    correct: Counter[str] = Counter()
+    for name, how, good in zip(table["problem_id"].to_pylist(), table["decoding"].to_pylist(), right, strict=True):
+        if how == decoding:
+            total[name] += 1
+            correct[name] += good
+    return {name: (n, correct[name]) for name, n in total.items()}
+
+
+def _shares(counts: dict[str, tuple[int, int]]) -> dict[str, float]:
+    return {name: correct / n for name, (n, correct) in counts.items()}
+
+
+def answers(folder: Path, lengths: bool = True) -> pa.Table:
+    """Trajectories and verdicts of a folder side by side, without the tokens themselves: see `RunData.answers`.
+
+    Raises ConfigError when a file cannot be read or the two do not belong together.
+    """
+    verdicts = _read(folder / "verdicts.parquet", ["status", "extracted"])
+    path = folder / "trajectories.parquet"
+    known = _read(path, ["problem_id", "metadata"])
+    if known.num_rows != verdicts.num_rows:
+        raise ConfigError(f"{folder}: {known.num_rows} trajectories and {verdicts.num_rows} verdicts")
+    metadata = pc.dictionary_encode(known["metadata"]).combine_chunks()
+    names = pa.array(
+        [json.loads(text).get("decoding", "greedy") for text in metadata.dictionary.to_pylist()], pa.string()
+    )
+    columns = {"problem_id": known["problem_id"], "decoding": names.take(metadata.indices)}
+    columns |= {"status": verdicts["status"], "extracted": verdicts["extracted"]}
+    return pa.table(columns | (_lengths(path) if lengths else {}))
+
+
+def _read(path: Path, columns: Sequence[str]) -> pa.Table:
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read(columns=list(columns), use_threads=False)
+    except (OSError, pa.ArrowInvalid) as problem:
+        raise ConfigError(f"{path}: cannot be read ({problem})") from None
+
+
+def _lengths(path: Path) -> dict[str, pa.Array]:
+    """Tokens of each trajectory's samples, read a row group at a time."""
+    found: dict[str, list[np.ndarray]] = {"prompt_tokens": [], "sampled_tokens": []}
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            for name, field in (("prompt_tokens", "prompt_ids"), ("sampled_tokens", "completion_ids")):
+                column = file.read_row_group(group, columns=[f"samples.list.element.{field}"], use_threads=False)
+                samples = column["samples"].combine_chunks()
+                each = pc.list_value_length(pc.struct_field(samples.flatten(), field)).to_numpy(zero_copy_only=False)
+                until = np.cumsum(pc.list_value_length(samples).to_numpy(zero_copy_only=False))
+                sums = np.concatenate([[0], np.cumsum(each)])[np.concatenate([[0], until])]
+                found[name].append(np.diff(sums))
+    return {name: pa.array(np.concatenate(parts or [np.zeros(0, int)]), pa.int64()) for name, parts in found.items()}
+
+
+def flops(parameters: int, kind: str, tokens: float) -> float:
+    """2 N a token that is read, sampled or scored, 6 N a trained one."""
+    return (6.0 if kind == "trained" else 2.0) * parameters * tokens
+
+
+def parameters(folder: Path) -> int | None:
+    """How many parameters the safetensors files of a model folder hold, from their headers alone; None without any.
+
+    An adapter folder counts as the base model it names. Weights that are shared are stored once, and counted once.
+    """
+    if (folder / "adapter_config.json").is_file():
+        named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        return parameters(Path(named)) if named else None
+    files = sorted(folder.glob("*.safetensors"))
+    return sum(map(_stored, files)) if files else None
+
+
+def _stored(path: Path) -> int:
+    """Numbers in one safetensors file. It starts with the header's length, 8 bytes, little-endian; then JSON."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return sum(int(np.prod(entry["shape"])) for name, entry in header.items() if name != "__metadata__")

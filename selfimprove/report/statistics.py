@@ -1,0 +1,174 @@
+"""Estimates with 95 % intervals: of accuracies, of paired differences, of ratios, over problems and over seeds.
+
+Problems are what is drawn at random, so they are what intervals are over; the samples of one problem go together, as
+its mean, and two policies are compared problem by problem (Miller 2024, arXiv 2411.00640). Nothing rests on a normal
+approximation over problems, which covers badly below a few hundred of them (Bowyer et al. 2025, arXiv 2503.01747):
+
+- one 0 or 1 a problem: Wilson's interval;
+- any other mean over problems: the Bayesian bootstrap (Rubin 1981, Annals of Statistics 9:130), with half a problem
+  more at each end of the scale. Of values that are 0 or 1 this is Jeffreys' interval, of paired ones a Dirichlet
+  posterior. Without those two halves, or as a percentile bootstrap, it covers too little at 50 problems;
+- several seeds: that interval over problems, for the mean over seeds, widened by Student's t for the seeds. Resampling
+  the seeds instead (Agarwal et al. 2021, arXiv 2108.13264) covers far too little where three seeds differ much: three
+  values hardly show how far off a fourth would be. A test holds that comparison.
+
+How often each covers, and of how many simulations: `python scripts/coverage.py`, whose table is in docs/compare.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 2000  # the ends of an interval then vary by a few per cent of its width
+
+Scale = tuple[float, float]  # the least and the greatest value there can be
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over `n` problems with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def named(self, name: str) -> dict[str, float]:
+        """{name, name_low, name_high}: how an estimate is logged and stored."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
+    @property
+    def apart(self) -> bool:
+        """Whether the interval leaves out 0: of a difference, whether it is significant."""
+        return self.low > 0 or self.high < 0
+
+
+def accuracy(correct: Sequence[bool] | np.ndarray) -> Estimate:
+    """Share of problems solved, one answer each; Wilson's interval. Raises ValueError when there are none."""
+    from scipy.stats import binomtest
+
+    if not len(correct):
+        raise ValueError("no problems to average over")
+    hits = int(np.count_nonzero(correct))
+    interval = binomtest(hits, len(correct)).proportion_ci(0.95, method="wilson")
+    return Estimate(hits / len(correct), float(interval.low), float(interval.high), len(correct))
+
+
+def mean_over_problems(values: Sequence[float] | np.ndarray, seed: int = 0) -> Estimate:
+    """Mean of one value in [0, 1] a problem: Wilson's interval where all are 0 or 1, else the Bayesian bootstrap.
+
+    Raises ValueError when there are none.
+    """
+    array = np.asarray(values, dtype=float)
+    if np.isin(array, (0.0, 1.0)).all():
+        return accuracy(array == 1)
+    return mean(array, (0.0, 1.0), seed)
+
+
+def paired_difference(
+    before: Sequence[float] | np.ndarray, after: Sequence[float] | np.ndarray, seed: int = 0
+) -> Estimate:
+    """Mean of after - before over the same problems in the same order, values in [0, 1].
+
+    Raises ValueError when the two are not of one length, or empty.
+    """
+    if len(before) != len(after):
+        raise ValueError(f"{len(before)} problems before and {len(after)} after: not the same problems")
+    return mean(np.asarray(after, dtype=float) - np.asarray(before, dtype=float), (-1.0, 1.0), seed)
+
+
+def mean(values: np.ndarray, scale: Scale | None, seed: int = 0) -> Estimate:
+    """Mean of one value a problem, by the Bayesian bootstrap.
+
+    `scale` None: the least and the greatest value that were seen stand for the ends of the scale. Raises ValueError
+    when there are no values.
+    """
+    if not len(values):
+        raise ValueError("no problems to average over")
+    ends = scale or (float(values.min()), float(values.max()))
+    ones = np.ones(len(values))
+    low, high = _interval(np.column_stack([values, ones]), np.array([[end, 1.0] for end in ends]), seed)
+    value = float(values.mean())
+    return Estimate(value, min(low, value), max(high, value), len(values))
+
+
+def ratio(above: np.ndarray, below: np.ndarray, seed: int = 0) -> Estimate:
+    """sum(above) / sum(below) over problems, e.g. nats and tokens; `below` is positive. The problems of the least and
+    of the greatest ratio stand for the ends of the scale. Raises ValueError when there are none."""
+    if not len(above):
+        raise ValueError("no problems to average over")
+    rows, each = np.column_stack([above, below]), above / below
+    low, high = _interval(rows, rows[[each.argmin(), each.argmax()]], seed)
+    return Estimate(float(above.sum() / below.sum()), low, high, len(above))
+
+
+def _interval(rows: np.ndarray, ends: np.ndarray, seed: int) -> tuple[float, float]:
+    """95 % of the Bayesian bootstrap of sum(rows[:, 0]) / sum(rows[:, 1]): rows weigh Gamma(1), `ends` Gamma(1/2) each.
+
+    Equal rows are drawn as one, since the sum of their Gamma weights is Gamma again.
+    """
+    together, which = np.unique(np.concatenate([rows, ends]), axis=0, return_inverse=True)
+    shape = np.bincount(which.ravel(), np.repeat([1.0, 0.5], [len(rows), len(ends)]))
+    rng = np.random.default_rng(seed)
+    drawn: list[np.ndarray] = []
+    while (left := RESAMPLES - sum(map(len, drawn))) > 0:
+        weights = rng.standard_gamma(shape, size=(min(left, max(1, 2_000_000 // len(shape))), len(shape)))  # 16 MB
+        drawn.append((weights @ together[:, 0]) / (weights @ together[:, 1]))
+    low, high = np.percentile(np.concatenate(drawn), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def over_seeds(table: np.ndarray, scale: Scale | None = None, seed: int = 0) -> Estimate:
+    """Mean of a table of shape (seeds, problems): another seed and other problems could have been drawn.
+
+    The interval over problems, of the mean over seeds, is widened by what seeds add (MOVER: Zou and Donner 2008,
+    Statistics in Medicine 27:1693): half-widths add as squares, and that of the seeds is Student's t times the standard
+    error of the seeds' component of variance in the two-way layout. One seed, or seeds that are all the same: the
+    interval over problems alone.
+
+    Two choices are by the simulations of scripts/coverage.py. The half problems at the ends of the scale are means over
+    seeds too, so they stand nearer to its middle, by the root of the number of seeds. Of the residual mean square only
+    half is taken off that of the seeds: with few of them the whole often leaves nothing where seeds do matter.
+    """
+    from scipy.stats import t
+
+    table = np.asarray(table, dtype=float)
+    seeds, problems = table.shape
+    one = table.mean(axis=0)
+    if seeds == 1 or (table == table[0]).all():  # of the base policy, every seed's answers are the same
+        return mean_over_problems(one, seed) if scale == (0.0, 1.0) else mean(one, scale, seed)
+    middle, half = (sum(scale) / 2, (scale[1] - scale[0]) / 2 / math.sqrt(seeds)) if scale else (0.0, 0.0)
+    found = mean(one, (middle - half, middle + half) if scale else None, seed)
+    each = table.mean(axis=1, keepdims=True)
+    residual = table - each - one + found.value
+    ms_seeds = problems * float(each.var(ddof=1))
+    ms_residual = float((residual**2).sum()) / max(1, (seeds - 1) * (problems - 1))
+    more = t.ppf(0.975, seeds - 1) * math.sqrt(max(0.0, ms_seeds - ms_residual / 2) / (seeds * problems))
+    least, most = scale or (-math.inf, math.inf)
+    low = found.value - math.hypot(found.value - found.low, more)
+    high = found.value + math.hypot(found.high - found.value, more)
+    return Estimate(found.value, max(least, low), min(most, high), problems)
+
+
+def matrix(runs: Sequence[Mapping[str, float]]) -> np.ndarray:
+    """Problem id -> value, a mapping a seed, as a table of shape (seeds, problems), problems sorted by id.
+
+    Raises ValueError when the problems differ.
+    """
+    if any(run.keys() != runs[0].keys() for run in runs):
+        raise ValueError("the runs were evaluated on different held-out problems")
+    names = sorted(runs[0])
+    return np.array([[run[name] for name in names] for run in runs], dtype=float)
+
+
+def difference(after: Sequence[Mapping[str, float]], before: Sequence[Mapping[str, float]]) -> Estimate:
+    """Mean over seeds and problems of after - before, values in [0, 1], paired seed by seed and problem by problem.
+
+    Raises ValueError when the problems differ.
+    """
+    both = matrix([*after, *before])
+    return over_seeds(both[: len(after)] - both[len(after) :], (-1.0, 1.0))
