@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,3 +49,25 @@ def cli(tmp_path):
 def cli_module(tmp_path_factory):
     """The same for fixtures of a whole module."""
     return functools.partial(run_cli, tmp_path_factory.mktemp("cli"))
+
+
+# Tests with the marker `browser` click through pages in Chromium; where it is missing they are left out, which is said.
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+CHROMEDRIVER = shutil.which("chromedriver")
+LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_collection_modifyitems(config, items):
+    clicking = [item for item in items if item.get_closest_marker("browser")]
+    if clicking and not (CHROMIUM and CHROMEDRIVER):
+        config.stash[LEFT_OUT] = len(clicking)
+        config.hook.pytest_deselected(items=clicking)
+        items[:] = [item for item in items if item not in clicking]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if count := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(
+            f"{count} browser tests are left out: no Chromium with ChromeDriver (Debian: chromium, chromium-driver)"
+        )

@@ -121,7 +121,7 @@ def contents(folder: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_dir() or name in ("environment.json", "run.log", ".lock"):
+        if path.is_dir() or name in ("environment.json", "run.log", "report.html", ".lock"):
             continue
         if path.suffix == ".parquet":
             found[name] = pq.read_table(path).to_pylist()

@@ -22,7 +22,8 @@ def finished(tmp_path_factory, cli_module):
 
 def test_the_folder_holds_what_the_design_says(finished):
     run, _ = finished
-    for name in ("config.yaml", "environment.json", "problems.parquet", "run.log", "metrics.jsonl", "summary.json"):
+    files = ("config.yaml", "environment.json", "problems.parquet", "run.log", "metrics.jsonl", "summary.json")
+    for name in (*files, "report.html"):
         assert (run / name).is_file(), name
     for number in ("000", "001"):
         folder = run / "rounds" / number

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -197,7 +198,10 @@ class Display:
             rows.append(("change", f"{100 * change['accuracy']:+.1f} points [{ends}], same problems"))
         rows.append(("run folder", str(self._run_dir)))
         next_command = "eval" if status == "complete" else "resume"
-        rows.append(("evaluate" if status == "complete" else "continue", f"selfimprove {next_command} {folder}"))
+        more = ""
+        if reached := re.match(r"(budget\.\w+)=([0-9.]+) is reached", summary.get("reason") or ""):
+            more = f" {reached[1]}={max(1, 2 * float(reached[2])):.0f}"  # twice as much, as an example
+        rows.append(("evaluate" if status == "complete" else "continue", f"selfimprove {next_command} {folder}{more}"))
         grid = Table.grid(padding=(0, 2))
         for name, value in rows:
             grid.add_row(Text(name), Text(value, overflow="fold"))

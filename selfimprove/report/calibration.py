@@ -1,0 +1,180 @@
+"""Does a method know what it knows? What it said an answer is worth, beside whether the answer was right.
+
+A *signal* is a number that a method gave before anybody looked at the gold answer: the reward of a judge, the share of
+samples that agree, the worth or the prior of a step in a search tree. Beside it stands what the data set's own verifier
+says of that answer; beside a step, the share of the finished solutions below it that are correct.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from selfimprove.config import is_group, module_of, options_of
+from selfimprove.report.explorer import Place, columns_of, places
+from selfimprove.report.runs import RunData
+from selfimprove.store import read_records
+from selfimprove.types import Problem
+from selfimprove.verify.pool import Pool
+
+BINS = 10
+TREES = 500  # of a pass, at most
+
+REWARD = "reward by"  # what the name of a verifier's signal begins with
+_UNFINISHED, _FINISHED, _PRIOR = "worth v of unfinished steps", "worth v of finished solutions", "prior p of steps"
+NOTES = {
+    _UNFINISHED: "Beside it: the share of the checked solutions below the step that are correct.",
+    _PRIOR: "How likely the step is to the policy. Beside it: the share of checked solutions below that are correct.",
+    _FINISHED: "Where a search adds the checked outcome to it, as MCTS-DPO does, this curve is a step by construction.",
+}
+
+Signal = tuple[str, int, np.ndarray, np.ndarray]  # name, round, scores (n,), outcomes in [0, 1] (n,)
+
+
+def signals(run: RunData, checks: int) -> list[Signal]:
+    """The signals of a run's training rounds. At most `checks` answers are graded for it, of each pass the same share.
+
+    Answers are only graded where training was verified by something else than the data set's own check.
+    """
+    found: list[Signal] = []
+    training = [place for place in places(run) if not place.heldout]
+    for place in training:
+        found += [(name, place.round, *both) for name, both in _trees(place).items()]
+    found += _graded(run, training, checks)
+    return [signal for signal in found if len(signal[2])]
+
+
+def diagrams(found: Sequence[tuple[Any, Signal]]) -> list[dict[str, Any]]:
+    """Reliability diagrams of signals, each with the key of whom it belongs to: one of each signal and key.
+
+    Rows are [key, round, and for each bin that is not empty: mean score, sum of outcomes, n]. All bins of a signal are
+    of one width, from 0 to 1 where its scores are in there.
+    """
+    by_name: defaultdict[str, list[tuple[Any, Signal]]] = defaultdict(list)
+    for key, signal in found:
+        by_name[signal[0]].append((key, signal))
+    made = []
+    for name, group in by_name.items():
+        low = min(float(signal[2].min()) for _, signal in group)
+        high = max(float(signal[2].max()) for _, signal in group)
+        low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
+        edges = np.linspace(low, high, BINS + 1)[1:-1]
+        rows = [[key, number, _bins(edges, scores, right)] for key, (_, number, scores, right) in group]
+        made.append({"name": name, "low": low, "high": high, "rows": rows})
+    return made
+
+
+def _bins(edges: np.ndarray, scores: np.ndarray, right: np.ndarray) -> list[list[float]]:
+    """[number of the bin, sum of scores, sum of outcomes, n] of each bin that is not empty."""
+    which = np.digitize(scores, edges)
+    sums = [np.bincount(which, weights, BINS) for weights in (scores, right, np.ones(len(scores)))]
+    return [
+        [b, round(float(s), 4), round(float(r), 4), int(n)] for b, (s, r, n) in enumerate(zip(*sums, strict=True)) if n
+    ]
+
+
+# Search trees
+
+
+def _trees(place: Place) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Signals of the nodes of a pass's trees that have a checked solution at or below them."""
+    found: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+    names = [f"tree.list.element.{name}" for name in ("parent", "prior", "value", "terminal", "status")]
+    seen = 0
+    with pq.ParquetFile(place.folder / "trajectories.parquet") as file:
+        if names[0] not in {file.schema.column(i).path for i in range(len(file.schema))}:
+            return {}
+        for group in range(file.num_row_groups):
+            ends, fields = columns_of(file.read_row_group(group, columns=names, use_threads=False)["tree"])
+            for a, b in itertools.pairwise(ends):
+                if b > a and seen < TREES:
+                    seen += 1
+                    _add({name: values[a:b] for name, values in fields.items()}, found)
+            if seen >= TREES:
+                break
+    pairs = {name: np.array(both, dtype=float).reshape(-1, 2) for name, both in found.items()}
+    return {name: (both[:, 0], both[:, 1]) for name, both in pairs.items()}
+
+
+def _add(tree: dict[str, list[Any]], found: dict[str, list[tuple[float, float]]]) -> None:
+    parent, n = tree["parent"], len(tree["parent"])
+    checked, right = [0] * n, [0] * n
+    for i in reversed(range(n)):  # children before parents
+        if tree["terminal"][i] and tree["status"][i] in ("correct", "wrong", "unparseable"):
+            checked[i], right[i] = 1, int(tree["status"][i] == "correct")
+        if parent[i] >= 0:
+            checked[parent[i]] += checked[i]
+            right[parent[i]] += right[i]
+    for i in range(n):
+        if checked[i] and parent[i] >= 0:
+            outcome = right[i] / checked[i]
+            found[_FINISHED if tree["terminal"][i] else _UNFINISHED].append((tree["value"][i], outcome))
+            found[_PRIOR].append((tree["prior"][i], outcome))
+
+
+# Rewards
+
+
+def _graded(run: RunData, training: Sequence[Place], checks: int) -> list[Signal]:
+    """Rewards of the verifier that a run trained on, beside what the data set's own says of the same answers."""
+    own, used = run.config["dataset"]["verifier"], training_verifier(run.config)
+    if not differs(run.config) or not training:
+        return []
+    name = f"{REWARD} {used['_target_'].removeprefix('selfimprove.verify.')}"
+    needs_gold = getattr(module_of(own), "NEEDS_GOLD", True)
+    problems: dict[str, Problem] = {p.id: p for p in read_records(run.path / "problems.parquet", Problem)}
+    asked = [
+        (place.round, reward, (text, problems[problem].gold, problems[problem].metadata))
+        for place in training
+        for problem, text, reward in _answers(place, max(1, checks // len(training)))
+        if problems[problem].gold is not None or not needs_gold
+    ]
+    limits = run.config["verify"]
+    workers = limits["workers"] or os.cpu_count() or 1
+    options = {"workers": workers, "seconds": limits["seconds"], "memory_mb": limits["memory_mb"]}
+    by_round: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
+    with Pool(own["_target_"], options_of(own), **options) as pool:
+        outcomes = pool.run(item for _, _, item in asked)
+        for (number, reward, _), outcome in zip(asked, outcomes, strict=True):
+            if outcome.status not in ("timeout", "error"):  # these say nothing of the answer
+                by_round[number].append((reward, float(outcome.status == "correct")))
+    pairs = {number: np.array(both) for number, both in by_round.items()}
+    return [(name, number, both[:, 0], both[:, 1]) for number, both in pairs.items()]
+
+
+def _answers(place: Place, most: int) -> Iterable[tuple[str, str, float]]:
+    """Problem, text and reward of at most so many answers, evenly spaced over the file; without those that the
+    verifier itself could not judge."""
+    verdicts = pq.read_table(place.folder / "verdicts.parquet", columns=["status", "reward"], use_threads=False)
+    judged = [i for i, status in enumerate(verdicts["status"].to_pylist()) if status in ("correct", "wrong")]
+    chosen = {judged[i * len(judged) // most] for i in range(most)} if len(judged) > most else set(judged)
+    rewards, start = verdicts["reward"].to_pylist(), 0
+    with pq.ParquetFile(place.folder / "trajectories.parquet") as file:
+        for group in range(file.num_row_groups):
+            count = file.metadata.row_group(group).num_rows
+            here = [i - start for i in range(start, start + count) if i in chosen]
+            if here:
+                columns = ["problem_id", "samples.list.element.text"]
+                table = file.read_row_group(group, columns=columns, use_threads=False).take(here)
+                ends, fields = columns_of(table["samples"])
+                texts = [fields["text"][end - 1] for end in ends[1:]]
+                for i, problem, text in zip(here, table["problem_id"].to_pylist(), texts, strict=True):
+                    yield problem, text, rewards[start + i]
+            start += count
+
+
+def differs(config: dict[str, Any]) -> bool:
+    """Whether training was verified by something else than the data set's own check."""
+    own: dict[str, Any] = config["dataset"]["verifier"]
+    return training_verifier(config) != own and not is_group(own)
+
+
+def training_verifier(config: dict[str, Any]) -> dict[str, Any]:
+    node: dict[str, Any] = config.get("verifier") or config["method"].get("verifier") or config["dataset"]["verifier"]
+    return node

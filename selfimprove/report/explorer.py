@@ -1,0 +1,311 @@
+"""What the report's explorer shows of one run: problems, every round's answers with verdicts, and search trees.
+
+It is made to be small: texts are stored once and named by their number, rows are lists, token ids and log-probabilities
+stay in the run folder. Where a run holds more than its share of the report, some of its problems are left out; the ones
+kept are chosen by a hash of their id, so that runs on the same problems show the same ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from selfimprove.report.runs import RunData
+from selfimprove.store import Run
+from selfimprove.types import STATUSES
+
+TEXT = 4000  # characters of one text that are kept; the page says how many there were
+
+_SAMPLE = ("text", "finish", "role", "version", "temperature", "completion_ids")
+_NODE = ("parent", "text", "prior", "visits", "q", "value", "reward", "terminal", "chosen", "status", "completion_ids")
+_COLUMNS = (
+    "problem_id",
+    "metadata",
+    *(f"samples.list.element.{name}" for name in _SAMPLE),
+    *(f"tree.list.element.{name}" for name in _NODE),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with trajectories and verdicts: a pass's training problems, or an evaluation."""
+
+    folder: Path
+    label: str
+    round: int  # -1: the base policy
+    heldout: bool
+    policy: int  # version of the policy that was trained last when these answers were sampled
+
+
+@dataclass
+class Texts:
+    """Different texts, each under one number."""
+
+    number: dict[str, int] = field(default_factory=dict)
+
+    def add(self, text: str | None) -> int:
+        """The number of a text; -1 for None."""
+        return -1 if text is None else self.number.setdefault(text, len(self.number))
+
+    def as_json(self) -> list[Any]:
+        """Each text, or where it is too long its first characters and its length."""
+        return [text if len(text) <= TEXT else [text[:TEXT], len(text)] for text in self.number]
+
+
+def places(run: RunData) -> list[Place]:
+    """The folders of a run that hold whole trajectories and verdicts, in the order they were made."""
+    refresh = int(run.config["method"].get("refresh", 1))
+    store, found = Run(run.path, refresh), []
+    for number in range(-1, int(run.config["rounds"]) * refresh):
+        folder, label = store.round(number), store.prefix(number).replace("r", "round ").replace("base", "base policy")
+        this = number if number < 0 else number // refresh
+        if number >= 0 and (folder / "verify.manifest.json").exists():
+            found.append(Place(folder, f"{label}: training", this, False, number))
+        if (folder / "evaluate.manifest.json").exists():
+            after = "base policy" if number < 0 else f"after round {this}"
+            found.append(Place(folder / "evaluation", f"{after}: held-out", this, True, number + 1))
+    return found
+
+
+def collect(run: RunData, trajectories: int, characters: int) -> dict[str, Any]:
+    """The explorer's data of a run: at most about this many trajectories and characters of text, by whole problems.
+
+    Returned, as JSON values: `texts`; `problems`, rows [id, split, prompt turns, gold]; `places`, rows [label, round,
+    held-out]; `rows`, a trajectory each (see `_group`); `trees`, by number of row; `total`, what the run holds.
+    """
+    where = places(run)
+    counts: Counter[str] = Counter()
+    size = 0
+    for place in where:
+        counts.update(_ids(place.folder))
+        size += _text_bytes(place.folder / "trajectories.parquet")
+    total = counts.total()
+    room = min(trajectories, int(total * characters / max(size, characters))) if total else 0
+    chosen = _choose(run, counts, room)
+
+    texts, rows, trees = Texts(), list[Any](), dict[int, Any]()
+    index = {problem["id"]: i for i, problem in enumerate(chosen)}
+    decode = _decoder(run)
+    for number, place in enumerate(where):
+        for row, tree in _rows(place, number, index, texts, decode):
+            if tree:
+                trees[len(rows)] = tree
+            rows.append(row)
+    problems = [
+        [p["id"], p["split"], [[role, texts.add(said)] for role, said in _turns(p["prompt"])], texts.add(p["gold"])]
+        for p in chosen
+    ]
+    return {
+        "problems": problems,
+        "places": [[place.label, place.round, int(place.heldout)] for place in where],
+        "rows": rows,
+        "trees": trees,
+        "texts": texts.as_json(),
+        "total": {"problems": run.problems.num_rows, "trajectories": total},
+    }
+
+
+def _ids(folder: Path) -> Counter[str]:
+    with pq.ParquetFile(folder / "trajectories.parquet") as file:
+        found = pc.value_counts(file.read(columns=["problem_id"], use_threads=False)["problem_id"])
+    return Counter(dict(zip(found.field(0).to_pylist(), found.field(1).to_pylist(), strict=True)))
+
+
+def _text_bytes(path: Path) -> int:
+    """Bytes of text columns before compression, from the file's footer alone. Repeated texts count about once."""
+    size = 0
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            columns = file.metadata.row_group(group)
+            for number in range(columns.num_columns):
+                if columns.column(number).path_in_schema.endswith(".text"):
+                    size += columns.column(number).total_uncompressed_size
+    return size
+
+
+def _choose(run: RunData, counts: Counter[str], room: int) -> list[dict[str, Any]]:
+    """Problems with answers, in the run's order, as many as there is room for: of each split the same share."""
+    known = [row for row in run.problems.to_pylist() if counts[row["id"]]]
+    kept: set[str] = set()
+    for split in {row["split"] for row in known}:
+        ids = [row["id"] for row in known if row["split"] == split]
+        held = sum(counts[name] for name in ids)
+        left = room * held / max(1, counts.total())
+        for place, name in enumerate(sorted(ids, key=lambda name: zlib.crc32(name.encode()))):
+            left -= counts[name]
+            if left < 0 and place:  # at least one
+                break
+            kept.add(name)
+    return [row for row in known if row["id"] in kept]
+
+
+def _turns(prompt: str) -> Iterator[tuple[str, str]]:
+    """Role and text of each message; a prompt that is plain text has no role."""
+    said = json.loads(prompt)
+    if isinstance(said, str):
+        yield "", said
+        return
+    for message in said:
+        yield message["role"], message["content"]
+
+
+Decode = Callable[[list[int]], str | None]
+
+
+def _decoder(run: RunData) -> Decode:
+    """The text of token ids, by the base policy's tokenizer; None where that is not on this machine."""
+
+    @cache
+    def tokenizer() -> Any:
+        path = run.base_folder and run.base_folder / "tokenizer.json"
+        if not path or not path.is_file():
+            return None
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_file(str(path))
+
+    return lambda ids: tokenizer() and tokenizer().decode(ids).strip()
+
+
+def _rows(
+    place: Place, number: int, index: dict[str, int], texts: Texts, decode: Decode
+) -> Iterator[tuple[list[Any], list[Any]]]:
+    """Row and tree of each trajectory of a place that is of a chosen problem, one row group in memory at a time."""
+    used = _used(place.folder / "examples.parquet")
+    verdicts = pq.ParquetFile(place.folder / "verdicts.parquet")
+    with verdicts, pq.ParquetFile(place.folder / "trajectories.parquet") as file:
+        graded = verdicts.read(use_threads=False)
+        start = 0
+        for group in range(file.num_row_groups):
+            names = file.read_row_group(group, columns=["problem_id"], use_threads=False)["problem_id"]
+            mask = pc.is_in(names, value_set=pa.array(list(index), pa.string()))
+            count = len(names)
+            if pc.any(mask).as_py():
+                table = file.read_row_group(group, columns=_columns(file), use_threads=False).filter(mask)
+                said = graded.slice(start, count).filter(mask)
+                found = list(_group(table, said, number, index, texts, used))
+                if any(len(row[_SAMPLES]) > 1 for row, _ in found):
+                    ids = file.read_row_group(group, columns=_IDS, use_threads=False).filter(mask)
+                    _add_prompts([row[_SAMPLES] for row, _ in found], ids["samples"], texts, decode)
+                yield from found
+            start += count
+
+
+_SAMPLES = 8  # where a row has its samples
+_IDS = [f"samples.list.element.{name}" for name in ("prompt_ids", "completion_ids")]
+
+
+def _add_prompts(rows: list[list[Any]], column: pa.ChunkedArray, texts: Texts, decode: Decode) -> None:
+    """To each later sample of a trajectory, the text it was asked with: what its prompt adds to the sample before, or
+    all of the prompt where it does not go on from there; -1 where it adds nothing."""
+    for samples, ids in zip(rows, column.combine_chunks(), strict=True):
+        if len(samples) < 2:
+            continue
+        turns = ids.as_py()
+        for i in range(1, len(samples)):
+            before = turns[i - 1]["prompt_ids"] + turns[i - 1]["completion_ids"]
+            prompt = turns[i]["prompt_ids"]
+            added = prompt[len(before) :] if prompt[: len(before)] == before else prompt
+            samples[i] = (*samples[i], texts.add(decode(added) or None if added else None))
+
+
+def _columns(file: pq.ParquetFile) -> list[str]:
+    """The columns wanted that this file has: an older version may not have written all."""
+    there = [file.schema.column(i).path for i in range(len(file.schema))]
+    return [name for name in _COLUMNS if any(path == name or path.startswith(f"{name}.") for path in there)]
+
+
+def _used(path: Path) -> dict[str, int]:
+    """Trajectory id -> 1 where training imitates it, 2 where it is the one not preferred."""
+    if not path.exists():
+        return {}
+    with pq.ParquetFile(path) as file:
+        named = file.read(columns=["trajectory_ids"], use_threads=False)["trajectory_ids"].to_pylist()
+    return {other: 2 for ids in named for other in ids[1:]} | {ids[0]: 1 for ids in named if ids}
+
+
+def _group(
+    table: pa.Table, verdicts: pa.Table, place: int, index: dict[str, int], texts: Texts, used: dict[str, int]
+) -> Iterator[tuple[list[Any], list[Any]]]:
+    """Rows of some trajectories, by column, for there may be many.
+
+    A row is [problem, place, status, reward, extracted, reason, decoding, used, samples, metadata, step rewards], texts
+    by their number. A sample is [text, tokens, cut off by the limit, role, version, temperature] and, of a
+    later one, what it was asked. A tree's node is
+    [parent, step, visits, prior, q, value, reward, terminal + 2 chosen, status, tokens].
+    """
+    said = {name: verdicts[name].to_pylist() for name in verdicts.column_names}
+    extras = table["metadata"].to_pylist()
+    known = {extra: _metadata(extra, texts) for extra in dict.fromkeys(extras)}
+    rows = zip(
+        (index[name] for name in table["problem_id"].to_pylist()),
+        map(STATUSES.index, said["status"]),
+        map(_short, said["reward"]),
+        map(texts.add, said["extracted"]),
+        map(texts.add, said["reason"]),
+        (used.get(name, 0) for name in said["trajectory_id"]),
+        _samples(table["samples"], texts),
+        extras,
+        said["step_rewards"],
+        _trees(table["tree"], texts) if "tree" in table.column_names else itertools.repeat([]),
+        strict=False,
+    )
+    for problem, status, reward, extracted, reason, use, samples, extra, steps, tree in rows:
+        decoding, metadata = known[extra]
+        step_rewards = [_short(step) for step in steps or []]
+        row = [problem, place, status, reward, extracted, reason, decoding, use, samples, metadata, step_rewards]
+        yield row, tree
+
+
+def _metadata(extra: str, texts: Texts) -> tuple[int, int]:
+    """How a trajectory was decoded, and what else its metadata says."""
+    metadata = json.loads(extra)
+    decoding = texts.add(str(metadata.pop("decoding", "")))
+    return decoding, texts.add(json.dumps(metadata, ensure_ascii=False)) if metadata else -1
+
+
+def _samples(column: pa.ChunkedArray, texts: Texts) -> list[list[Any]]:
+    ends, fields = columns_of(column)
+    lengths, cut = fields["completion_ids"], [int(finish == "length") for finish in fields["finish"]]
+    said, roles = map(texts.add, fields["text"]), map(texts.add, fields["role"])
+    rows = list(zip(said, lengths, cut, roles, fields["version"], map(_short, fields["temperature"]), strict=True))
+    return [rows[a:b] for a, b in itertools.pairwise(ends)]
+
+
+def _trees(column: pa.ChunkedArray, texts: Texts) -> list[list[Any]]:
+    ends, fields = columns_of(column)
+    flags = [int(t) + 2 * int(c) for t, c in zip(fields["terminal"], fields["chosen"], strict=True)]
+    status = [STATUSES.index(said) if said in STATUSES else -1 for said in fields["status"]]
+    said = map(texts.add, fields["text"])
+    figures = [map(_short, fields[name]) for name in ("prior", "q", "value", "reward")]
+    lengths = fields["completion_ids"]
+    rows = list(zip(fields["parent"], said, fields["visits"], *figures, flags, status, lengths, strict=True))
+    return [rows[a:b] for a, b in itertools.pairwise(ends)]
+
+
+def columns_of(column: pa.ChunkedArray) -> tuple[list[int], dict[str, list[Any]]]:
+    """A column of lists of structs: where each list ends, from 0 on, and the structs' fields as Python lists, with the
+    number of `completion_ids` in place of the ids."""
+    array = column.combine_chunks()
+    flat = array.flatten()
+    fields = {name: pc.struct_field(flat, name) for name in (entry.name for entry in flat.type)}
+    if "completion_ids" in fields:
+        fields["completion_ids"] = pc.list_value_length(fields["completion_ids"])
+    ends = [0, *pc.cumulative_sum(pc.list_value_length(array)).to_pylist()]
+    return ends, {name: values.to_pylist() for name, values in fields.items()}
+
+
+def _short(value: float | None) -> float | None:
+    """Four significant digits, which is more than is shown; None for what JSON has no number for."""
+    return float(f"{value:.4g}") if value is not None and abs(value) < float("inf") else None

@@ -1,0 +1,401 @@
+"""report.html: one file with the tables, curves and trajectories of one run or of many, which opens without a network.
+
+The page is in page/: HTML, CSS and JavaScript of our own, and plotly.js, which draws the charts. The data beside it is
+JSON, compressed: one block with all figures, and for each run a block with its problems and answers, which the browser
+unpacks when the run is looked at. Text is data to the page and never markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import html
+import importlib.util
+import itertools
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from selfimprove import __version__, store
+from selfimprove.errors import ConfigError
+from selfimprove.report import calibration, explorer
+from selfimprove.report.metrics import pass_at_k
+from selfimprove.report.runs import RunData
+from selfimprove.report.statistics import matrix, over_seeds
+
+TRAJECTORIES = 100_000  # of a report, at most, and
+CHARACTERS = 32_000_000  # of text: what a browser opens in under 3 s, in less than 30 MB
+CHECKS = 1000  # answers of a report that are graded for its reliability diagrams
+
+_PAGE = Path(__file__).parent / "page"
+_MEASURING = ("evaluate", "drift", "also")  # phases that are no part of learning
+_SCRIPTS = ("base.js", "charts.js", "explorer.js", "main.js")
+
+Point = list[float | None]  # value, or value, low, high
+
+
+def write_report(runs: Sequence[RunData], path: Path, comparison: Mapping[str, Any] | None = None) -> Path:
+    """Write the report of these runs to a file and return its path. Raises ConfigError for a damaged run folder.
+
+    `comparison` is what `selfimprove.report.compare` made of the same runs: `Comparison.as_json`. Without it each run
+    stands for itself.
+    """
+    try:
+        report, blocks = _gather(runs, comparison or {})
+    except (OSError, pa.ArrowInvalid) as problem:
+        raise ConfigError(f"the report cannot be made: {problem}") from None
+    blocks["report"] = _packed(json.dumps(report, ensure_ascii=False, separators=(",", ":")).encode())
+    blocks["plotly"] = _packed(_plotly().read_bytes())
+    data = "\n".join(f'<script type="text/plain" id="{name}">{block}</script>' for name, block in blocks.items())
+    parts = {
+        "title": html.escape(report["title"]),
+        "style": (_PAGE / "page.css").read_text(encoding="utf-8"),
+        "script": "\n".join((_PAGE / name).read_text(encoding="utf-8") for name in _SCRIPTS),
+        "data": data,
+    }
+    page = (_PAGE / "page.html").read_text(encoding="utf-8")
+    store.write_text(path, re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page))
+    return path
+
+
+def _packed(data: bytes) -> str:
+    """Compressed, as text that needs no escaping. Level 4 takes half the time of level 6 and 4 % more room."""
+    return base64.b64encode(gzip.compress(data, 4, mtime=0)).decode()
+
+
+def _plotly() -> Path:
+    """plotly.js as the package plotly ships it, without importing that package."""
+    found = importlib.util.find_spec("plotly")
+    if found is None or not found.submodule_search_locations:
+        raise ConfigError("the report needs plotly: pip install plotly")
+    return Path(found.submodule_search_locations[0]) / "package_data" / "plotly.min.js"
+
+
+def _gather(runs: Sequence[RunData], comparison: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the page shows, as JSON; and the runs' blocks by name, compressed."""
+    labels = _labels(runs)
+    groups: list[tuple[str, list[int]]] = comparison.get("groups") or [(name, [i]) for i, name in enumerate(labels)]
+    blocks, found = {}, []
+    shown: Counter[str] = Counter()
+    entries = []
+    checks = CHECKS // max(1, sum(calibration.differs(run.config) for run in runs))
+    for i, run in enumerate(runs):
+        block = explorer.collect(run, TRAJECTORIES // len(runs), CHARACTERS // len(runs))
+        shown.update({f"{name} held": count for name, count in block["total"].items()})
+        shown.update({"problems": len(block["problems"]), "trajectories": len(block["rows"])})
+        if block["rows"]:
+            blocks[f"run-{i}"] = _packed(json.dumps(block, ensure_ascii=False, separators=(",", ":")).encode())
+        found += [(i, signal) for signal in calibration.signals(run, checks)]
+        entries.append(_entry(run, labels[i], f"run-{i}" if block["rows"] else None))
+    one = len(runs) == 1
+    report = {
+        "title": labels[0] if one else f"{len(runs)} runs in {len(groups)} groups",
+        "warnings": comparison.get("warnings") or [said for run in runs for said in _warnings(run)],
+        "said": _said(shown, found, one),
+        "cards": _cards(runs[0]) if one else [],
+        "tables": _tables(runs, labels, groups, comparison),
+        "curves": _caption(groups),
+        "axes": _axes(entries),
+        "groups": [_group(name, chosen, runs, entries) for name, chosen in groups],
+        "runs": entries,
+        "baselines": comparison.get("baselines", []),
+        "calibration": _noted(calibration.diagrams(found)),
+        "foot": f"Written by selfimprove {__version__}. Everything is in this one file; it opens without a network.",
+    }
+    return report, blocks
+
+
+def _labels(runs: Sequence[RunData]) -> list[str]:
+    """A short name for each run, no two the same."""
+    names = [f"{run.method} · {_name(run, 'model')} · {_name(run, 'dataset')} · seed {run.seed}" for run in runs]
+    often = Counter(names)
+    return [f"{name} · {run.path}" if often[name] > 1 else name for name, run in zip(names, runs, strict=True)]
+
+
+def _name(run: RunData, section: str) -> str:
+    return str(run.config[section]["name"])
+
+
+# Figures
+
+
+def _entry(run: RunData, name: str, block: str | None) -> dict[str, Any]:
+    """What the page knows of a run beside its trajectories."""
+    steps = itertools.pairwise(run.heldout)
+    return {
+        "name": name,
+        "block": block,
+        "facts": _facts(run),
+        "evals": _evaluations(run),
+        "rounds": [{"round": entry["round"], "m": _folded(entry)} for entry in run.rounds],
+        "transitions": [
+            [sum(b < a for b, a in pairs), sum(b > a for b, a in pairs)]
+            for before, after in steps
+            if (pairs := [(before[name], after[name]) for name in before if name in after])
+        ],
+        "verdicts": run.verdicts,
+        "seconds": run.seconds,
+    }
+
+
+def _evaluations(run: RunData) -> list[dict[str, Any]]:
+    """Where each evaluation stands on the axes, and its estimates."""
+    rounds = run.summary.get("rounds", [])
+    figures = [run.summary.get("base"), *(entry["evaluation"] for entry in rounds)]
+    done = list(itertools.takewhile(bool, figures))
+    sampled = _sums(tokens["sampled"] for tokens in run.tokens)
+    seconds = _sums(sum(v for phase, v in spent.items() if phase not in _MEASURING) for spent in run.seconds)
+    flops = _sums(sum(spent.values()) for spent in run.flops) if all(run.flops) else []
+    found = []
+    for i, entry in enumerate(done):
+        x = {"round": i, "sampled": sampled[i], "seconds": seconds[i], "flops": flops[i] if flops else None}
+        found.append({"x": x, "m": {key: point for key, point in _folded(entry).items() if len(point) == 3}})
+    return found
+
+
+def _sums(values: Iterator[float]) -> list[float]:
+    return [0, *itertools.accumulate(values)]
+
+
+def _folded(figures: Mapping[str, Any]) -> dict[str, Point]:
+    """Numbers by name, each with its ends where it has them: [value] or [value, low, high]."""
+    found: dict[str, Point] = {}
+    for key, value in figures.items():
+        if isinstance(value, int | float) and math.isfinite(value) and not key.endswith(("_low", "_high")):
+            ends = [figures[f"{key}_{end}"] for end in ("low", "high") if f"{key}_{end}" in figures]
+            found[key] = [_short(number) for number in (value, *(ends if all(map(math.isfinite, ends)) else []))]
+    found.pop("round", None)
+    return found
+
+
+def _short(value: float) -> float:
+    return value if isinstance(value, int) else float(f"{value:.5g}")
+
+
+def _group(name: str, members: Sequence[int], runs: Sequence[RunData], entries: Sequence[dict[str, Any]]) -> Any:
+    """A group's figures: of one run its own, of several their means with intervals."""
+    own = [entries[i] for i in members]
+    if len(own) == 1:
+        return {"name": name, "runs": list(members), "evals": own[0]["evals"], "rounds": own[0]["rounds"]}
+    evals = []
+    for index in range(max(len(entry["evals"]) for entry in own)):
+        there = [i for i in members if len(entries[i]["evals"]) > index]
+        each = [entries[i]["evals"][index] for i in there]
+        known = {key: [e["x"][key] for e in each] for key in each[0]["x"]}
+        x = {key: None if None in values else sum(values) / len(values) for key, values in known.items()}
+        metrics = _means([e["m"] for e in each])
+        metrics |= _paired([runs[i] for i in there], index, metrics) if len(there) > 1 else {}
+        evals.append({"x": x, "m": metrics})
+    rounds = []
+    for index in range(max(len(entry["rounds"]) for entry in own)):
+        each = [entry["rounds"][index] for entry in own if len(entry["rounds"]) > index]
+        rounds.append({"round": each[0]["round"], "m": _means([e["m"] for e in each])})
+    return {"name": name, "runs": list(members), "evals": evals, "rounds": rounds}
+
+
+def _means(each: Sequence[Mapping[str, Point]]) -> dict[str, Point]:
+    """Of each figure the mean over runs and, of two or more, Student's 95 % interval of it."""
+    found: dict[str, Point] = {}
+    for key in dict.fromkeys(key for entry in each for key in entry):
+        points = [entry[key] for entry in each if key in entry]
+        values = [point[0] for point in points if point[0] is not None]
+        mean, n = sum(values) / len(values), len(values)
+        if n == 1:
+            found[key] = points[0]
+            continue
+        deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
+        half = _student(n - 1) * deviation / math.sqrt(n)
+        found[key] = [_short(mean), _short(mean - half), _short(mean + half)]
+    return found
+
+
+def _student(freedom: int) -> float:
+    from scipy.special import stdtrit  # the quantile alone: scipy.stats takes long to import
+
+    return float(stdtrit(freedom, 0.975))
+
+
+def _paired(runs: Sequence[RunData], index: int, names: Mapping[str, Point]) -> dict[str, Point]:
+    """The figures that are known problem by problem, with intervals over problems and seeds together."""
+    if len({run.seed for run in runs}) < len(runs):  # runs that differ in more than their seed
+        return {}
+    values: dict[str, list[dict[str, float]]] = {"accuracy": [run.heldout[index] for run in runs]}
+    drawn = [run.sampled[index] for run in runs]
+    if all(drawn):
+        for name in names:
+            if match := re.fullmatch(r"(mean|pass)@(\d+)", name):
+                of = _mean if match[1] == "mean" else _pass(int(match[2]))
+                values[name] = [{p: of(n, c) for p, (n, c) in run.items()} for run in drawn]
+    found: dict[str, Point] = {}
+    for name, each in values.items():
+        if all(run.keys() == each[0].keys() for run in each):
+            estimate = over_seeds(matrix(each), (0.0, 1.0))
+            found[name] = [_short(estimate.value), _short(estimate.low), _short(estimate.high)]
+    return found
+
+
+def _mean(n: int, c: int) -> float:
+    return c / n
+
+
+def _pass(k: int) -> Callable[[int, int], float]:
+    return lambda n, c: pass_at_k(n, c, k)
+
+
+# Words
+
+
+def _axes(entries: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    names = {
+        "round": "rounds",
+        "sampled": "tokens sampled for learning",
+        "flops": "FLOPs of learning, estimated",
+        "seconds": "seconds of learning",
+    }
+    points = [point["x"] for entry in entries for point in entry["evals"]]
+    return [(key, name) for key, name in names.items() if points and all(x[key] is not None for x in points)] or [
+        ("round", "rounds")
+    ]
+
+
+def _caption(groups: Sequence[tuple[str, list[int]]]) -> str:
+    if all(len(chosen) == 1 for _, chosen in groups):
+        return "Bands: 95 % intervals over the held-out problems. 0 is the base policy."
+    return (
+        "Means over a group's runs. Bands: 95 % intervals, of accuracy, mean@k and pass@k over problems and seeds, of "
+        "other figures, and where seeds repeat, over runs (Student's t); of a single run over its problems. 0 is the "
+        "base policy."
+    )
+
+
+def _said(shown: Counter[str], found: Sequence[tuple[int, calibration.Signal]], one: bool) -> list[str]:
+    """What the report leaves out."""
+    said = []
+    if shown["trajectories"] < shown["trajectories held"]:
+        of = "this run" if one else "these runs"
+        said.append(
+            f"The explorer shows {shown['problems']:,} of {shown['problems held']:,} problems and "
+            f"{shown['trajectories']:,} of {shown['trajectories held']:,} answers of {of}: whole problems, chosen by a "
+            "hash of their id, the same ones in runs on the same problems. Tables and curves are over all of them."
+        )
+    if graded := sum(len(signal[2]) for _, signal in found if signal[0].startswith(calibration.REWARD)):
+        said.append(f"Calibration of rewards is over {graded:,} answers, evenly spaced, graded when this was written.")
+    return said
+
+
+def _warnings(run: RunData) -> list[str]:
+    if run.complete:
+        return []
+    why = f": {run.summary['reason']}" if run.summary.get("reason") else ""
+    return [f"{run.path.name} is {run.status}{why}. Figures are of what it finished."]
+
+
+def _noted(diagrams: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [diagram | {"note": calibration.NOTES.get(diagram["name"], "")} for diagram in diagrams]
+
+
+def _cards(run: RunData) -> list[tuple[str, str, str]]:
+    """Name, figure and what more there is to say of it."""
+
+    def of(figures: Mapping[str, Any], name: str, scale: str = ".1f", sign: str = "") -> tuple[str, str]:
+        value, low, high = (100 * figures[f"{name}{end}"] for end in ("", "_low", "_high"))
+        return f"{value:{sign}{scale}}", f"95 %: {low:{sign}{scale}} … {high:{sign}{scale}}"
+
+    summary, cards = run.summary, []
+    if base := summary.get("base"):
+        value, ends = of(base, "accuracy")
+        cards.append(("base accuracy", f"{value} %", f"{ends}, {base['n']} held-out problems"))
+    if (final := summary.get("final")) and summary.get("change"):
+        value, ends = of(final, "accuracy")
+        cards.append(("final accuracy", f"{value} %", ends))
+        value, ends = of(summary["change"], "accuracy", sign="+")
+        cards.append(("change, paired", f"{value} points", ends))
+    done, asked = len(run.rounds), int(run.config["rounds"])
+    cards.append(("rounds", f"{done} of {asked}", run.status))
+    cards.append(("tokens sampled", f"{sum(t['sampled'] for t in run.tokens):,}", "for learning, without evaluation"))
+    minutes, seconds = divmod(round(sum(sum(spent.values()) for spent in run.seconds)), 60)
+    cards.append(("time", f"{minutes} min {seconds} s" if minutes else f"{seconds} s", "all phases of all rounds"))
+    return cards
+
+
+_RUN_COLUMNS: list[tuple[str, str]] = [
+    ("run", "text"), ("group", "text"), ("seed", "number"), ("status", "text"), ("rounds", "number"),
+    ("base", "percent"), ("final", "percent"), ("change", "points"),
+    ("held-out n", "number"), ("tokens sampled", "number"), ("tokens trained", "number"), ("time", "seconds"),
+]  # fmt: skip
+
+
+def _tables(
+    runs: Sequence[RunData],
+    labels: Sequence[str],
+    groups: Sequence[tuple[str, list[int]]],
+    comparison: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Tables with a title, columns (label and kind) and rows: of one run its rounds, of several the runs."""
+    if len(runs) == 1:
+        return [_table("Rounds", *_round_rows(runs[0]))]
+    of = {i: name for name, chosen in groups for i in chosen}
+    rows = []
+    for i, run in enumerate(runs):
+        summary, tokens = run.summary, run.tokens
+        change = _folded(summary.get("change") or {}).get("accuracy")
+        accuracies = [_folded(summary.get(key) or {}).get("accuracy") for key in ("base", "final")]
+        spent = [sum(entry[kind] for entry in tokens) for kind in ("sampled", "trained")]
+        seconds = sum(sum(entry.values()) for entry in run.seconds)
+        n = (summary.get("base") or {}).get("n")
+        rows.append([labels[i], of[i], run.seed, run.status, len(run.rounds), *accuracies, change, n, *spent, seconds])
+    return [*comparison.get("tables", []), _table("Runs", _RUN_COLUMNS, rows)]
+
+
+def _round_rows(run: RunData) -> tuple[list[tuple[str, str]], list[list[Any]]]:
+    entries = [{"evaluation": run.summary.get("base")}, *run.summary.get("rounds", [])]
+    estimates = [_folded(entry["evaluation"] or {}) for entry in entries]
+    names = sorted((key for key in estimates[0] if "@" in key), key=lambda key: int(key.partition("@")[2]))
+    more = list({name.partition("@")[0]: name for name in names}.values())  # of each the largest k
+    columns = [("after", "text"), ("accuracy", "percent"), ("change", "points")]
+    columns += [(name, "percent") for name in more]
+    columns += [("answers", "number"), ("correct", "number"), ("examples", "number"), ("tokens sampled", "number")]
+    columns += [("tokens trained", "number"), ("time", "seconds")]
+    rows = []
+    for i, (entry, estimate) in enumerate(zip(entries, estimates, strict=True)):
+        spent = [entry["tokens"][kind] for kind in ("sampled", "trained")] if i else [None, None]
+        counts = [entry["trajectories"], entry["verdicts"].get("correct"), entry["examples"]] if i else [None] * 3
+        seconds = sum(entry["seconds"].values()) if i else None
+        figures = [estimate.get(name) for name in ("accuracy", "change", *more)]
+        rows.append([f"round {entry['round']}" if i else "base policy", *figures, *counts, *spent, seconds])
+    return columns, rows
+
+
+def _table(title: str, columns: Sequence[tuple[str, str]], rows: list[list[Any]]) -> dict[str, Any]:
+    return {"title": title, "columns": [{"label": label, "kind": kind} for label, kind in columns], "rows": rows}
+
+
+def _facts(run: RunData) -> list[tuple[str, str]]:
+    """What was run, as name and value."""
+    config, environment = run.config, run.environment
+    splits = Counter(run.problems["split"].to_pylist())
+    verifier = calibration.training_verifier(config)["_target_"].removeprefix("selfimprove.verify.")
+    versions = environment.get("versions", {})
+    facts = {
+        "folder": str(run.path),
+        "status": run.status + (f" ({run.summary['reason']})" if run.summary.get("reason") else ""),
+        "command": environment.get("command"),
+        "method": f"{run.method}: {config['method'].get('title', '')} ({config['method'].get('paper', '')})",
+        "model": f"{_name(run, 'model')} ({config['model'].get('path', '')})",
+        "data": f"{_name(run, 'dataset')}: {splits['train']} train, {splits['dev']} dev, {splits['test']} held-out",
+        "seed": str(run.seed),
+        "trained on verdicts of": verifier,
+        "control": config.get("control"),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+        "commit": environment.get("git_commit"),
+        "machine": f"{environment.get('platform', '?')}, {environment.get('cores', '?')} cores",
+        "started": environment.get("time"),
+        "resumed": f"{len(environment['resumed'])} times" if environment.get("resumed") else None,
+    }
+    return [(name, str(value)) for name, value in facts.items() if value]
