@@ -1,4 +1,4 @@
-"""The command line: run · resume · eval · verify · study · show · methods · doctor.
+"""The command line: run · resume · eval · compare · report · verify · study · show · methods · doctor.
 
 Importing this loads neither torch nor Hydra.
 """
@@ -10,13 +10,16 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from selfimprove.errors import ConfigError, RunError
 
-_COMMANDS = ("run", "resume", "eval", "verify", "study", "show", "methods", "doctor")
+# Choices of hydra/launcher and hydra/sweeper that other packages bring, and the extra of ours that installs them.
+EXTRAS = {"joblib": "sweeps", "submitit_local": "sweeps", "submitit_slurm": "sweeps", "optuna": "sweeps", "ray": "ray"}
+
+_COMMANDS = ("run", "resume", "eval", "compare", "report", "verify", "study", "show", "methods", "doctor")
 
 
 def main() -> None:
@@ -45,17 +48,45 @@ def _parser() -> argparse.ArgumentParser:
         "run", help="run an experiment: selfimprove run method=... model=... dataset=... (--help for more)"
     )
 
-    resume = commands.add_parser("resume", help="continue an interrupted run")
-    resume.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    resume = commands.add_parser("resume", help="continue an interrupted run, or what is missing of a sweep")
+    resume.add_argument("run_dir", type=Path, metavar="RUN_DIR|SWEEP_DIR")
+    resume.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="another budget, e.g. budget.seconds=7200")
     resume.set_defaults(do=_resume)
 
-    evaluate = commands.add_parser("eval", help="held-out accuracy of a run's last policy, or of a model")
-    evaluate.add_argument(
-        "policy", metavar="RUN_DIR|MODEL", help="a run folder, a name of conf/model, a folder or hub id"
+    evaluate = commands.add_parser(
+        "eval", help="held-out accuracy of a run's last policy, or of a model; with method=NAME, of its solver"
     )
-    evaluate.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. dataset=asdiv eval.samples=8")
+    evaluate.add_argument(
+        "words",
+        nargs="*",
+        metavar="[RUN_DIR|MODEL] [KEY=VALUE]",
+        help="a run folder, a name of conf/model, a folder or hub id; then e.g. method=dser dataset=asdiv",
+    )
     evaluate.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
+    evaluate.add_argument(
+        "--dir", type=Path, metavar="DIR", help="with method=...: the folder to keep it in; default: below outputs/eval"
+    )
     evaluate.set_defaults(do=_eval)
+
+    compare = commands.add_parser("compare", help="runs side by side: paired differences, cost, equal compute")
+    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="run folders, or folders above them")
+    compare.add_argument(
+        "--by", metavar="KEY", help="one group for each value of a key, e.g. method or method.generate.n"
+    )
+    compare.add_argument(
+        "--baseline", metavar="GROUP", help="a group's name or a part of it; default: rejection_sampling"
+    )
+    compare.add_argument("--baselines", action="store_true", help="sample the base policy's answers at equal compute")
+    compare.add_argument("--out", type=Path, metavar="report.html", help="write the report: tables, curves, answers")
+    compare.add_argument(
+        "--export", type=Path, metavar="DIR", help="write tables (CSV, LaTeX, JSON) and plots (PDF, PNG)"
+    )
+    compare.set_defaults(do=_compare)
+
+    report = commands.add_parser("report", help="one HTML file of a run: tables, curves, answers (of many: compare)")
+    report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    report.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in the run folder")
+    report.set_defaults(do=_report)
 
     verify = commands.add_parser("verify", help="verdicts for a file of outputs: rows with id, gold, completion")
     verify.add_argument("file", type=Path, metavar="FILE.jsonl")
@@ -114,11 +145,14 @@ def _run(arguments: Sequence[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from selfimprove import config as configuration
+    from selfimprove import sweep
 
-    results: list[int] = []  # exit codes: one a run, several in a sweep
+    results: list[int] = []  # the exit code of a single run
 
-    def task(composed: DictConfig) -> None:
+    def task(composed: DictConfig) -> float | None:
         hydra_config = HydraConfig.get()
+        if hydra_config.mode == RunMode.MULTIRUN:
+            return sweep.member(composed)
         path = Path(hydra_config.runtime.output_dir)
         if path.is_relative_to(Path.cwd()):  # short in what is printed
             path = path.relative_to(Path.cwd())
@@ -127,46 +161,42 @@ def _run(arguments: Sequence[str]) -> int:
             from selfimprove import run
 
             try:
-                config = configuration.check(composed)
-                if config.group is None and hydra_config.mode == RunMode.MULTIRUN:
-                    config = config.model_copy(update={"group": Path(hydra_config.sweep.dir).name})
-                return _exit_code(run.start(config, path))
+                return run.exit_code(run.start(configuration.check(composed), path))
             except ConfigError as problem:
                 _remove_if_empty(path)
-                raise ConfigError(f"{problem}{_origin(problem.key, hydra_config.runtime.choices)}") from None
+                where = configuration.origin(problem.key, hydra_config.runtime.choices)
+                raise ConfigError(f"{problem}{where}") from None
 
         results.append(_guarded(one))
-        if results[-1] > 128:  # stopped by a signal, which means the whole sweep
-            raise _Interrupted
+        return None
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here as they are, instead of a printed digest and exit 1
-    sys.argv = ["selfimprove", *arguments]
+    sys.argv = ["selfimprove", *configuration.unnulled(arguments)]
+    failure: ConfigError | RunError | None = None
     try:
         hydra.main(version_base="1.3", config_path=str(configuration.CONF), config_name="config")(task)()
-    except _Interrupted:
-        pass
+    except sweep.Refused as refused:
+        raise refused.problem from None
     except (HydraException, OmegaConfBaseException) as problem:
-        raise ConfigError(one_line(problem)) from None
-    return max(results, default=0)
-
-
-class _Interrupted(BaseException):
-    """Passes through Hydra, which would go on with the next member of a sweep."""
-
-
-def _origin(key: str, choices: Mapping[str, str | None]) -> str:
-    """Where a key stands: the file of its group's chosen option, or the main one."""
-    if not key:
-        return ""
-    group = key.split(".")[0]
-    file = f"{group}/{choices[group]}" if choices.get(group) else "config"
-    return f" (conf/{file}.yaml, or the command line)"
+        failure = ConfigError(one_line(problem))
+    except Exception as problem:
+        if not sweep.is_open():
+            raise
+        failure = RunError(f"the launcher failed: {type(problem).__name__}: {problem}")
+    code = sweep.close(failed=failure is not None)
+    if failure:
+        raise failure
+    return max(results, default=0) if code is None else code
 
 
 def one_line(problem: Exception) -> str:
     """Hydra's message without its lists and hints over several lines."""
+    group, _, name = str(getattr(problem, "missing_cfg_file", None) or "").rpartition("/")
+    if group.startswith("hydra/sweeper/"):  # what a sweeper's own choices hang on
+        group, name = "hydra/sweeper", "optuna"
+    if group.startswith("hydra/") and name in EXTRAS:
+        return f"{group}={name}: not installed; pip install 'selfimprove[{EXTRAS[name]}]'"
     if options := getattr(problem, "options", None):  # an unknown choice in a group
-        group, _, name = str(getattr(problem, "missing_cfg_file", "")).rpartition("/")
         return f"{group}={name}: no such choice; there are {', '.join(options)}"
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
     if unknown := re.match(r"Could not override '(.+?)'", lines[0]):
@@ -185,15 +215,6 @@ def _remove_if_empty(path: Path) -> None:
             return
 
 
-def _exit_code(summary: dict[str, Any]) -> int:
-    import signal
-
-    if summary["status"] == "complete":
-        return 0
-    reason = summary["reason"] or ""
-    return 128 + signal.Signals[reason] if reason.startswith("SIG") else 0
-
-
 def _complete(arguments: list[str]) -> int:
     """Shell completion: `eval "$(selfimprove -sc install=bash)"`. Behind `run` Hydra completes, before it we do."""
     line = os.environ.get("COMP_LINE", "")
@@ -209,19 +230,75 @@ def _complete(arguments: list[str]) -> int:
 
 
 def _resume(chosen: argparse.Namespace) -> int:
-    from selfimprove import run
+    from selfimprove import run, solving, sweep
 
-    return _exit_code(run.resume(chosen.run_dir))
+    if solving.is_evaluation(chosen.run_dir):
+        return run.exit_code(solving.resume(chosen.run_dir))
+    if not sweep.is_sweep(chosen.run_dir):
+        return run.exit_code(run.resume(chosen.run_dir, chosen.overrides))
+    if chosen.overrides:
+        raise ConfigError(
+            f"{chosen.overrides[0]}: a sweep goes on as it is; resume one of its runs with another budget"
+        )
+    return _run(sweep.arguments(chosen.run_dir))
 
 
 def _eval(chosen: argparse.Namespace) -> int:
-    from selfimprove.evaluation import evaluate_policy
+    policy, overrides = None, chosen.words
+    if overrides and (not re.search("=|^~", overrides[0]) or Path(overrides[0]).exists()):  # ~key takes a key out
+        policy, *overrides = overrides
+    given = [word.partition("=")[0] for word in overrides]
+    if policy is None and not {"method", "model"} & set(given):
+        raise ConfigError("eval: of what? a run folder, a model, or method=NAME model=NAME")
+    if "method" in given:
+        from selfimprove.run import exit_code
+        from selfimprove.solving import evaluate_solver
 
-    figures = evaluate_policy(chosen.policy, chosen.overrides)
+        figures = evaluate_solver(policy, overrides, chosen.dir)
+        code = exit_code(figures)
+    else:
+        if chosen.dir:
+            raise ConfigError("eval --dir: only where a method's solver is evaluated (method=NAME)")
+        from selfimprove.evaluation import evaluate_policy
+
+        figures, code = evaluate_policy(policy, overrides), 0
     if chosen.out:
         from selfimprove.store import write_json
 
         write_json(chosen.out, figures)
+    return code
+
+
+def _compare(chosen: argparse.Namespace) -> int:
+    from selfimprove.report import compare
+    from selfimprove.report.display import setup_logging
+
+    setup_logging(None)
+    found = compare.compare(chosen.runs, chosen.by, chosen.baseline, chosen.baselines)
+    compare.print_tables(found)
+    if chosen.export:
+        from selfimprove.report.export import export
+
+        for path in export(found, chosen.export):
+            print(path)
+    if chosen.out:
+        from selfimprove.report.html import write_report
+
+        runs = [run for group in found.groups for run in group.runs]
+        print(write_report(runs, chosen.out, comparison=found.as_json(runs)))
+    return 0
+
+
+def _report(chosen: argparse.Namespace) -> int:
+    from selfimprove.report.html import write_report
+    from selfimprove.report.runs import RunData
+
+    if not (chosen.run_dir / "config.yaml").exists():
+        raise ConfigError(f"{chosen.run_dir}: no run folder (it has no config.yaml); of many runs: selfimprove compare")
+    run = RunData(chosen.run_dir)
+    if run.kind != "run":
+        raise ConfigError(f"{chosen.run_dir}: a report is of a run of rounds, and this is of another kind ({run.kind})")
+    print(write_report([run], chosen.out or chosen.run_dir / "report.html"))
     return 0
 
 

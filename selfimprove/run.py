@@ -5,26 +5,31 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from selfimprove import config as configuration
 from selfimprove import doctor, store
-from selfimprove.config import Config, bind, function, is_group, module_of, options_of
+from selfimprove.config import Budget, Config, bind, function, is_group, module_of, options_of
+from selfimprove.drift import drift, forgetting
 from selfimprove.errors import ConfigError, RunError, Stopped
 from selfimprove.round import Session, Weights, attempts, evaluate, open_pool, run_round
 from selfimprove.types import STATUSES, Problem
 
 log = logging.getLogger("selfimprove")
 
-PHASES = ("adapt", "generate", "verify", "filter", "train", "evaluate")
+PHASES = ("adapt", "generate", "verify", "filter", "train", "evaluate", "drift", "also")
+_OPTIONAL = ("adapt", "drift", "also")  # phases that many runs do not have
 
 
 def start(config: Config, path: Path) -> dict[str, Any]:
@@ -32,6 +37,7 @@ def start(config: Config, path: Path) -> dict[str, Any]:
     if (path / "config.yaml").exists():
         raise ConfigError(f"{path} already holds a run: continue it with `selfimprove resume {path}`")
     prepared = prepare(config)  # before anything is written
+    also = also_heldout(config)
     if not any(problem.split == "train" for problem in prepared[0]):
         raise ConfigError(
             f"dataset={config.dataset.name} has no train problem left: it is for `selfimprove eval`, or give "
@@ -43,18 +49,23 @@ def start(config: Config, path: Path) -> dict[str, Any]:
     run = store.Run(path, config.method.refresh)
     run.lock()
     store.write_text(path / "config.yaml", configuration.dump(config))  # with it the folder is a run
-    _write_problems(run, prepared)
+    _write_problems(run, prepared, also)
     return _run(config, run)
 
 
-def resume(path: Path) -> dict[str, Any]:
-    """Continue an interrupted run. A complete one is left as it is. Returns its summary."""
+def resume(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Continue an interrupted run, with other budgets where `overrides` say so. A complete one is left as it is.
+
+    Returns its summary.
+    """
     from selfimprove.report.display import setup_logging
 
-    config = configuration.read(path / "config.yaml")
+    config = with_budget(configuration.read(path / "config.yaml"), overrides)
     run = store.Run(path, config.method.refresh)
     run.lock()
     setup_logging(None)
+    if overrides:
+        store.write_text(path / "config.yaml", configuration.dump(config))
     if (path / "summary.json").exists():
         summary = store.read_json(path / "summary.json")
         if summary["status"] == "complete":
@@ -65,7 +76,7 @@ def resume(path: Path) -> dict[str, Any]:
         known.setdefault("resumed", []).append(environment())
         store.write_json(path / "environment.json", known)
     else:  # killed before its problems were written
-        _write_problems(run, prepare(config))
+        _write_problems(run, prepare(config), also_heldout(config))
     run.trim_log()
     done = [
         f"{run.round(n).name}/{phase}" for n in range(-1, config.passes) for phase in PHASES if run.manifest(n, phase)
@@ -74,6 +85,35 @@ def resume(path: Path) -> dict[str, Any]:
         "resuming %s: found %s; what follows is done again or for the first time", path, ", ".join(done) or "nothing"
     )
     return _run(config, run)
+
+
+def with_budget(config: Config, overrides: Sequence[str]) -> Config:
+    """The configuration with other budgets, e.g. `budget.seconds=7200` or `budget.rounds=null`.
+
+    Raises ConfigError for any other key: nothing else of a run may change on its way.
+    """
+    for word in overrides:
+        if not re.fullmatch(r"budget\.\w+=.+", word):
+            budgets = ", ".join(f"budget.{name}=..." for name in Budget.model_fields)
+            raise ConfigError(f"{word}: resume takes {budgets} only; whatever else is to be different is a new run")
+    given = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+    assert isinstance(given, dict)
+    budget = config.budget.model_dump() | given.get("budget", {})
+    return configuration.check(config.model_dump(by_alias=True) | {"budget": budget}) if overrides else config
+
+
+def over_budget(config: Config, run: store.Run, number: int) -> str | None:
+    """The reason to stop after pass `number`, which ends a round: which budget is reached. None: go on."""
+    done = [(phase, m) for n in range(-1, number + 1) for phase in PHASES if (m := run.manifest(n, phase))]
+    spent = {
+        "sampled_tokens": sum(m["metrics"].get("tokens/sampled", 0) for phase, m in done if phase in ASKING),
+        "seconds": round(sum(m["seconds"] for _, m in done)),
+        "rounds": (number + 1) // config.method.refresh,
+    }
+    for name, limit in config.budget:
+        if limit is not None and spent[name] >= limit:
+            return f"budget.{name}={limit} is reached: {spent[name]:,} after round {run.prefix(number)[1:]}"
+    return None
 
 
 def prepare(config: Config) -> tuple[list[Problem], dict[str, str]]:
@@ -99,8 +139,21 @@ def require_verifiers(config: Config) -> dict[str, Any]:
     return said
 
 
-def _write_problems(run: store.Run, prepared: tuple[list[Problem], dict[str, str]]) -> None:
+def also_heldout(config: Config) -> list[Problem]:
+    """The held-out problems of eval.also, prepared as those of the run are; none without it."""
+    if config.eval.also is None:
+        return []
+    problems, _ = prepare(config.model_copy(update={"dataset": config.eval.also}))
+    heldout = [problem for problem in problems if problem.split == "test"]
+    if not heldout:
+        raise ConfigError(f"eval.also={config.eval.also.name} has no held-out problems", "eval.also")
+    return heldout
+
+
+def _write_problems(run: store.Run, prepared: tuple[list[Problem], dict[str, str]], also: list[Problem]) -> None:
     problems, dropped = prepared
+    if also:
+        store.write_records(run.path / "also.parquet", also, Problem)
     if dropped:
         store.write_json(run.path / "dropped_problems.json", dropped)
     verifiers = require_verifiers(configuration.read(run.path / "config.yaml"))
@@ -170,20 +223,24 @@ def _run(config: Config, run: store.Run) -> dict[str, Any]:
     display.start(train=len(train), heldout=len(heldout))
     tracker = function(config.tracker, "tracker")(config.tracker, run.path, config)
     session = Session(config, run, display, train, heldout, base, dev)
+    if config.eval.also:
+        session.also = list(store.read_records(run.path / "also.parquet", Problem))
     session.log_step = tracker.step
     session.phase_done = lambda: summarize(config, run, "running")
     status, reason = "failed", None
     try:
-        with _signals(session):
+        with signals(session):
             summarize(config, run, "running")
-            evaluate(session, -1, base)
+            _evaluate(session, -1, base)
             _after_round(config, run, session, tracker, -1)
             weights = base
             for number in range(config.passes):
                 weights = run_round(session, number, weights)
                 if ends_round(config, number):
-                    evaluate(session, number, weights)
+                    _evaluate(session, number, weights)
                     _after_round(config, run, session, tracker, number)
+                    if number + 1 < config.passes and (reason := over_budget(config, run, number)):
+                        break
                 if empty(run, number):
                     said = f"round {run.prefix(number)[1:]}: no example was left after the filter"
                     log.warning("%s; the policy is kept (on_empty=%s)", said, config.on_empty)
@@ -205,7 +262,25 @@ def _run(config: Config, run: store.Run) -> dict[str, Any]:
         display.finish(summary)
         tracker.finish(summary)
         session.close()
+        _write_report(run.path)
     return summary
+
+
+def _write_report(path: Path) -> None:
+    """report.html in the run folder, of whatever the run came to. A report that fails is no failure of the run."""
+    from selfimprove.report.html import write_report
+    from selfimprove.report.runs import RunData
+
+    try:
+        write_report([RunData(path)], path / "report.html")
+    except Exception as problem:
+        log.warning("report.html is not written: %s: %s", type(problem).__name__, problem)
+
+
+def _evaluate(session: Session, number: int, weights: Weights) -> None:
+    evaluate(session, number, weights)
+    drift(session, number, weights)
+    forgetting(session, number, weights)
 
 
 def last_weights(run: store.Run, config: Config, base: Weights) -> Weights:
@@ -297,8 +372,9 @@ def summarize(config: Config, run: store.Run, status: str, reason: str | None = 
                     **{k: sum(total(p, f"tokens/{k}") for p in ASKING) for k in ("prompt", "sampled", "scored")},
                     "trained": total("train", "tokens"),
                 },
-                "seconds": {phase: spent for phase, spent in seconds.items() if spent or phase != "adapt"},
+                "seconds": {phase: spent for phase, spent in seconds.items() if spent or phase not in _OPTIONAL},
                 "evaluation": evaluation[-1] if evaluation else None,
+                **{phase: m["metrics"] for phase, m in done if phase in ("drift", "also")},
             }
         )
     base = run.manifest(-1, "evaluate")
@@ -321,11 +397,17 @@ def summarize(config: Config, run: store.Run, status: str, reason: str | None = 
     return summary
 
 
+def exit_code(summary: Mapping[str, Any]) -> int:
+    """0: the run is done, or stopped by a rule of its own (a budget, on_empty); 128 + n: by signal n."""
+    reason = summary["reason"] or ""
+    return 128 + signal.Signals[reason] if reason in signal.Signals.__members__ else 0
+
+
 ASKING = ("adapt", "generate", "verify")  # the phases of a round that spend tokens of a model on learning
 
 
 @contextmanager
-def _signals(session: Session) -> Iterator[None]:
+def signals(session: Session) -> Iterator[None]:
     """SIGINT and SIGTERM interrupt the session, once; a second one ends the process as usual."""
 
     def stop(number: int, frame: object) -> None:

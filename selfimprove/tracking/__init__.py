@@ -9,6 +9,8 @@ import itertools
 import logging
 import queue
 import threading
+import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,6 +23,35 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TABLE_PROBLEMS, TABLE_ATTEMPTS = 16, 4  # of a round's table: so many problems, so many attempts at each
+
+
+SERIES = {
+    "evaluate/accuracy": "held-out accuracy of one greedy answer each; round -1 is the base policy",
+    "evaluate/accuracy_low": "the lower end of its 95 % interval",
+    "evaluate/accuracy_high": "the upper end",
+    "evaluate/change": "the paired difference to the base policy",
+    "generate/tokens/prompt": "prompt tokens of the round's sampling",
+    "generate/tokens/sampled": "sampled tokens: the cost of a round",
+    "generate/calls": "requests to the policy",
+    "verify/verdicts/correct": "how many answers were right by the training verifier",
+    "verify/verdicts/wrong": "wrong",
+    "verify/verdicts/unparseable": "without a readable answer",
+    "verify/verdicts/timeout": "checks that took too long",
+    "verify/verdicts/error": "checks that failed",
+    "filter/explore/pass@1": "share of right answers on training problems; also pass@2, pass@4, ... as far as n goes",
+    "filter/explore/distinct_answers": "different answers a problem",
+    "filter/explore/distinct_correct": "different right solutions a problem",
+    "filter/exploit/available_reward": "mean reward of all attempts",
+    "filter/exploit/kept_reward": "mean reward of those that were kept; only where some were",
+    "filter/exploit/keep_rate": "share of attempts that were kept",
+    "filter/examples": "training examples",
+    "train/tokens": "tokens trained on",
+    "seconds/generate": "wall-clock seconds of the phase",
+    "seconds/verify": "the same of verification",
+    "seconds/train": "of training",
+    "seconds/evaluate": "and of the evaluation",
+}
+"""What every training run on text logs each round with `round` as the step; docs/tracking.md says more of each."""
 
 
 class Tracker(Protocol):
@@ -148,3 +179,47 @@ def row(attempt: Attempt) -> dict[str, Any]:
         "reward": verdict.reward,
         "tokens": trajectory.sampled_tokens,
     }
+
+
+class Ledger:
+    """The rows that were handed to a tracking service, one line each in a file of the run folder.
+
+    A row is noted first and handed over then: a kill in between loses that row there, and none is there twice.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lines: set[str] = set()
+        self._steps: defaultdict[int, int] = defaultdict(int)  # optimizer steps of each round
+        for line in path.read_text().splitlines() if path.exists() else ():
+            self._note(line)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def add(self, kind: str, number: int, step: int, names: Iterable[str]) -> bool:
+        """Note a row; False where it was noted before. `names`, as a step may have several rows, with other names."""
+        line = f"{kind} {number} {step} {zlib.crc32(chr(10).join(sorted(names)).encode()):08x}"
+        if line in self._lines:
+            return False
+        with self._path.open("a") as file:
+            file.write(line + "\n")
+        self._note(line)
+        return True
+
+    def steps_before(self, number: int) -> int:
+        """Optimizer steps of the rounds before this one."""
+        return sum(steps for earlier, steps in self._steps.items() if earlier < number)
+
+    def _note(self, line: str) -> None:
+        self._lines.add(line)
+        kind, number, step, _ = line.split()
+        if kind == "step":
+            self._steps[int(number)] = max(self._steps[int(number)], int(step))
+
+
+def identity(path: Path, new: Callable[[], str]) -> str:
+    """The name by which a service knows this run, kept in a file of the run folder."""
+    if not path.exists():
+        path.write_text(new() + "\n")
+    return path.read_text().strip()

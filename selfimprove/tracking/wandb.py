@@ -14,13 +14,11 @@ import logging
 import os
 import secrets
 import shlex
-import zlib
-from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from selfimprove.config import redact
-from selfimprove.tracking import Background, Tracker
+from selfimprove.tracking import Background, Ledger, Tracker, identity
 
 if TYPE_CHECKING:
     import wandb
@@ -40,17 +38,10 @@ class Run:
 
     def __init__(self, node: Node, run_dir: Path, config: Config) -> None:
         self._folder = run_dir
-        self._log_file = run_dir / "wandb_logged"
-        self._logged: set[str] = set()
-        self._steps: defaultdict[int, int] = defaultdict(int)  # optimizer steps of each round
-        for line in self._log_file.read_text().splitlines() if self._log_file.exists() else ():
-            self._note(line)
-        id_file = run_dir / "wandb_id"
-        run_id = id_file.read_text().strip() if id_file.exists() else secrets.token_hex(4)
-        id_file.write_text(run_id + "\n")
+        self._ledger = Ledger(run_dir / "wandb_logged")
         self._run = _init(
             dir=str(run_dir),
-            id=run_id,
+            id=identity(run_dir / "wandb_id", lambda: secrets.token_hex(4)),
             resume="allow",
             project=node.get("project"),
             entity=node.get("entity"),
@@ -68,7 +59,7 @@ class Run:
 
     def step(self, number: int, record: dict[str, Any]) -> None:
         step = int(record["step"])
-        before = sum(steps for earlier, steps in self._steps.items() if earlier < number)
+        before = self._ledger.steps_before(number)
         values = {f"train/{name}": value for name, value in record.items() if name != "step"}
         self._write("step", number, step, values, {"train/step": before + step, "round": number})
 
@@ -96,25 +87,14 @@ class Run:
 
     def _write(self, kind: str, number: int, step: int, values: dict[str, Any], axes: dict[str, int]) -> None:
         """One row, unless it was logged before. `axes` are its x values; it is drawn over the first."""
-        names = zlib.crc32("\n".join(sorted(values)).encode())  # a step may have several rows, with other names
-        line = f"{kind} {number} {step} {names:08x}"
-        if line in self._logged:
+        row = len(self._ledger)
+        if not self._ledger.add(kind, number, step, values):
             return
-        row = len(self._logged)
-        with self._log_file.open("a") as file:
-            file.write(line + "\n")
-        self._note(line)
         for name in values.keys() - self._defined:
             self._run.define_metric(name, step_metric=next(iter(axes)))
             self._defined.add(name)
         # W&B's own step must rise in a resumed run too, or the row is dropped.
         self._run.log({**values, **axes}, step=row, commit=True)
-
-    def _note(self, line: str) -> None:
-        self._logged.add(line)
-        kind, number, step, _ = line.split()
-        if kind == "step":
-            self._steps[int(number)] = max(self._steps[int(number)], int(step))
 
 
 def _init(**options: Any) -> wandb.Run:

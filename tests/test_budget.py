@@ -1,0 +1,106 @@
+"""A budget stops a run at a round's end, survives kills and resumes, and can be raised."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import yaml
+
+from selfimprove import run, store
+from selfimprove.errors import ConfigError
+from selfimprove.evaluation import compose
+from tests.conftest import SCRIPT, SMALL
+
+
+def write(path, number, phase, seconds, **metrics):
+    store.write_json(
+        store.Run(path).round(number) / f"{phase}.manifest.json",
+        {"metrics": metrics, "seconds": seconds, "outputs": {}},
+    )
+
+
+@pytest.fixture
+def two_rounds(tmp_path):
+    """The manifests of two rounds: 150 sampled tokens each for learning, 99 more in evaluations, 21 s in all."""
+    write(tmp_path, -1, "evaluate", 1.0, **{"tokens/sampled": 33})
+    for number in (0, 1):
+        write(tmp_path, number, "generate", 5.0, **{"tokens/sampled": 100})
+        write(tmp_path, number, "verify", 2.0, **{"tokens/sampled": 50})
+        write(tmp_path, number, "evaluate", 3.0, **{"tokens/sampled": 33})
+    return store.Run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("budget", "first", "second"),
+    [
+        ("sampled_tokens=151", None, "budget.sampled_tokens=151 is reached: 300 after round 1"),
+        ("sampled_tokens=150", "budget.sampled_tokens=150 is reached: 150 after round 0", "300"),
+        ("sampled_tokens=301", None, None),
+        ("seconds=20.5", None, "budget.seconds=20.5 is reached: 21 after round 1"),
+        ("seconds=11", "budget.seconds=11.0 is reached: 11 after round 0", "21"),
+        ("rounds=2", None, "budget.rounds=2 is reached: 2 after round 1"),
+        ("rounds=null", None, None),
+    ],
+)
+def test_what_is_counted(two_rounds, budget, first, second):
+    config = compose([f"budget.{budget}", "rounds=3"])
+    for number, expected in enumerate((first, second)):
+        said = run.over_budget(config, two_rounds, number)
+        assert (said is None) if expected is None else (said is not None and expected in said)
+
+
+def test_a_round_of_several_passes_is_one_round(tmp_path):
+    config = compose(["budget.rounds=1", "rounds=3", "method.refresh=2"])
+    assert run.over_budget(config, store.Run(tmp_path, 2), 1) == "budget.rounds=1 is reached: 1 after round 0.1"
+
+
+def test_resume_changes_budgets_and_nothing_else():
+    config = compose(["budget.seconds=10"])
+    assert run.with_budget(config, ["budget.seconds=null", "budget.sampled_tokens=1e6"]).budget.model_dump() == {
+        "sampled_tokens": 1_000_000,
+        "seconds": None,
+        "rounds": None,
+    }
+    assert run.with_budget(config, []) is config
+    for word, said in (("rounds=9", "resume takes budget.sampled_tokens"), ("budget.x=1", "budget.x: unknown key")):
+        with pytest.raises(ConfigError, match=said):
+            run.with_budget(config, [word])
+    with pytest.raises(ConfigError, match=r"budget\.rounds=0: input should be greater"):
+        run.with_budget(config, ["budget.rounds=0"])
+
+
+def test_a_run_stops_is_killed_and_goes_on_with_a_higher_budget(cli, tmp_path):
+    folder = tmp_path / "run"
+    done = cli("run", *SMALL, "rounds=3", "budget.rounds=1", f"hydra.run.dir={folder}")
+    assert "stopped (budget.rounds=1 is reached: 1 after round 0)" in done.stderr
+    assert "selfimprove resume run budget.rounds=2" in done.stderr
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], len(summary["rounds"])) == ("stopped", 1)
+    trained = store.read_json(folder / "rounds/000/train.manifest.json")
+
+    spent = cli("resume", folder)  # nothing is left of the budget: it says so, and does nothing
+    assert "budget.rounds=1 is reached" in spent.stderr
+    assert not (folder / "rounds/001").exists()
+
+    with subprocess.Popen(
+        [SCRIPT, "resume", folder, "budget.rounds=null", "budget.sampled_tokens=1500"],
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (folder / "rounds/001/generate.manifest.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["budget"]["sampled_tokens"] == 1500
+
+    done = cli("resume", folder)  # the tokens of before the kill count: about 1,000 a round
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["reason"].startswith("budget.sampled_tokens=1500 is reached"), summary
+    assert summary["final"]["n"] == 20
+    sampled = [row["tokens"]["sampled"] for row in summary["rounds"]]
+    assert sum(sampled[:-1]) < 1500 <= sum(sampled)
+    assert store.read_json(folder / "rounds/000/train.manifest.json") == trained
