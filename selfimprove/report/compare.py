@@ -243,10 +243,25 @@ def _names(runs: Sequence[RunData]) -> list[str]:
         alike = [i for i, other in enumerate(names) if other == name]
         if len({whole[i] for i in alike}) > 1:
             apart = [key for key in differing([runs[i] for i in alike]) if key not in first]
-            for i in alike:
-                said = [f"{key}={_said(values[i].get(key))}" for key in apart]
-                names[i] = ", ".join([name, *said])
+            short = [_in_short(values[i], apart) for i in alike]
+            if len(set(short)) < len({whole[i] for i in alike}):
+                short = [", ".join(f"{key}={_said(values[i].get(key))}" for key in apart) for i in alike]
+            for i, said in zip(alike, short, strict=True):
+                names[i] = f"{name}, {said}"
     return names
+
+
+def _in_short(config: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """Where a section names another function, that function's name stands for the whole section."""
+    other = [key.removesuffix("_target_") for key in keys if key.endswith("._target_")]
+    shown = [key for key in keys if key.endswith("._target_") or not key.startswith(tuple(other))]
+    parts = []
+    for key in shown:
+        value = _said(config.get(key))
+        parts.append(
+            f"{key.removesuffix('._target_')}={value.rpartition('.')[2] if key.endswith('_target_') else value}"
+        )
+    return ", ".join(parts)
 
 
 def _label(config: Mapping[str, Any], keys: Sequence[str]) -> str:
