@@ -356,6 +356,7 @@ def browser(tmp_path_factory):
     for flag in (
         "headless=new",
         "no-sandbox",
+        "disable-dev-shm-usage",
         "no-first-run",
         "window-size=1280,900",
         *(f"disable-{q}" for q in quiet),
