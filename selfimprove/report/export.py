@@ -96,7 +96,7 @@ def plots(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
 def _plot(comparison: Comparison, over: str, label: str) -> Figure:
     """Means with 95 % bands: over problems and, of groups of several seeds, over seeds; thin lines are the seeds."""
     from matplotlib.figure import Figure  # not pyplot: it opens no window and keeps no figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     figure = Figure(figsize=INCHES, layout="constrained")
     axes = figure.add_subplot()
@@ -116,6 +116,8 @@ def _plot(comparison: Comparison, over: str, label: str) -> Figure:
     axes.set_ylabel("held-out accuracy, %")
     if over == "round":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    else:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 500k, 1.5M
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", linewidth=0.4, alpha=0.5)
     axes.legend(frameon=False, fontsize="small")
