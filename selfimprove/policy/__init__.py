@@ -34,6 +34,23 @@ class Request:
     stop: tuple[str, ...] = ()
 
 
+def require_room(request: Request, window: int) -> None:
+    """Raises ValueError for a request that does not fit a model's window, of `window` tokens."""
+    if not request.prompt_ids:
+        raise ValueError("the prompt is empty: the model needs at least one token to start from")
+    if request.max_tokens < 1 or len(request.prompt_ids) + request.max_tokens > window:
+        raise ValueError(
+            f"{len(request.prompt_ids)} prompt tokens and max_tokens={request.max_tokens} do not fit the window of "
+            f"{window}"
+        )
+
+
+def require_fit(prompt_ids: Sequence[int], completion_ids: Sequence[int], window: int) -> None:
+    """Raises ValueError for a completion that cannot be scored: without a prompt, or beyond the window."""
+    if not prompt_ids or len(prompt_ids) + len(completion_ids) > window:
+        raise ValueError(f"{len(prompt_ids)} + {len(completion_ids)} tokens: need 1 to {window}, with a prompt")
+
+
 class Engine(Protocol):
     """What answers requests. All calls come from one event loop; batching is the engine's business."""
 

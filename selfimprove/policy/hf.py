@@ -30,7 +30,7 @@ import torch
 from transformers import DynamicCache
 
 from selfimprove.errors import ConfigError
-from selfimprove.policy import Request, chat, models
+from selfimprove.policy import Request, chat, models, require_fit, require_room
 from selfimprove.policy.sampling import Settings, choose
 from selfimprove.policy.slots import GROUPED, Pair, Prefixes, Slots
 from selfimprove.types import Message, Sample
@@ -180,13 +180,7 @@ class TransformersEngine:
 
     async def sample(self, request: Request) -> Sample:
         """One completion. Raises ValueError for a request that does not fit the window, and what the model raises."""
-        if not request.prompt_ids:
-            raise ValueError("the prompt is empty: the model needs at least one token to start from")
-        if request.max_tokens < 1 or len(request.prompt_ids) + request.max_tokens > self.max_length:
-            raise ValueError(
-                f"{len(request.prompt_ids)} prompt tokens and max_tokens={request.max_tokens} do not fit the window "
-                f"of {self.max_length}"
-            )
+        require_room(request, self.max_length)
         row = _Row(request, asyncio.get_running_loop().create_future(), self._watch(request.stop))
         if request.prompt_ids not in self._groups:
             self._groups[request.prompt_ids] = []
@@ -205,10 +199,7 @@ class TransformersEngine:
         """Teacher-forced log pi of each completion token, in nats at temperature 1. Raises ValueError when too long."""
         if not completion_ids:
             return []
-        if not prompt_ids or len(prompt_ids) + len(completion_ids) > self.max_length:
-            raise ValueError(
-                f"{len(prompt_ids)} + {len(completion_ids)} tokens: need 1 to {self.max_length}, with a prompt"
-            )
+        require_fit(prompt_ids, completion_ids, self.max_length)
         item = _Score(list(prompt_ids), list(completion_ids), asyncio.get_running_loop().create_future())
         heapq.heappush(self._scores, (-len(item), self._arrivals, item))
         return await self._answer(item.future)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from selfimprove.errors import ConfigError, RunError
-from selfimprove.policy import Request, chat, models
+from selfimprove.policy import Request, chat, models, require_fit, require_room
 from selfimprove.types import Message, Sample
 
 log = logging.getLogger("selfimprove")
@@ -99,13 +99,7 @@ class VllmEngine:
     async def sample(self, request: Request) -> Sample:
         """One completion. Raises ValueError for a request that does not fit the window, RunError when vLLM does not
         stay up."""
-        if not request.prompt_ids:
-            raise ValueError("the prompt is empty: the model needs at least one token to start from")
-        if request.max_tokens < 1 or len(request.prompt_ids) + request.max_tokens > self.max_length:
-            raise ValueError(
-                f"{len(request.prompt_ids)} prompt tokens and max_tokens={request.max_tokens} do not fit the window "
-                f"of {self.max_length}"
-            )
+        require_room(request, self.max_length)
         output = await self._ask(
             request.prompt_ids,
             temperature=request.temperature,
@@ -135,10 +129,7 @@ class VllmEngine:
         """Teacher-forced log pi of each completion token, in nats at temperature 1. Raises ValueError when too long."""
         if not completion_ids:
             return []
-        if not prompt_ids or len(prompt_ids) + len(completion_ids) > self.max_length:
-            raise ValueError(
-                f"{len(prompt_ids)} + {len(completion_ids)} tokens: need 1 to {self.max_length}, with a prompt"
-            )
+        require_fit(prompt_ids, completion_ids, self.max_length)
         # vLLM answers no request without sampling a token: what is scored leaves out the last one, which is then the
         # only one that it may sample, where the window is full.
         ids = (*prompt_ids, *completion_ids)
