@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -397,9 +398,11 @@ def base_samples(groups: Sequence[Group], ask: bool) -> compute.Base | None:
         one = compute.Base(compute.sample(run, 1), run.parameters)
         kinds = ("sampled", "flops") if run.parameters else ("sampled",)
         spent = [(kind, group.budget(kind, group.rounds) or 0.0) for group in groups for kind in kinds]
-        n = max(1, *(round(budget / one.cost(kind)) for kind, budget in spent))
+        # A little more: what an answer costs is known more closely once there are many, and they are not sampled twice.
+        n = max(1, *(math.ceil((1 + SLACK) * budget / one.cost(kind)) for kind, budget in spent))
         log.info("%d answers of the base policy to each held-out problem, kept in %s", n, run.path / compute.FILE)
-        compute.sample(run, n)
+        if one.n < n / (1 + SLACK):
+            compute.sample(run, n)
     table = compute.samples(run)
     return None if table is None else compute.Base(table, run.parameters)
 
