@@ -157,8 +157,8 @@ def adapt(session: Session, number: int, weights: Weights) -> dict[str, Node]:
     folder = session.run.round(number) / "adapt"
 
     def work(key: str) -> dict[str, Any]:
-        path, solver = folder / "trajectories.parquet", bind(probe, "method.probe")
-        cost = collect(session, number, "adapt", path, key, session.dev, solver, weights)
+        path = folder / "trajectories.parquet"
+        cost = collect(session, number, "adapt", path, key, session.dev, probe, weights)
         verdicts = judge(session, number, "adapt", folder, key, session.dev, config.training_verifier, weights)
         adaptation: Adaptation = bind(rule, "method.adapt")(pair(folder, session.dev))
         with store.new_file(folder / "surface.parquet") as temporary:
@@ -170,6 +170,7 @@ def adapt(session: Session, number: int, weights: Weights) -> dict[str, Node]:
     verifier = config.training_verifier
     depends = [probe, rule, verifier, version(verifier), policy_key(config), weights.digest, number]
     outputs = [f"adapt/{name}.parquet" for name in ("trajectories", "verdicts", "surface")]
+    outputs += [f"adapt/{PREPARED}"] if takes_prepared(probe) else []
     depends.append(problems_key(session.dev))
     overrides = once(session, number, "adapt", depends, outputs, work)["overrides"]
     return {name: node | overrides.get(name, {}) for name, node in slots.items()}
@@ -182,8 +183,7 @@ def generate(session: Session, number: int, weights: Weights, node: Node) -> Non
 
     def work(key: str) -> dict[str, Any]:
         path = session.run.round(number) / "trajectories.parquet"
-        solver = bound(session, number, "generate", path, key, problems, node, weights)
-        return collect(session, number, "generate", path, key, problems, solver, weights)
+        return collect(session, number, "generate", path, key, problems, node, weights)
 
     depends = [node, policy_key(config), weights.digest, number, problems_key(problems)]
     if takes_check(node) or takes_prepared(node):
@@ -356,47 +356,19 @@ def problems_key(problems: list[Problem]) -> str:
 PREPARED = "prepared.json"  # beside a phase's trajectories: what its solver began with, and what that asked of models
 
 
-def bound(
-    session: Session,
-    number: int,
-    phase: str,
-    path: Path,
-    key: str,
-    problems: list[Problem],
-    node: Node,
-    weights: Weights,
-) -> Solver:
-    """A node's solver, with what it asks the runner for: `check`, and `prepared`.
+def _prepared(session: Session, node: Node, kept: Path, key: str, problems: list[Problem], policy: Policy) -> Any:
+    """What a node's solver begins with, from `kept`, made now where it is not there.
 
     A module whose solver has the keyword `prepared` has a coroutine
     `prepare(problems, policy, *, dev, check, **options)` for work that is done once and not a problem at a time. It
     gets the phase's problems, the dev problems, the verifier and the solver's options, and returns JSON, which is kept:
-    a phase that is continued goes on with the same.
+    a phase that is continued goes on with the same. What it asked of models is kept with it.
     """
-    solver = bind(node, "generate")
-    if takes_check(node):
-        solver = partial(solver, check=session.check)
-    if not takes_prepared(node):
-        return solver
-    kept = path.with_name(PREPARED)
     if not kept.exists() or store.read_json(kept)["key"] != key:
-        policy = session.policy(weights, phase, number, "prepare")
         options = bind(node, "generate").keywords  # type: ignore[attr-defined]
-        work = module_of(node).prepare(problems, policy, dev=session.dev, check=session.check, **options)
-        try:
-            value = session.wait(work)
-        except ValueError as cause:
-            raise RunError(f"{phase}: {cause}") from cause
-        path.parent.mkdir(parents=True, exist_ok=True)
+        value = session.wait(module_of(node).prepare(problems, policy, dev=session.dev, check=session.check, **options))
         store.write_json(kept, {"key": key, "prepared": value, "asked": policy.meter.take()})
-    return partial(solver, prepared=store.read_json(kept)["prepared"])
-
-
-def _asked_before(path: Path, key: str) -> dict[str, int]:
-    """What preparing for the trajectories in `path` asked of models."""
-    kept = path.with_name(PREPARED)
-    record = store.read_json(kept) if kept.exists() else {}
-    return dict(record["asked"]) if record.get("key") == key else {}
+    return store.read_json(kept)["prepared"]
 
 
 def collect(
@@ -406,22 +378,35 @@ def collect(
     path: Path,
     key: str,
     problems: list[Problem],
-    solver: Solver,
+    solver: Solver | Node,
     weights: Weights,
 ) -> dict[str, Any]:
     """Run a solver on every problem and write the trajectories, a shard of problems at a time. Returns what it cost.
 
-    A shard is generated from start to end by itself, so that one that is done again after a kill sees the same batches.
+    That of a node is given what it asks the runner for: `check`, and `prepared`, which `_prepared` makes. A shard is
+    generated from start to end by itself, so that one that is done again after a kill sees the same batches.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = store.Parts(path, key, Trajectory)
     policy = session.policy(weights, phase, number)
+    asked: Counter[str] = Counter()
+    run: Callable[..., Any] = bind(solver, "generate") if isinstance(solver, dict) else solver
+    if isinstance(solver, dict) and takes_check(solver):
+        run = partial(run, check=session.check)
+    if isinstance(solver, dict) and takes_prepared(solver):
+        kept = path.with_name(PREPARED)
+        beginning = session.policy(weights, phase, number, "prepare")
+        try:
+            run = partial(run, prepared=_prepared(session, solver, kept, key, problems, beginning))
+        except ValueError as cause:
+            raise RunError(f"{phase}: {cause}") from cause
+        asked.update(store.read_json(kept)["asked"])
     with _phase(session, number, phase, len(problems), "problems") as progress:
         progress.skip(parts.done)
 
         async def solve(problem: Problem) -> list[Trajectory]:
             try:
-                found = await solver(problem, policy.for_problem(problem))
+                found = await run(problem, policy.for_problem(problem))
             except ValueError as cause:
                 raise RunError(f"{phase}: problem {problem.id}: {cause}") from cause
             for i, trajectory in enumerate(found):
@@ -436,8 +421,7 @@ def collect(
             shard = problems[start : start + session.config.hardware.shard]
             found = session.wait(solve_all(shard))
             parts.add(start, start + len(shard), list(itertools.chain.from_iterable(found)), policy.meter.take())
-    asked = Counter(parts.notes())
-    asked.update(_asked_before(path, key))
+    asked.update(parts.notes())
     parts.finish()
     return measure.cost(store.read_records(path, Trajectory)) | _tokens(asked)
 

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -227,9 +228,9 @@ def _run(config: Config, run: store.Run) -> dict[str, Any]:
         session.also = list(store.read_records(run.path / "also.parquet", Problem))
     session.log_step = tracker.step
     session.phase_done = lambda: summarize(config, run, "running")
-    status, reason = "failed", None
+    end = Ending()
     try:
-        with signals(session):
+        with ending(session, end, "run"):
             summarize(config, run, "running")
             _evaluate(session, -1, base)
             _after_round(config, run, session, tracker, -1)
@@ -239,31 +240,49 @@ def _run(config: Config, run: store.Run) -> dict[str, Any]:
                 if ends_round(config, number):
                     _evaluate(session, number, weights)
                     _after_round(config, run, session, tracker, number)
-                    if number + 1 < config.passes and (reason := over_budget(config, run, number)):
+                    if number + 1 < config.passes and (said := over_budget(config, run, number)):
+                        end.reason = said
                         break
                 if empty(run, number):
                     said = f"round {run.prefix(number)[1:]}: no example was left after the filter"
                     log.warning("%s; the policy is kept (on_empty=%s)", said, config.on_empty)
                     if config.on_empty == "stop":
-                        reason = said
+                        end.reason = said
                         break
-        status = "stopped" if reason else "complete"
-    except Stopped as stop:
-        status, reason = "stopped", str(stop)
-    except (RunError, ConfigError) as problem:
-        reason = str(problem)
-        raise
-    except Exception as problem:
-        reason = f"{type(problem).__name__}: {problem}"
-        log.exception("the run failed")
-        raise
     finally:
-        summary = summarize(config, run, status, reason)
+        summary = summarize(config, run, end.status, end.reason)
         display.finish(summary)
         tracker.finish(summary)
         session.close()
         _write_report(run.path)
     return summary
+
+
+@dataclass
+class Ending:
+    """How a session's work came to its end, as summary.json has it."""
+
+    status: str = "failed"
+    reason: str | None = None
+
+
+@contextmanager
+def ending(session: Session, end: Ending, what: str) -> Iterator[None]:
+    """Notes in `end` how the work below ends: `complete`; `stopped` by a signal, or where the work set a reason; or
+    `failed`, and then what it raised is raised on."""
+    try:
+        with _signals(session):
+            yield
+        end.status = "stopped" if end.reason else "complete"
+    except Stopped as stop:
+        end.status, end.reason = "stopped", str(stop)
+    except (RunError, ConfigError) as problem:
+        end.reason = str(problem)
+        raise
+    except Exception as problem:
+        end.reason = f"{type(problem).__name__}: {problem}"
+        log.exception("the %s failed", what)
+        raise
 
 
 def _write_report(path: Path) -> None:
@@ -407,7 +426,7 @@ ASKING = ("adapt", "generate", "verify")  # the phases of a round that spend tok
 
 
 @contextmanager
-def signals(session: Session) -> Iterator[None]:
+def _signals(session: Session) -> Iterator[None]:
     """SIGINT and SIGTERM interrupt the session, once; a second one ends the process as usual."""
 
     def stop(number: int, frame: object) -> None:

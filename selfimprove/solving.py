@@ -23,16 +23,16 @@ import numpy as np
 
 from selfimprove import config as configuration
 from selfimprove import store
-from selfimprove.config import Config, Node, bind, reads_gold, takes_check
-from selfimprove.errors import ConfigError, RunError, Stopped
+from selfimprove.config import Config, Node, bind, reads_gold, takes_check, takes_prepared
+from selfimprove.errors import ConfigError
 from selfimprove.evaluation import choose
 from selfimprove.policy.models import resolve
 from selfimprove.report.curve import Rule, Trace, baselines, curve, final, row, trace
 from selfimprove.report.display import Display, setup_logging
 from selfimprove.report.metrics import mean_over_problems, paired_difference
 from selfimprove.report.solving import show
-from selfimprove.round import Session, Weights, bound, collect, judge, once, pair, policy_key, problems_key, version
-from selfimprove.run import environment, require_verifiers, signals
+from selfimprove.round import Session, Weights, collect, judge, once, pair, policy_key, problems_key, version
+from selfimprove.run import Ending, ending, environment, require_verifiers
 from selfimprove.types import Attempt, Problem, Verdict
 from selfimprove.verify.answers import vote
 
@@ -120,26 +120,16 @@ def _run(config: Config, folder: Folder, problems: list[Problem], weights: Weigh
     log.info("evaluation folder: %s", folder.path)
     base = Weights(resolve(config.model.name, config.model.path), 0, "base")
     heldout, dev = ([p for p in problems if p.split == side] for side in ("test", "dev"))
-    session = Session(config, folder, Display(folder.path, config), [], heldout, base, dev)
-    status, reason, figures = "failed", None, {}
+    session = Session(config, folder, Display(folder.path, config, outside="evaluation"), [], heldout, base, dev)
+    end, figures = Ending(), dict[str, Any]()
     try:
-        with signals(session):
+        with ending(session, end, "evaluation"):
             figures = compare(session, weights)
-        status = "complete"
-    except Stopped as stop:
-        status, reason = "stopped", str(stop)
-    except (RunError, ConfigError) as problem:
-        reason = str(problem)
-        raise
-    except Exception as problem:
-        reason = f"{type(problem).__name__}: {problem}"
-        log.exception("the evaluation failed")
-        raise
     finally:
         session.close()
-        summary = _head(config, weights, status, reason) | figures
+        summary = _head(config, weights, end.status, end.reason) | figures
         store.write_json(folder.path / "summary.json", summary)
-    if status == "complete":
+    if end.status == "complete":
         show(summary)
     else:
         log.info("stopped: `selfimprove resume %s` goes on", folder.path)
@@ -183,8 +173,7 @@ def attempt(session: Session, name: str, solver: Node, weights: Weights) -> dict
 
     def work(key: str) -> dict[str, Any]:
         path = folder / "trajectories.parquet"
-        ready = bound(session, -1, name, path, key, problems, solver, weights)
-        cost = collect(session, -1, name, path, key, problems, ready, weights)
+        cost = collect(session, -1, name, path, key, problems, solver, weights)
         counts = [
             judge(session, -1, f"{name} {file}", folder, key, problems, node, weights, name=file)
             for file, node in nodes.items()
@@ -255,6 +244,8 @@ def selection(config: Config) -> str:
     if takes_check(solver):
         checker = config.training_verifier
         asks.append(reads_gold(config.dataset.verifier if configuration.is_group(checker) else checker))
+    if takes_prepared(solver) and (config.dataset.model_extra or {}).get("dev_size", 0) != 0:
+        asks.append(reads_gold(config.training_verifier))  # of the dev problems, on which it is prepared
     gold = any(asks) or "{gold}" in str(solver)
     return f"{rule}; reads gold answers" if gold else f"{rule}; reads no gold answer"
 

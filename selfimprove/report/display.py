@@ -136,7 +136,8 @@ class Phase:
 
 
 class Display:
-    """The run's display. `console` and `clock` are the process' own unless given."""
+    """The run's display. `outside` is what phases outside of rounds are of; `console` and `clock` are the process' own
+    unless given."""
 
     def __init__(
         self,
@@ -144,8 +145,9 @@ class Display:
         config: Config,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
+        outside: str = "base model",
     ) -> None:
-        self._run_dir, self._config, self._clock = run_dir, config, clock
+        self._run_dir, self._config, self._outside, self._clock = run_dir, config, outside, clock
         self._console = console or standard_error()
 
     def start(self, train: int, heldout: int) -> None:
@@ -158,7 +160,7 @@ class Display:
     @contextmanager
     def phase(self, number: int, rounds: int, name: str, total: int, unit: str) -> Iterator[Phase]:
         """Shows the progress of one phase of round `number`, from 0 (-1: the base model), over `total` `unit`."""
-        title = f"round {number} ({number + 1} of {rounds}) {name}" if number >= 0 else f"base model {name}"
+        title = f"round {number} ({number + 1} of {rounds}) {name}" if number >= 0 else f"{self._outside} {name}"
         bar = None
         if self._console.is_terminal:
             text = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
