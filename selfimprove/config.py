@@ -43,12 +43,26 @@ class Lora(Section):
     alpha: Count
     dropout: Share = 0.0
     target_modules: str | list[str] = "all-linear"
+    quantize: Literal["nf4"] | None = None  # hold the frozen base in 4 bits while training (QLoRA)
 
 
 class LearningRates(Section):
     sft: NonNegative
     dpo: NonNegative
     step_dpo: NonNegative | None = None  # DPO between single steps; None: as between whole answers
+
+
+class Shape(Section):
+    """What of a decoder's config.json decides how much memory it takes."""
+
+    parameters: Count
+    layers: Count
+    hidden: Count
+    intermediate: Count
+    heads: Count
+    kv_heads: Count
+    head_size: Count
+    vocabulary: Count
 
 
 class Model(Section):
@@ -60,15 +74,31 @@ class Model(Section):
     lora: Lora | None
     learning_rate: LearningRates  # by kind of loss: what suits this model
     trust_remote_code: bool
+    shape: Shape | None = None  # for the estimate of memory; None: it is read where the model is
+
+
+class Training(Section):
+    """How a training phase is run on the hardware. None of it changes what is learned, but by rounding."""
+
+    processes: Count = 1  # one a GPU, on one machine
+    strategy: Literal["ddp", "fsdp2", "zero2", "zero3"] = "ddp"  # how several processes share the model
+    own_process: bool = False  # also where processes is 1: what training held is free again when it ends
+    checkpoint_steps: Count | None = None  # optimizer steps between checkpoints: what a kill in training can lose
+    packing: bool = False  # a device step's rows end to end in one sequence, without padding
+    liger: bool = False  # Liger's kernels
 
 
 class Hardware(Section):
     name: str
     device: Literal["cpu", "cuda"]
+    gpus: Annotated[int, Field(ge=0)] = 0  # of one machine
+    memory_gb: Annotated[float, Field(gt=0)] | None = None  # of one GPU; None: without one, this machine's
     max_batch: Count  # completions in flight
     micro_batch: Count  # training rows a device step
     gradient_checkpointing: bool
     shard: Count  # problems whose trajectories are written together; a kill loses at most these
+    sleep: bool = False  # the sampler lets go of the GPU's memory while the policy is trained on the same GPU
+    training: Training = Training()
 
 
 class Dataset(BaseModel):
@@ -136,6 +166,13 @@ class Overlap(Section):
     share: Share
 
 
+class Handover(Section):
+    """After training, sampler and trainer must say the same of a few answers."""
+
+    answers: Count = 8
+    tolerance: Annotated[float, Field(gt=0)] | None = None  # mean nats a token; None: what rounding in the dtype allows
+
+
 class Budget(Section):
     """What a run may spend: it stops at the end of the round in which one is reached. None: no limit."""
 
@@ -165,6 +202,7 @@ class Config(Section):
     train: Node | None = None
     eval: Evaluation
     budget: Budget = Budget()
+    handover: Handover = Handover()
     verify: Verification
     overlap: Overlap
 

@@ -84,6 +84,11 @@ class Session:
         config = self.config
         return Policy(self._engine, config.seed, weights.version, max_tokens=config.model.max_tokens, scope=scope)
 
+    def rest(self) -> None:
+        """Before training: the engine lets go of its memory until it is asked again, where `hardware.sleep` says so."""
+        if self._engine is not None and self.config.hardware.sleep:
+            self.wait(self._engine.sleep())
+
     @property
     def memory(self) -> int | None:
         """Bytes of the engine's weights, keys and values; None where it has none, or does not say."""
@@ -235,17 +240,23 @@ def choose(session: Session, number: int, node: Node) -> int:
 
 def train(session: Session, number: int, weights: Weights, node: Node) -> Weights:
     """The train slot's update of the policy on the round's examples: policy/."""
-    from selfimprove.train import TrainContext
+    from selfimprove.train import TrainContext, launch, unfinished
 
     config, folder = session.config, session.run.round(number)
+    how = config.hardware.training
+    own = how.own_process or how.processes > 1
     lora = config.model.lora.model_dump() if config.model.lora else None
     start = weights if config.method.start == "last" else session.base
 
     def work(key: str) -> dict[str, Any]:
-        rows = list(store.read_records(folder / "examples.parquet", Example))
+        session.rest()
+        examples, parts = folder / "examples.parquet", None
+        if own or how.checkpoint_steps:  # removed when the phase is done, as other parts are
+            same = [key, how.model_dump(), config.hardware.micro_batch]
+            parts = unfinished(folder / "policy.parts", store.digest(same))
         with (
             store.new_folder(folder / "policy") as out,
-            _phase(session, number, "train", len(rows), "examples") as progress,
+            _phase(session, number, "train", store.count_records(examples), "examples") as progress,
         ):
             first = number - number % config.method.refresh
             before = sum(_steps(session, earlier) for earlier in range(first, number))  # in this round
@@ -266,16 +277,39 @@ def train(session: Session, number: int, weights: Weights, node: Node) -> Weight
                 gradient_checkpointing=config.hardware.gradient_checkpointing,
                 lora=lora,
                 log=log_step,
+                probe=_probe(session),
                 round=number,
                 rounds=config.passes,
+                training=how,
+                parts=parts,
             )
-            return bind(node, "train")(rows, context)  # type: ignore[no-any-return]
+            if own:
+                return launch.train(node, examples, context)
+            return bind(node, "train")(list(store.read_records(examples, Example)), context)  # type: ignore[no-any-return]
 
     made = session.run.made(number, "filter")
     when = [number, config.passes]
     depends = [node, lora, config.model.dtype, config.seed, start.digest, session.base.digest, made, when]
     once(session, number, "train", depends, ["policy"], work)
     return Weights(str(folder / "policy"), number + 1, session.run.made(number, "train")["policy"])
+
+
+_PROBE_TOKENS = 128  # of an answer
+
+
+def _probe(session: Session) -> list[tuple[list[int], list[int]]]:
+    """What sampler and trainer are both asked about (`selfimprove.handover`): the base policy's answers to the first
+    held-out problems, to their first tokens. Nothing learns from them."""
+    if "logprobs" not in session.config.engine["gives"]:
+        return []
+    found: dict[str, tuple[list[int], list[int]]] = {}
+    for trajectory in store.read_records(session.run.round(-1) / "evaluation" / "trajectories.parquet", Trajectory):
+        sample = trajectory.samples[0]
+        if sample.completion_ids:
+            found.setdefault(trajectory.problem_id, (sample.prompt_ids, sample.completion_ids[:_PROBE_TOKENS]))
+        if len(found) == session.config.handover.answers:
+            break
+    return list(found.values())
 
 
 def evaluate(session: Session, number: int, weights: Weights) -> dict[str, Any]:

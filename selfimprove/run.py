@@ -20,23 +20,26 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from selfimprove import config as configuration
-from selfimprove import doctor, store
+from selfimprove import doctor, memory, store
 from selfimprove.config import Budget, Config, bind, function, is_group, module_of, options_of
 from selfimprove.drift import drift, forgetting
 from selfimprove.errors import ConfigError, RunError, Stopped
+from selfimprove.handover import hand_over
 from selfimprove.round import Session, Weights, attempts, evaluate, open_pool, run_round
 from selfimprove.types import STATUSES, Problem
 
 log = logging.getLogger("selfimprove")
 
-PHASES = ("adapt", "generate", "verify", "filter", "train", "evaluate", "drift", "also")
-_OPTIONAL = ("adapt", "drift", "also")  # phases that many runs do not have
+PHASES = ("adapt", "generate", "verify", "filter", "train", "handover", "evaluate", "drift", "also")
+_OPTIONAL = ("adapt", "handover", "drift", "also")  # phases that many runs do not have
 
 
 def start(config: Config, path: Path) -> dict[str, Any]:
     """Begin a run in an empty folder. Returns its summary. Raises ConfigError before any model is loaded."""
     if (path / "config.yaml").exists():
         raise ConfigError(f"{path} already holds a run: continue it with `selfimprove resume {path}`")
+    require_engine(config, trains=True)
+    require_training(config)
     prepared = prepare(config)  # before anything is written
     also = also_heldout(config)
     if not any(problem.split == "train" for problem in prepared[0]):
@@ -72,6 +75,8 @@ def resume(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         if summary["status"] == "complete":
             log.info("%s is complete: nothing to do", path)
             return summary  # type: ignore[no-any-return]
+    require_engine(config, trains=True)
+    require_training(config)
     if (path / "problems.parquet").exists():
         known = store.read_json(path / "environment.json")
         known.setdefault("resumed", []).append(environment())
@@ -138,6 +143,29 @@ def require_verifiers(config: Config) -> dict[str, Any]:
         if hasattr(module, "require"):
             said |= module.require(**options_of(node)) or {}
     return said
+
+
+def require_engine(config: Config, trains: bool) -> None:
+    """Raises ConfigError where this machine, or a server, lacks what the engine needs; `trains`: the policy is going to
+    get new weights. That is what `require_<name>` says, beside the engine's function."""
+    own = getattr(module_of(config.engine), f"require_{config.engine['_target_'].rpartition('.')[2]}", None)
+    if own:
+        own(config, trains)
+
+
+def require_training(config: Config) -> None:
+    """Raises ConfigError where this machine cannot train as configured."""
+    from selfimprove import train
+
+    how, lora = config.hardware.training, config.model.lora
+    train.require(lora.model_dump() if lora else None, how, config.hardware.device)
+    batch_size = config.slot("train").get("batch_size", train.BATCH_SIZE)
+    if batch_size % how.processes:
+        raise ConfigError(
+            f"the train slot's batch_size is {batch_size}: it must be a multiple of "
+            f"hardware.training.processes={how.processes}",
+            "hardware.training.processes",
+        )
 
 
 def also_heldout(config: Config) -> list[Problem]:
@@ -211,6 +239,8 @@ def _run(config: Config, run: store.Run) -> dict[str, Any]:
     from selfimprove.report.display import Display, setup_logging
 
     setup_logging(run.path)
+    if said := memory.warning(config):
+        log.warning(said)
     problems = list(store.read_records(run.path / "problems.parquet", Problem))
     train = [p for p in problems if p.split == "train"]
     dev = [p for p in problems if p.split == "dev"]
@@ -237,6 +267,7 @@ def _run(config: Config, run: store.Run) -> dict[str, Any]:
             weights = base
             for number in range(config.passes):
                 weights = run_round(session, number, weights)
+                hand_over(session, number, weights)
                 if ends_round(config, number):
                     _evaluate(session, number, weights)
                     _after_round(config, run, session, tracker, number)
@@ -393,7 +424,7 @@ def summarize(config: Config, run: store.Run, status: str, reason: str | None = 
                 },
                 "seconds": {phase: spent for phase, spent in seconds.items() if spent or phase not in _OPTIONAL},
                 "evaluation": evaluation[-1] if evaluation else None,
-                **{phase: m["metrics"] for phase, m in done if phase in ("drift", "also")},
+                **{phase: m["metrics"] for phase, m in done if phase in ("handover", "drift", "also")},
             }
         )
     base = run.manifest(-1, "evaluate")

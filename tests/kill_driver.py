@@ -121,7 +121,8 @@ def contents(folder: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_dir() or name in ("environment.json", "run.log", "report.html", ".lock"):
+        said = path.name in ("environment.json", "run.log", "train.log", "report.html", ".lock")
+        if path.is_dir() or said:
             continue
         if path.suffix == ".parquet":
             found[name] = pq.read_table(path).to_pylist()

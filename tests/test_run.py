@@ -51,7 +51,7 @@ def test_the_summary_has_the_documented_form(finished):
         assert row["round"] == number
         assert row["trajectories"] == 24 * 4 == sum(row["verdicts"].values())
         assert min(row["tokens"][kind] for kind in ("prompt", "sampled", "trained")) > 0
-        assert row["seconds"].keys() == {"generate", "verify", "filter", "train", "evaluate"}
+        assert row["seconds"].keys() == {"generate", "verify", "filter", "train", "handover", "evaluate"}
         assert row["evaluation"]["n"] == 20
 
 

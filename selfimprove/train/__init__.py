@@ -5,29 +5,41 @@ trainer, loading and saving. torch, transformers and TRL are imported inside fun
 
 Precision. `dtype` is what a policy is saved in and what matrix products run in. In bfloat16, full fine-tuning still
 keeps float32 weights while it trains (autocast), since a step of 1e-5 relative to a bfloat16 weight rounds to nothing,
-and rounds once, when the policy is saved. With LoRA the frozen base is held in `dtype`, and the adapter in float32.
+and rounds once, when the policy is saved. With LoRA the frozen base is held in `dtype`, or in 4 bits (QLoRA), and the
+adapter in float32.
+
+Several processes share a phase by one of accelerate's strategies; `launch` starts them. Each device step's loss is
+scaled such that the sum over all of them is that of one process. What is unfinished stands in `TrainContext.parts`:
+checkpoints, from which a phase that was killed goes on.
 """
 
 from __future__ import annotations
 
 import copy
+import importlib.util
+import itertools
 import math
 import os
 import random
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict
 
+from selfimprove.config import Training
 from selfimprove.errors import ConfigError
 from selfimprove.policy.models import load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Answer = tuple[list[int], list[int]]  # token ids of a prompt and of a completion
 Schedule = Literal["constant", "linear", "cosine"]
 BATCH_SIZE = 64
+SAVING = "saving"  # in the folder of unfinished work: the checkpoint that is being written
+HANDOVER = "handover.json"  # in a policy's folder: what the trainer says of a few answers (selfimprove.train.probe)
 
 
 @dataclass(frozen=True)
@@ -42,10 +54,13 @@ class TrainContext:
     dtype: Literal["float32", "bfloat16"]
     micro_batch: int  # most rows in one device step: changes speed and memory, the result by rounding only
     gradient_checkpointing: bool
-    lora: dict[str, Any] | None  # r, alpha, dropout, target_modules; None is full fine-tuning
+    lora: dict[str, Any] | None  # r, alpha, dropout, target_modules, quantize; None is full fine-tuning
     log: Callable[[dict[str, float]], None]  # called once an optimizer step; `progress` is the share of steps done
+    probe: Sequence[Answer] = ()  # answers that the policy is asked about before and after training
     round: int = 0  # which of
     rounds: int = 1  # the run's training phases this is, for schedules that span them
+    training: Training = field(default_factory=Training)  # `hardware.training`
+    parts: Path | None = None  # folder for what is unfinished, see `unfinished`; without one nothing is kept
 
 
 class Optimization(TypedDict, total=False):
@@ -60,9 +75,15 @@ class Optimization(TypedDict, total=False):
     max_grad_norm: float  # default 1
 
 
-def planned(lengths: Sequence[int], seed: int, options: Optimization) -> list[int]:
-    """`plan` for these options."""
-    return plan(lengths, options.get("epochs", 1), options.get("batch_size", BATCH_SIZE), seed)
+def planned(lengths: Sequence[int], context: TrainContext, options: Optimization) -> list[int]:
+    """`plan` for these options. Raises ConfigError when the processes cannot share a batch evenly."""
+    batch_size, processes = options.get("batch_size", BATCH_SIZE), context.training.processes
+    if batch_size % processes:
+        raise ConfigError(
+            f"train.batch_size is {batch_size}: it must be a multiple of hardware.training.processes={processes}",
+            "hardware.training.processes",
+        )
+    return plan(lengths, options.get("epochs", 1), batch_size, context.seed)
 
 
 def plan(lengths: Sequence[int], epochs: float, batch_size: int, seed: int) -> list[int]:
@@ -81,18 +102,33 @@ def plan(lengths: Sequence[int], epochs: float, batch_size: int, seed: int) -> l
     return [row for step in steps for row in sorted(step, key=lengths.__getitem__, reverse=True)]
 
 
+def device_steps(order: Sequence[int], batch_size: int, micro: int, processes: int, blank: int) -> list[list[int]]:
+    """The rows of each device step, `micro` at most; of `processes` of them in a row, each process takes one.
+
+    An optimizer step whose rows are too few to give every process a device step of `micro` has them dealt out evenly,
+    and where there are fewer rows than processes, the others get the row `blank`, which must count for nothing.
+    """
+    found: list[list[int]] = []
+    for start in range(0, len(order), batch_size):
+        rows = list(order[start : start + batch_size])
+        chunks = [rows[i : i + micro] for i in range(0, len(rows), micro)]
+        if count := len(chunks) % processes:
+            count = len(chunks) + processes - count
+            bounds = [i * len(rows) // count for i in range(count + 1)]
+            chunks = [rows[a:b] or [blank] for a, b in itertools.pairwise(bounds)]
+        found += chunks
+    return found
+
+
 def arguments(context: TrainContext, folder: str, rows: int, options: Optimization) -> dict[str, Any]:
-    """Arguments for a TRL config that trains on `rows` planned rows, writes nothing to `folder`, and reports nothing.
+    """Arguments for a TRL config that trains on `rows` planned rows, writes at most checkpoints, to `folder`, and
+    reports nothing.
 
     `batch_size` rows make one optimizer step, over all processes. A device step holds the largest number of rows that
     divides a process's share of them and is at most `micro_batch`, so the global batch is always what was asked for.
-    Raises ConfigError when the processes cannot share `batch_size` evenly.
     """
     batch_size, schedule = options.get("batch_size", BATCH_SIZE), options.get("schedule", "constant")
-    processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun and accelerate
-    if batch_size % processes:
-        raise ConfigError(f"train.batch_size is {batch_size}: it must be a multiple of the {processes} processes")
-    share = batch_size // processes
+    share = batch_size // context.training.processes
     micro = max(n for n in range(1, min(context.micro_batch, share) + 1) if share % n == 0)
     return {
         "output_dir": folder,
@@ -116,8 +152,34 @@ def arguments(context: TrainContext, folder: str, rows: int, options: Optimizati
         "logging_nan_inf_filter": False,  # a loss that is not a number must show
         "disable_tqdm": True,
         "report_to": [],
-        "save_strategy": "no",
+        "save_strategy": "no",  # the trainer asks for its checkpoints itself
+        "ddp_find_unused_parameters": False,
     }
+
+
+def require(lora: dict[str, Any] | None, training: Training, device: str) -> None:
+    """Raises ConfigError for what this machine cannot do, before a model loads."""
+
+    def need(package: str, key: str, extra: str) -> None:
+        if importlib.util.find_spec(package) is None:
+            said = f"{key} needs {package}, which is not installed: pip install 'selfimprove[{extra}]'"
+            raise ConfigError(said, key.partition("=")[0])
+
+    alone = training.processes == 1
+    if lora and lora.get("quantize"):
+        need("bitsandbytes", f"model.lora.quantize={lora['quantize']}", "qlora")
+        if not alone and training.strategy != "ddp":
+            raise ConfigError(
+                f"model.lora.quantize={lora['quantize']}: weights of 4 bits are not split over processes: use "
+                "hardware.training.strategy=ddp",
+                "hardware.training.strategy",
+            )
+    if not alone and training.strategy in ("zero2", "zero3"):
+        need("deepspeed", f"hardware.training.strategy={training.strategy}", "deepspeed")
+    if training.liger:
+        need("liger_kernel", "hardware.training.liger=true", "liger")
+        if device != "cuda":
+            raise ConfigError("hardware.training.liger=true: its kernels need a GPU", "hardware.training.liger")
 
 
 def load(context: TrainContext) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -130,13 +192,14 @@ def load(context: TrainContext) -> tuple[Any, PreTrainedTokenizerBase]:
 
     if context.dtype not in ("float32", "bfloat16"):
         raise ConfigError(f"model.dtype is {context.dtype}: training takes float32 or bfloat16")
+    require(context.lora, context.training, context.device)
     set_seed(_seed32(context))
     tokenizer = AutoTokenizer.from_pretrained(context.start)
     adapter = (Path(context.start) / "adapter_config.json").exists()
     if context.lora is None:
         if adapter:
             raise ConfigError(f"{context.start} holds a LoRA adapter and model.lora is null: set model.lora or merge")
-        return load_model(context.start, dtype="float32", device="cpu"), tokenizer
+        return _kernels(load_model(context.start, dtype="float32", device="cpu"), context), tokenizer
 
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -144,7 +207,11 @@ def load(context: TrainContext) -> tuple[Any, PreTrainedTokenizerBase]:
         raise ConfigError(
             f"model.lora is set and {context.start} holds full weights: start from an adapter or from {context.base}"
         )
-    model: Any = load_model(context.base, dtype=context.dtype, device="cpu")
+    if context.lora.get("quantize"):
+        model: Any = _quantized(context)
+    else:
+        model = load_model(context.base, dtype=context.dtype, device="cpu")
+    model = _kernels(model, context)
     if adapter:
         model = PeftModel.from_pretrained(model, context.start, is_trainable=True)
         rank = model.peft_config["default"].to_dict()["r"]
@@ -163,39 +230,133 @@ def load(context: TrainContext) -> tuple[Any, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
+def _quantized(context: TrainContext) -> Any:
+    """The base with its linear layers in 4-bit NormalFloat, scales quantized too, frozen (QLoRA, arXiv:2305.14314,
+    section 3), on the device of this process."""
+    import torch
+    from peft import prepare_model_for_kbit_training
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, context.dtype),
+    )
+    place: Any = int(os.environ.get("LOCAL_RANK", "0")) if context.device == "cuda" else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(
+        context.base,
+        quantization_config=config,
+        dtype=getattr(torch, context.dtype),
+        attn_implementation="sdpa",
+        device_map={"": place},
+    )
+    return prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]
+        model, use_gradient_checkpointing=context.gradient_checkpointing
+    )
+
+
+def _kernels(model: Any, context: TrainContext) -> Any:
+    """The model with the kernels that the configuration asks for.
+
+    Liger's are those of layers; its loss would give no log-probability of each token. Packed rows take flash attention
+    where it is installed: other attention gets a mask as large as the square of all their tokens.
+    """
+    if context.training.liger:
+        from transformers.integrations.liger import apply_liger_kernel
+
+        apply_liger_kernel(model, {"cross_entropy": False, "fused_linear_cross_entropy": False})  # type: ignore[no-untyped-call]
+    flash = context.training.packing and context.device == "cuda" and context.dtype == "bfloat16"
+    if flash and importlib.util.find_spec("flash_attn"):
+        model.set_attn_implementation("flash_attention_2")
+    return model
+
+
+def unfinished(folder: Path, key: str) -> Path:
+    """`folder`, for what a training phase has not finished; emptied of what a phase with another key left there."""
+    mark = folder / "key"
+    if not mark.exists() or mark.read_text() != key:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        mark.write_text(key)
+    return folder
+
+
+def checkpoint(parts: Path | None) -> Path | None:
+    """The newest whole checkpoint in a folder of unfinished work."""
+    found = parts.glob("checkpoint-*") if parts else ()
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
 Maker = Callable[[str, Any, Any], Any]  # (folder to work in, model, tokenizer) -> trainer
 
 
 def run(make: Maker, context: TrainContext) -> dict[str, float]:
-    """Build a trainer with `make`, train, save. Returns mean loss, steps and seconds.
+    """Build a trainer with `make`, train from the newest checkpoint on, save. Returns mean loss, steps and seconds.
 
-    Raises RunError when the loss stops being a number.
+    handover.json, beside the weights, is what `selfimprove.train.probe` says of them. Raises RunError when the loss
+    stops being a number, or when not what was asked for is running.
     """
     from transformers import AutoTokenizer
+
+    from selfimprove.train.probe import Probe
 
     model, tokenizer = load(context)
     # Trainers edit the configs they are given (special tokens, use_cache); a policy keeps those it came with.
     configs = copy.deepcopy((model.config, model.generation_config))
+    learned = {name: weight.data for name, weight in _adapters_on_bits(model)}
+    last = checkpoint(context.parts)
     with tempfile.TemporaryDirectory(prefix="selfimprove-") as folder:
-        trainer = make(folder, model, tokenizer)
+        trainer = make(str(context.parts / SAVING) if context.parts else folder, model, tokenizer)
         trainer.processing_class = None
-        result = trainer.train()
+        for name, weight in _adapters_on_bits(model):
+            weight.data = learned.pop(name).to(weight.device)
+        probe = Probe(context.probe, context.dtype, context.parts / "probe.json" if context.parts else None)
+        trainer.add_callback(probe)
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    weights = whole_weights(trainer)
     context.out.mkdir(parents=True, exist_ok=True)
     if trainer.accelerator.is_main_process:
         model = trainer.accelerator.unwrap_model(trainer.model)
         if context.lora is None:
             import torch
 
+            dtype = getattr(torch, context.dtype)
             model.config, model.generation_config = configs
-            model.to(getattr(torch, context.dtype)).save_pretrained(context.out)
+            if weights is None:
+                model.to(dtype).save_pretrained(context.out)
+            else:
+                model.config.dtype = dtype
+                weights = {name: weight.to(dtype) for name, weight in weights.items()}
+                model.save_pretrained(context.out, state_dict=weights)
         else:
-            model.save_pretrained(context.out, save_embedding_layers=False)
+            model.save_pretrained(context.out, state_dict=weights, save_embedding_layers=False)
         AutoTokenizer.from_pretrained(context.start).save_pretrained(context.out)
+        if context.probe:
+            probe.write(context.out)
+    losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
     return {
-        "loss": result.training_loss,
-        "steps": float(result.global_step),
-        "seconds": result.metrics["train_runtime"],
+        "loss": sum(losses) / len(losses),
+        "steps": float(trainer.state.global_step),
+        "seconds": trainer.seconds,
     }
+
+
+def _adapters_on_bits(model: Any) -> list[tuple[str, Any]]:
+    """The adapters of a base that is held in 4 bits, which TRL's trainers round to bfloat16; none of any other."""
+    if not getattr(model, "is_loaded_in_4bit", False):
+        return []
+    return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+
+
+def whole_weights(trainer: Any) -> dict[str, Any] | None:
+    """The weights of a model that processes hold in pieces, gathered in the main one; None where each holds it all.
+
+    Every process has to call this.
+    """
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return trainer.accelerator.get_state_dict(trainer.model_wrapped)  # type: ignore[no-any-return]
+    return None
 
 
 def _seed32(context: TrainContext) -> int:

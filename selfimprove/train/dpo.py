@@ -63,7 +63,11 @@ def row(example: Example, skip_common: bool = False) -> dict[str, Any]:
         "chosen_ids": chosen[common:],
         "rejected_ids": rejected[common:],
         "label_smoothing": smoothing,
+        "counts": 1.0,
     }
+
+
+BLANK = {"prompt_ids": [0], "chosen_ids": [0], "rejected_ids": [0], "label_smoothing": 0.0, "counts": 0.0}
 
 
 def dpo(
@@ -119,7 +123,7 @@ def prefer(
     `config` is for TRL's DPOConfig; `classes` returns a trainer and a collator in place of PreferenceTrainer and its
     own, and is called when training starts.
     """
-    order = planned([example.tokens for example in rows], context.seed, options)
+    order = planned([example.tokens for example in rows], context, options)
 
     def make(folder: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
         from datasets import Dataset
@@ -131,13 +135,14 @@ def prefer(
         other = context.lora is None and reference == "base" and context.start != context.base
         return trainer(
             order=order,
-            log=context.log,
+            blank=len(table),
+            context=context,
             sft_weight=sft_weight,
             reference=reference,
             model=model,
             ref_model=load_model(context.base, dtype="float32", device="cpu") if other else None,
             args=DPOConfig(precompute_ref_log_probs=True, **config, **arguments(context, folder, len(order), options)),
-            train_dataset=Dataset.from_list(table),
+            train_dataset=Dataset.from_list(table if context.training.processes == 1 else [*table, table[0] | BLANK]),
             data_collator=collator(pad_token_id=tokenizer.pad_token_id or 0),
             processing_class=tokenizer,
         )

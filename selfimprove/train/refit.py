@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from selfimprove.errors import ConfigError
 from selfimprove.train import TrainContext, plan
 from selfimprove.types import Count, Example, NonNegative
 
@@ -17,6 +18,7 @@ def categorical(rows: Sequence[Example], context: TrainContext) -> dict[str, flo
     many outcomes there are."""
     from selfimprove.policy.categorical import probabilities, save
 
+    _require_one_process(context)
     begin = time.monotonic()
     outcomes = [row.completion_ids[0] for row in rows]
     counts = np.bincount(outcomes, minlength=len(probabilities(context.start)))
@@ -43,6 +45,7 @@ def flow(
 
     from selfimprove.policy.flow import load, save
 
+    _require_one_process(context)
     begin = time.monotonic()
     model = load(context.start)
     points = torch.tensor([row.array for row in rows], dtype=torch.float32)
@@ -63,3 +66,9 @@ def flow(
     save(model, context.out)
     seconds = time.monotonic() - begin
     return {"loss": float(np.mean(losses)), "steps": steps, "seconds": seconds, "tokens": 2.0 * len(order)}
+
+
+def _require_one_process(context: TrainContext) -> None:
+    if context.training.processes > 1:
+        said = f"hardware.training.processes={context.training.processes}: tables and flows are trained by one process"
+        raise ConfigError(said, "hardware.training.processes")

@@ -62,7 +62,7 @@ def _classes() -> tuple[Any, Any]:
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            margin, seen = inputs.pop("margin"), list[Any]()
+            margin, counts, seen = inputs.pop("margin"), inputs["counts"], list[Any]()
 
             def recorded(**kwargs: Any) -> Any:
                 seen.append(model(**kwargs))
@@ -71,7 +71,7 @@ def _classes() -> tuple[Any, Any]:
             super().compute_loss(recorded, inputs)  # the forward pass, and the figures that TRL logs
             chosen, rejected = seen[0].log_probs.sum(dim=1).chunk(2)
             chosen, rejected = chosen - inputs["ref_chosen_logps"], rejected - inputs["ref_rejected_logps"]
-            loss = squared_residual(chosen, rejected, margin, self.beta).sum()
+            loss = (counts * squared_residual(chosen, rejected, margin, self.beta)).sum()
             return loss * self.current_gradient_accumulation_steps / self.pairs  # a mean over the step's pairs
 
     return Trainer, Collator

@@ -25,6 +25,9 @@ def row(example: Example) -> dict[str, Any]:
     return {"input_ids": ids, "labels": [-100, *labels[1:]], "weight": example.weight}
 
 
+BLANK = {"input_ids": [0, 0], "labels": [-100, -100], "weight": 0.0}
+
+
 def sft(
     rows: Sequence[Example],
     context: TrainContext,
@@ -41,7 +44,7 @@ def sft(
     if not sum(labelled):
         raise ValueError("there is no token to train on: the rows are empty or masked out")
     lengths = [len(r["input_ids"]) for r in table]
-    order = planned(lengths, context.seed, options)
+    order = planned(lengths, context, options)
 
     def make(folder: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
         from datasets import Dataset
@@ -55,11 +58,12 @@ def sft(
         )
         return SupervisedTrainer(
             order=order,
-            log=context.log,
+            blank=len(table),
+            context=context,
             model=model,
             args=config,
-            train_dataset=Dataset.from_list(table),
-            data_collator=WeightedCollator(pad_token_id=tokenizer.pad_token_id or 0),
+            train_dataset=Dataset.from_list(table if context.training.processes == 1 else [*table, BLANK]),
+            data_collator=WeightedCollator(tokenizer.pad_token_id or 0, padding_free=context.training.packing),
             processing_class=tokenizer,
         )
 

@@ -5,30 +5,55 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import os
+import shutil
+import time
 import types
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate import DistributedType
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import gather, pad_across_processes
 from datasets import Dataset
 from peft import PeftModel
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback
+from trl.models.utils import prepare_deepspeed
 from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
+from selfimprove import store
 from selfimprove.errors import RunError
+from selfimprove.train import SAVING, TrainContext, checkpoint, device_steps
 
 LOGGED = ("loss", "learning_rate", "grad_norm", "rewards/", "logps/")
+SPENT = "seconds.json"  # in a checkpoint: what training took until then
 
 
-class LogSteps(TrainerCallback):
-    """Hands each optimizer step's figures to `log`, and stops a run whose loss is no longer a number."""
+class Steps(TrainerCallback):
+    """Follows a phase step by step: what is running is checked at its start, each step's figures go to `log`, and a
+    loss that is no longer a number stops it. A phase that goes on from a checkpoint logs the steps before it again."""
 
-    def __init__(self, log: Callable[[dict[str, float]], None]) -> None:
-        self.emit = log
+    def __init__(self, trainer: _Planned) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        require_as_asked(self.trainer)
+        if state.is_world_process_zero:
+            if self.trainer.context.parts:
+                shutil.rmtree(self.trainer.context.parts / SAVING, ignore_errors=True)  # what a kill cut short
+            for logs in state.log_history:
+                self._emit(logs["step"], state, logs)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        every = self.trainer.context.training.checkpoint_steps
+        if every and self.trainer.context.parts and state.global_step < state.max_steps:
+            control.should_save = state.global_step % every == 0
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         logs: dict[str, float] = kwargs["logs"]
@@ -36,8 +61,38 @@ class LogSteps(TrainerCallback):
             return  # the summary at the end
         if not math.isfinite(logs["loss"]):
             raise RunError(f"the loss is {logs['loss']} at step {state.global_step}: a lower learning_rate may help")
-        where = {"step": state.global_step, "progress": state.global_step / state.max_steps}
-        self.emit(where | {k: v for k, v in logs.items() if k.startswith(LOGGED)})
+        self._emit(state.global_step, state, logs)
+
+    def _emit(self, step: int, state: Any, logs: dict[str, float]) -> None:
+        where = {"step": step, "progress": step / state.max_steps}
+        self.trainer.context.log(where | {k: v for k, v in logs.items() if k.startswith(LOGGED)})
+
+
+def require_as_asked(trainer: _Planned) -> None:
+    """Raises RunError when training does not run as asked. Launchers that start one process, and a Trainer that leaves
+    a strategy out, both say nothing."""
+    context, accelerator = trainer.context, trainer.accelerator
+    wanted, found = context.training, trainer.model_wrapped
+    shared = "" if wanted.processes == 1 else f" by {wanted.strategy}"
+    asked = f"{_processes(wanted.processes)} on {context.device}{shared} in {context.dtype}"
+    kind = accelerator.distributed_type
+    if kind == DistributedType.DEEPSPEED:
+        shared = f" by zero{accelerator.deepspeed_plugin.zero_stage}"
+    elif kind == DistributedType.FSDP:
+        whole = sum(not isinstance(weight, DTensor) for weight in found.parameters())
+        shared = f" by fsdp{accelerator.state.fsdp_plugin.fsdp_version}" + f" with {whole} whole weights" * bool(whole)
+    elif isinstance(found, DistributedDataParallel):
+        shared = " by ddp"
+    else:
+        shared = " by DataParallel" if isinstance(found, torch.nn.DataParallel) else ""
+    dtype = {"no": "float32", "bf16": "bfloat16"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+    running = f"{_processes(accelerator.num_processes)} on {accelerator.device.type}{shared} in {dtype}"
+    if running != asked:
+        raise RunError(f"training was to run as {asked}, and runs as {running} (hardware.training, model.dtype)")
+
+
+def _processes(count: int) -> str:
+    return "1 process" if count == 1 else f"{count} processes"
 
 
 def score_labelled_positions(model: Any) -> None:
@@ -74,25 +129,72 @@ def score_labelled_positions(model: Any) -> None:
 
 
 class _Planned(Trainer):
-    """Rows in a planned order, figures to `log`, nothing printed and nothing sent."""
+    """Rows in a planned order, figures to the context's log, checkpoints that are whole or not there, nothing printed
+    and nothing sent. `blank` is the number of a row that counts for nothing."""
 
-    def __init__(self, *, order: list[int], log: Callable[[dict[str, float]], None], **kwargs: Any) -> None:
-        self.order = order
-        super().__init__(callbacks=[LogSteps(log)], **kwargs)
+    def __init__(self, *, order: list[int], blank: int, context: TrainContext, **kwargs: Any) -> None:
+        self.context = context
+        args, processes = kwargs["args"], context.training.processes
+        micro = args.per_device_train_batch_size
+        batch_size = micro * args.gradient_accumulation_steps * processes
+        self.device_steps = device_steps(order, batch_size, micro, processes, blank)
+        last = checkpoint(context.parts)
+        self.before = store.read_json(last / SPENT) if last else 0.0  # seconds, of processes that were killed
+        super().__init__(callbacks=[Steps(self)], **kwargs)
         self.remove_callback(PrinterCallback)
+        self.begin = time.monotonic()
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return self.order
+    @property
+    def seconds(self) -> float:
+        """What training took so far, the parts before a kill too."""
+        return self.before + time.monotonic() - self.begin
+
+    def get_train_dataloader(self) -> Any:
+        own = self.device_steps[self.args.process_index :: self.context.training.processes]
+        rows: Any = self.train_dataset
+        loader = DataLoader(
+            rows,
+            batch_sampler=own,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return prepare_data_loader(
+            loader, self.accelerator.device, num_processes=1, process_index=0, put_on_device=True
+        )
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Past TRL's own, which writes a model card besides. A folder with its final name holds a whole checkpoint."""
+        Trainer._save_checkpoint(self, model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            assert self.context.parts
+            made = self.context.parts / SAVING / f"checkpoint-{self.state.global_step}"
+            store.write_json(made / SPENT, self.seconds)
+            os.sync()
+            older = checkpoint(self.context.parts)
+            made.rename(self.context.parts / made.name)
+            if older:
+                shutil.rmtree(older)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """No word about a weight that is tied to another, which a checkpoint holds once."""
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result)
 
     def _send_telemetry(self) -> None:
         """TRL reports each start to its makers unless told otherwise; a run tells nobody."""
 
 
 class WeightedCollator(DataCollatorForLanguageModeling):
-    """TRL's collator, with the rows' weights beside their ids."""
+    """TRL's collator, with the rows' weights beside their ids: shape (rows, 1), or of rows laid end to end a weight for
+    each token but the first, (1, tokens - 1)."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        return super().torch_call(examples) | {"weight": torch.tensor([row["weight"] for row in examples])}
+        weight = torch.tensor([row["weight"] for row in examples])[:, None]
+        if self.padding_free:
+            weight = weight[:, 0].repeat_interleave(torch.tensor([len(row["input_ids"]) for row in examples]))[None, 1:]
+        return super().torch_call(examples) | {"weight": weight}
 
 
 class SupervisedTrainer(_Planned, SFTTrainer):
@@ -106,7 +208,7 @@ class SupervisedTrainer(_Planned, SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        weight = inputs.pop("weight")[:, None]
+        weight = inputs.pop("weight")
 
         def weighted(**kwargs: Any) -> Any:
             outputs = model(**kwargs)
@@ -117,11 +219,11 @@ class SupervisedTrainer(_Planned, SFTTrainer):
 
 
 class PreferenceCollator(DataCollatorForPreference):
-    """TRL's collator, with the rows' label smoothing beside their ids."""
+    """TRL's collator, with the rows' label smoothing and whether they count (1 or 0) beside their ids."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        smoothing = torch.tensor([row["label_smoothing"] for row in examples])
-        return super().torch_call(examples) | {"label_smoothing": smoothing}
+        own = {key: torch.tensor([row[key] for row in examples]) for key in ("label_smoothing", "counts")}
+        return super().torch_call(examples) | own
 
 
 class PreferenceTrainer(_Planned, DPOTrainer):
@@ -136,6 +238,10 @@ class PreferenceTrainer(_Planned, DPOTrainer):
     def __init__(self, *, sft_weight: float, reference: str, **kwargs: Any) -> None:
         self.sft_weight, self.reference = sft_weight, reference
         super().__init__(**kwargs)
+        sizes = [len(step) for step in self.device_steps]
+        processes = self.context.training.processes
+        if any(len(set(sizes[i : i + processes])) > 1 for i in range(0, len(sizes), processes)):
+            self.accelerator.gather = functools.partial(_gather_uneven, self.accelerator)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
         return dataset  # the columns that TRL's tokenisation would make are there already
@@ -155,11 +261,16 @@ class PreferenceTrainer(_Planned, DPOTrainer):
         copied = isinstance(policy, PeftModel) and "ref" in policy.peft_config
         if copied and self.reference == "base":
             policy.delete_adapter("ref")
+        model = self.ref_model or policy
+        if self.is_fsdp_enabled and self.ref_model is None:
+            model.to(self.accelerator.device)  # which is done, for all else, before this
+        elif self.is_deepspeed_enabled and self.ref_model is None:
+            model = prepare_deepspeed(policy, self.accelerator)
         loader = DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator)
         chosen, rejected = list[float](), list[float]()
         for batch in self.accelerator.prepare(loader):
-            del batch["label_smoothing"]  # what is left goes to the model
-            logps = self.compute_ref_log_probs(self.ref_model or policy, batch)  # type: ignore[no-untyped-call]
+            del batch["label_smoothing"], batch["counts"]  # what is left goes to the model
+            logps = self.compute_ref_log_probs(model, batch)  # type: ignore[no-untyped-call]
             logps = self.accelerator.gather_for_metrics(logps)
             chosen += logps[0].tolist()
             rejected += logps[1].tolist()
@@ -170,13 +281,15 @@ class PreferenceTrainer(_Planned, DPOTrainer):
 
     def get_batch_samples(self, *args: Any) -> Any:
         batches, items = super().get_batch_samples(*args)
-        self.pairs = sum(len(batch["input_ids"]) // 2 for batch in batches)
+        pairs = sum(batch["counts"].sum() for batch in batches)
+        # Gradients are averaged over processes, so each divides by its part of all pairs of the step.
+        self.pairs = self.accelerator.reduce(pairs, "mean").item()
         return batches, items
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        smoothing = inputs.pop("label_smoothing")
+        smoothing, counts = inputs.pop("label_smoothing"), inputs.pop("counts")
         seen: list[Any] = []
 
         def recorded(**kwargs: Any) -> Any:
@@ -195,4 +308,11 @@ class PreferenceTrainer(_Planned, DPOTrainer):
             nll = -outputs.log_probs[:pairs].sum(dim=1) / outputs.label_mask[:pairs].sum(dim=1)
             loss = loss + self.sft_weight * nll.mean()
         # The trainer will divide by the number of device steps; what is wanted is a mean over pairs.
-        return loss * pairs * self.current_gradient_accumulation_steps / self.pairs
+        # Of a device step all pairs count, or none does.
+        return loss * counts.sum() * self.current_gradient_accumulation_steps / self.pairs
+
+
+def _gather_uneven(accelerator: Any, tensor: torch.Tensor) -> torch.Tensor:
+    """Values of all processes, (all,), of which each may have another number; TRL gathers figures to be logged."""
+    gathered: torch.Tensor = gather(pad_across_processes(tensor, pad_index=math.nan))
+    return gathered[~gathered.isnan()]

@@ -114,6 +114,7 @@ def test_common_leading_tokens_bear_no_loss(base: str, tuned: str, context: Make
         "chosen_ids": [9, 10],
         "rejected_ids": [11],
         "label_smoothing": 0.0,
+        "counts": 1.0,
     }
     start = Example("p", ["t"], [1], [7, 8], rejected_ids=[7, 8, 9])  # one is the start of the other
     assert row(start, skip_common=True)["chosen_ids"] == [8]

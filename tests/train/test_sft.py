@@ -14,8 +14,9 @@ import torch
 from conftest import logprob, rows, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from selfimprove.config import Training
 from selfimprove.errors import ConfigError, RunError
-from selfimprove.train import TrainContext, arguments, plan
+from selfimprove.train import TrainContext, arguments, device_steps, plan
 from selfimprove.train.sft import sft
 from selfimprove.types import Example
 
@@ -204,19 +205,27 @@ def test_plan_covers_each_epoch_once_and_sorts_inside_a_step() -> None:
 @pytest.mark.parametrize(
     ("processes", "micro_batch", "expected"), [(1, 4, (4, 3)), (1, 5, (4, 3)), (1, 100, (12, 1)), (2, 4, (3, 2))]
 )
-def test_global_batch_is_kept(
-    context: Make, monkeypatch: pytest.MonkeyPatch, processes: int, micro_batch: int, expected: tuple[int, int]
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", str(processes))
-    options: dict[str, Any] = {
-        "learning_rate": 1e-5,
-        "warmup_ratio": 0.0,
-        "schedule": "constant",
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
-    }
-    made = arguments(context(micro_batch=micro_batch), "unused", 24, {"batch_size": 12, **options})
+def test_global_batch_is_kept(context: Make, processes: int, micro_batch: int, expected: tuple[int, int]) -> None:
+    target = context(micro_batch=micro_batch, training=Training(processes=processes))
+    made = arguments(target, "unused", 24, {"batch_size": 12, "learning_rate": 1e-5})
     assert (made["per_device_train_batch_size"], made["gradient_accumulation_steps"]) == expected
-    monkeypatch.setenv("WORLD_SIZE", "5")
-    with pytest.raises(ConfigError, match="batch_size is 12"):
-        arguments(context(), "unused", 24, {"batch_size": 12, **options})
+
+
+def test_a_batch_that_processes_cannot_share_is_refused_before_a_model_loads(context: Make) -> None:
+    with pytest.raises(ConfigError, match="batch_size is 12: it must be a multiple"):
+        sft(rows(2), context(start="nowhere", training=Training(processes=5)), batch_size=12, learning_rate=1e-5)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, 5, 12, 17, 23, 24])
+def test_device_steps_hold_each_row_once_and_never_cross_an_optimizer_step(processes: int, count: int) -> None:
+    order, micro, batch = list(range(100, 100 + count)), 4 if processes == 1 else 2, 12
+    steps = device_steps(order, batch, micro, processes, blank=-1)
+    assert [row for step in steps for row in step if row != -1] == order
+    assert len(steps) % processes == 0  # all processes take as many
+    assert all(1 <= len(step) <= micro for step in steps)
+    assert all(step == [-1] or -1 not in step for step in steps)
+    accumulated = batch // processes // micro  # device steps of a process in an optimizer step
+    for i, step in enumerate(steps):
+        whole = i // (processes * accumulated)
+        assert all(whole == (row - 100) // batch for row in step if row != -1)

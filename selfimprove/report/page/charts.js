@@ -4,7 +4,7 @@ const colour = (name) => getComputedStyle(document.documentElement).getPropertyV
 const COLOURS = 8;
 const DASHES = ["solid", "dash", "dot", "dashdot"];
 const STATUSES = ["correct", "wrong", "unparseable", "timeout", "error"];
-const PHASES = ["adapt", "generate", "verify", "filter", "train", "evaluate", "drift", "also"];
+const PHASES = ["adapt", "generate", "verify", "filter", "train", "handover", "evaluate", "drift", "also"];
 const style = (i) => ({ color: colour(`--c${i % COLOURS}`), dash: DASHES[Math.floor(i / COLOURS) % DASHES.length] });
 const plain = (name) => String(name).replaceAll("&", "&amp;").replaceAll("<", "&lt;"); // Plotly reads some tags in labels
 const faded = (hex, alpha) => `rgba(${[1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)).join(",")},${alpha})`;

@@ -1,0 +1,64 @@
+"""The trained policy in the sampler's place, and whether it arrived.
+
+A sampler that goes on with old weights, or with some of them, raises no error: its answers are merely those of another
+policy. So trainer and sampler both say what the new policy thinks of the same few answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+
+from selfimprove import store
+from selfimprove.config import Config
+from selfimprove.errors import RunError
+from selfimprove.policy import Policy
+from selfimprove.round import Session, Weights, once
+from selfimprove.train import HANDOVER, Answer
+
+
+def hand_over(session: Session, number: int, weights: Weights) -> None:
+    """Have the sampler take what pass `number` trained, and compare.
+
+    Figures, in nats a token: `gap` and `gap_max` between sampler and trainer, `moved` between the trainer before and
+    after. Raises RunError when the mean gap is above `handover.tolerance`, or when the sampler is nearer to the weights
+    from before and rounding cannot be why. Training that scores no answers (tables, flows) is not asked.
+    """
+    file = session.run.round(number) / "policy" / HANDOVER
+    if not file.exists() or not store.read_json(file)["answers"]:
+        return
+    options = session.config.handover
+    tolerance = options.tolerance if options.tolerance is not None else _tolerance(session.config)
+
+    async def scored(policy: Policy, asked: list[Answer]) -> list[list[float]]:
+        return await asyncio.gather(*(policy.logprobs(prompt, completion) for prompt, completion in asked))
+
+    def work(key: str) -> dict[str, Any]:
+        said = store.read_json(file)
+        asked = [(prompt, completion) for prompt, completion in said["answers"]]
+        before, after = (np.concatenate(said[when]) for when in ("before", "after"))
+        policy = session.policy(weights, "handover", number)
+        found = np.concatenate(session.wait(scored(policy, asked)))
+        gap, stale = np.abs(found - after), float(np.abs(found - before).mean())
+        moved, mean = float(np.abs(after - before).mean()), float(gap.mean())
+        figures = {"gap": mean, "gap_max": float(gap.max()), "moved": moved, "tokens/scored": len(found)}
+        if not mean <= tolerance or (stale < mean and moved > 2 * stale):
+            raise RunError(
+                f"handover: after round {session.run.prefix(number)[1:]} engine={session.config.engine['name']} does "
+                f"not have the weights that were trained: its log-probabilities are {mean:.2g} nats a token from the "
+                f"trainer's (handover.tolerance={tolerance}) and {stale:.2g} from those before training, which moved "
+                f"them by {moved:.2g}"
+            )
+        return figures
+
+    made = session.run.made(number, "train")
+    once(session, number, "handover", [made, weights.digest, options.model_dump(), tolerance], [], work)
+
+
+def _tolerance(config: Config) -> float:
+    """What rounding can make of a mean over tokens, in nats."""
+    if config.model.lora and config.model.lora.quantize:
+        return 0.5  # the trainer's base has 4 bits, the sampler's all
+    return 0.001 if config.model.dtype == "float32" else 0.1

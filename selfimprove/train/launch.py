@@ -1,0 +1,205 @@
+"""A training phase in processes of its own: what it held is free again when it ends, and several can share it.
+
+One process is started as it is. Several are started by accelerate's launcher, in a process that runs this module:
+`python -m selfimprove.train.launch JOB PARENT`. Whether what was asked for then runs, each process checks for itself
+(`trainers.require_as_asked`), for launchers and trainers leave things out without a word.
+
+All of it goes through the folder of unfinished work (`TrainContext.parts`): the job, step figures, the result, errors.
+What the processes print is kept in train.log, beside that folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import IO, Any
+
+from selfimprove import store
+from selfimprove.config import Node
+from selfimprove.errors import ConfigError, RunError
+from selfimprove.train import TrainContext, require
+from selfimprove.train.worker import RESULT, STEPS, die_with
+
+JOB, ACCELERATE, DEEPSPEED = "job.json", "accelerate.json", "deepspeed.json"
+KILLED = "killed"  # of several processes: which was killed, and by what signal
+
+
+def train(node: Node, rows: Path, context: TrainContext) -> dict[str, float]:
+    """The figures of a node's train function on the examples in the file `rows`, run in processes of its own.
+
+    Steps reach `context.log` as they are done. Raises the ConfigError or RunError of a process, and RunError with one
+    line for whatever else ends one. The processes end with this one, and when it is interrupted.
+    """
+    require(context.lora, context.training, context.device)
+    folder = context.parts
+    assert folder is not None
+    for leftover in (folder / RESULT, folder / KILLED, *folder.glob("error-*.json")):
+        leftover.unlink(missing_ok=True)
+    (folder / STEPS).write_text("")
+    store.write_json(folder / JOB, job(node, rows, context))
+    store.write_json(folder / ACCELERATE, accelerate_config(context, folder / DEEPSPEED))
+    store.write_json(folder / DEEPSPEED, deepspeed_config(context))
+    several = context.training.processes > 1
+    module = "selfimprove.train.launch" if several else "selfimprove.train.worker"
+    log = folder.parent / "train.log"
+    with log.open("ab") as sink, (folder / STEPS).open(encoding="utf-8") as lines:
+        child = subprocess.Popen(
+            [sys.executable, "-m", module, folder / JOB, str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            env=_environment(context),
+            start_new_session=True,  # Ctrl-C reaches the run only, which ends them
+        )
+        try:
+            while child.poll() is None:
+                for record in _complete(lines):
+                    context.log(record)
+                time.sleep(0.05)
+        finally:
+            _end(child)
+        for record in _complete(lines):
+            context.log(record)
+    if child.returncode or not (folder / RESULT).exists():
+        raise _failure(folder, child.returncode, log)
+    return store.read_json(folder / RESULT)  # type: ignore[no-any-return]
+
+
+def job(node: Node, rows: Path, context: TrainContext) -> dict[str, Any]:
+    """What a worker needs, as JSON."""
+    told = {field.name: getattr(context, field.name) for field in fields(context) if field.name != "log"}
+    told |= {key: str(told[key]) for key in ("out", "parts")} | {"training": context.training.model_dump()}
+    return {"node": node, "rows": str(rows), "context": told}
+
+
+def accelerate_config(context: TrainContext, deepspeed: Path) -> dict[str, Any]:
+    """The configuration file of `accelerate launch`; `deepspeed` is the path of DeepSpeed's own.
+
+    A CPU counts as a GPU here: told that there is none, the launcher starts one process.
+    """
+    strategy = context.training.strategy
+    kind = {"ddp": "MULTI_GPU", "fsdp2": "FSDP"}.get(strategy, "DEEPSPEED")
+    config: dict[str, Any] = {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": kind,
+        "num_processes": context.training.processes,
+        "num_machines": 1,
+        "machine_rank": 0,
+        "main_process_port": 0,  # a free one
+        "use_cpu": False,
+        "debug": False,
+    }
+    if kind == "DEEPSPEED":
+        return config | {"deepspeed_config": {"deepspeed_config_file": str(deepspeed), "zero3_init_flag": False}}
+    config["mixed_precision"] = "bf16" if context.dtype == "bfloat16" else "no"
+    if kind == "FSDP":
+        config["fsdp_config"] = {
+            "fsdp_version": 2,
+            "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+            "fsdp_reshard_after_forward": True,
+            "fsdp_state_dict_type": "SHARDED_STATE_DICT",  # of checkpoints; the policy is saved whole
+            "fsdp_cpu_ram_efficient_loading": False,  # every process reads the weights
+        }
+    return config
+
+
+def deepspeed_config(context: TrainContext) -> dict[str, Any]:
+    """DeepSpeed's configuration; `auto` is what the Trainer's arguments say."""
+    stage = 3 if context.training.strategy == "zero3" else 2
+    return {
+        "zero_optimization": {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True},
+        "bf16": {"enabled": "auto"},
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+    }
+
+
+def _environment(context: TrainContext) -> dict[str, str]:
+    path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+    environment = os.environ | {"PYTHONPATH": path}
+    if context.device == "cpu":
+        # Without a number: that of the process, which accelerate would add, PyTorch cannot load a checkpoint to.
+        environment |= {"ACCELERATE_USE_CPU": "true", "ACCELERATE_TORCH_DEVICE": "cpu"}
+    elif context.training.processes == 1:  # with more in sight, the Trainer would split its batches over all of them
+        environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    return environment
+
+
+def _complete(lines: IO[str]) -> Iterator[dict[str, float]]:
+    """The records that were added to a file of JSON lines, but not one that is still being written."""
+    while (where := lines.tell(), line := lines.readline())[1]:
+        if not line.endswith("\n"):
+            lines.seek(where)
+            return
+        yield json.loads(line)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End a process that still runs: politely, so that the launcher ends its own, then for certain."""
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            child.kill()
+            child.wait()
+
+
+def _failure(folder: Path, code: int, log: Path) -> Exception:
+    """What ended the processes first: the others may only have missed it."""
+    errors = [store.read_json(path) for path in folder.glob("error-*.json")]
+    if (folder / KILLED).exists():
+        return RunError(f"training: {(folder / KILLED).read_text()}; what it printed is in {log}")
+    if not errors:
+        return RunError(f"training: its process ended {_died(code)}; what it printed is in {log}")
+    first = min(errors, key=lambda error: error["time"])
+    line = first["message"].strip().partition("\n")[0]
+    if first["kind"] == "ConfigError":
+        return ConfigError(line, first["key"])
+    if first["kind"] == "RunError":
+        return RunError(line)
+    if first["kind"] == "OutOfMemoryError":
+        return RunError(
+            "training: the GPU's memory is full: a lower hardware.micro_batch, hardware.gradient_checkpointing=true or "
+            f"model.lora need less ({line})"
+        )
+    return RunError(f"training: {first['kind']}: {line}; what it printed is in {log}")
+
+
+def _died(code: int) -> str:
+    if code >= 0:
+        return f"with exit code {code}"
+    name = signal.Signals(-code).name
+    return f"by {name} (out of memory?)" if name == "SIGKILL" else f"by {name}"
+
+
+def main() -> None:
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    path, parent = Path(sys.argv[1]), int(sys.argv[2])
+    die_with(parent)
+    options = ["--config_file", str(path.with_name(ACCELERATE)), "--module", "selfimprove.train.worker"]
+    arguments = launch_command_parser().parse_args([*options, str(path), str(os.getpid())])
+    try:
+        launch_command(arguments)
+    except ChildFailedError as problem:
+        for rank, failure in problem.failures.items():
+            if failure.exitcode < 0 and -failure.exitcode != signal.SIGTERM:  # by which the launcher ends the others
+                (path.parent / KILLED).write_text(f"process {rank} ended {_died(failure.exitcode)}")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""One process of a training phase: `python -m selfimprove.train.worker JOB PARENT`.
+
+JOB is the file that `selfimprove.train.launch` wrote, PARENT the id of the process that started this one, with which it
+dies. What comes out stands beside JOB: the main process's step figures and its result, each process's error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from selfimprove import store
+from selfimprove.config import Training, bind
+from selfimprove.train import TrainContext
+from selfimprove.types import Example
+
+STEPS, RESULT = "steps.jsonl", "result.json"
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends, in whatever way that ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before it could be watched
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def work(job: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Do what a job says; returns the figures of its train function. Step figures are appended to `STEPS`."""
+    fields = job["context"]
+    fields |= {key: Path(fields[key]) for key in ("out", "parts")} | {"training": Training(**fields["training"])}
+    with (folder / STEPS).open("a", encoding="utf-8", buffering=1) as lines:  # a line at a time
+        context = TrainContext(**fields, log=lambda figures: print(json.dumps(figures), file=lines))
+        rows = list(store.read_records(Path(job["rows"]), Example))
+        return bind(job["node"], "train")(rows, context)  # type: ignore[no-any-return]
+
+
+def main() -> None:
+    path, parent = Path(sys.argv[1]), int(sys.argv[2])
+    die_with(parent)
+    rank = os.environ.get("RANK", "0")
+    try:
+        result = work(store.read_json(path), path.parent)
+    except Exception as problem:
+        said = {"kind": type(problem).__name__, "message": str(problem), "key": getattr(problem, "key", "")}
+        store.write_json(path.with_name(f"error-{rank}.json"), said | {"time": time.monotonic()})
+        raise
+    if rank == "0":
+        store.write_json(path.parent / RESULT, result)
+
+
+if __name__ == "__main__":
+    main()
