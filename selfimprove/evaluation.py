@@ -54,7 +54,7 @@ def choose(policy: str | None, overrides: Sequence[str], solver: bool = False) -
     """
     from selfimprove.policy.models import resolve
     from selfimprove.round import Weights
-    from selfimprove.run import last_weights, prepare
+    from selfimprove.run import last_weights, prepare, require_engine
 
     chosen = [word.partition("=")[0] for word in overrides]
     folder = Path(policy or "")
@@ -65,14 +65,15 @@ def choose(policy: str | None, overrides: Sequence[str], solver: bool = False) -
         if solver:
             configuration.check_solver(config)
         config = config.model_copy(update={"model": trained.model, "seed": trained.seed})
+        base = Weights(resolve(trained.model.name, trained.model.path), 0, "base")
+        weights = last_weights(store.Run(folder, trained.method.refresh), trained, base)
+        require_engine(config, trains=weights.path != base.path)
         if any(key.split(".")[0] == "dataset" for key in chosen):
             problems, _ = prepare(config)
         else:
             config = config.model_copy(update={"dataset": trained.dataset})
             problems = list(store.read_records(folder / "problems.parquet", Problem))
-        base = Weights(resolve(trained.model.name, trained.model.path), 0, "base")
-        run = store.Run(folder, trained.method.refresh)
-        return Chosen(config, problems, base, last_weights(run, trained, base))
+        return Chosen(config, problems, base, weights)
     named: list[str] = []
     if policy:
         known = (CONF / "model" / f"{policy}.yaml").exists()
@@ -80,6 +81,7 @@ def choose(policy: str | None, overrides: Sequence[str], solver: bool = False) -
     config = compose([*named, *overrides], needs=False)
     if solver:
         configuration.check_solver(config)
+    require_engine(config, trains=False)
     problems, _ = prepare(config)
     base = Weights(resolve(config.model.name, config.model.path), 0, "base")
     return Chosen(config, problems, base, base)

@@ -32,7 +32,7 @@ from selfimprove.report.display import Display, setup_logging
 from selfimprove.report.metrics import mean_over_problems, paired_difference
 from selfimprove.report.solving import show
 from selfimprove.round import Session, Weights, collect, judge, once, pair, policy_key, problems_key, version
-from selfimprove.run import Ending, ending, environment, require_verifiers
+from selfimprove.run import Ending, ending, environment, require_engine, require_verifiers
 from selfimprove.types import Attempt, Problem, Verdict
 from selfimprove.verify.answers import vote
 
@@ -93,12 +93,14 @@ def resume(path: Path) -> dict[str, Any]:
         log.info("%s is complete: nothing to do", path)
         show(summary)
         return summary  # type: ignore[no-any-return]
+    weights = Weights(**summary["policy"])
+    require_engine(config, trains=weights.version > 0)
     known = store.read_json(path / "environment.json")
     known.setdefault("resumed", []).append(environment())
     store.write_json(path / "environment.json", known)
     folder.trim_log()
     problems = list(store.read_records(path / "problems.parquet", Problem))
-    return _run(config, folder, problems, Weights(**summary["policy"]))
+    return _run(config, folder, problems, weights)
 
 
 def _head(config: Config, weights: Weights, status: str, reason: str | None = None) -> dict[str, Any]:

@@ -85,6 +85,10 @@ class Engine(Protocol):
         """Take the weights of the policy folder `path` in place, and forget what was cached for the old ones."""
         ...
 
+    async def sleep(self) -> None:
+        """Let go of what memory can be let go of until the next request, so that a trainer can have it."""
+        ...
+
     def close(self) -> None: ...
 
 

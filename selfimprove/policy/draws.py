@@ -81,5 +81,8 @@ class DrawsEngine:
     def load(self, path: str) -> None:
         self._draw = self._read(path)
 
+    async def sleep(self) -> None:
+        """Nothing to let go of."""
+
     def close(self) -> None:
         """Nothing to free."""

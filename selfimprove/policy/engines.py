@@ -1,12 +1,19 @@
-"""The engines that conf/engine/ offers. Each opens a model's weights; heavy imports wait until then."""
+"""The engines that conf/engine/ offers. Each opens a model's weights; heavy imports wait until then.
+
+Before a run writes anything, `require_NAME(config, trains)` of the engine NAME, where there is one, raises ConfigError
+for what this machine or a server lacks; `trains` says whether the policy is going to get new weights.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
-from selfimprove.config import Hardware, Model
+from annotated_types import Ge
+
+from selfimprove.config import Config, Hardware, Model, Node
 from selfimprove.policy import Engine
-from selfimprove.types import Count, Problem, Share
+from selfimprove.types import Count, NonNegative, Problem, Share
 
 
 def transformers(path: str, model: Model, hardware: Hardware, problems: Sequence[Problem]) -> Engine:
@@ -31,22 +38,91 @@ def vllm(
     *,
     memory: Share = 0.9,
     parallel: Count = 1,
+    replicas: Count | None = None,
     eager: bool = False,
+    adapters: Literal["merge", "request"] = "merge",
 ) -> Engine:
-    """vLLM in a process of its own, on GPUs or, for trials, on a CPU."""
+    """vLLM in processes of its own, on GPUs or, for trials, on a CPU."""
     from selfimprove.policy.vllm import VllmEngine
 
     return VllmEngine(
         path,
-        device=hardware.device,
-        dtype=model.dtype,
-        max_batch=hardware.max_batch,
-        max_length=model.max_length,
+        model,
+        hardware,
         memory=memory,
         parallel=parallel,
+        replicas=replicas,
         eager=eager,
-        trust_remote_code=model.trust_remote_code,
+        adapters=adapters,
     )
+
+
+def require_vllm(config: Config, trains: bool) -> None:
+    """Raises ConfigError where vLLM is not installed, or has too few GPUs."""
+    from selfimprove.policy.vllm import replicas_of, require
+
+    require()
+    replicas_of(config.hardware, config.engine.get("parallel", 1), config.engine.get("replicas"))
+
+
+def openai(
+    path: str,
+    policy: Model,
+    hardware: Hardware,
+    problems: Sequence[Problem],
+    *,
+    url: str,
+    model: str | None = None,
+    key_env: str | None = "OPENAI_API_KEY",
+    concurrency: Count = 256,
+    timeout: NonNegative = 600.0,
+    retries: Annotated[int, Ge(0)] = 6,
+) -> Engine:
+    """A server with OpenAI's completions interface, such as `vllm serve`, mostly on another machine."""
+    from selfimprove.policy.openai import OpenAIEngine
+
+    return OpenAIEngine(
+        path,
+        policy,
+        url=url,
+        name=model,
+        key_env=key_env,
+        concurrency=concurrency,
+        timeout=timeout,
+        retries=retries,
+    )
+
+
+def require_openai(config: Config, trains: bool) -> None:
+    """Raises ConfigError where the server cannot be asked as configured, or cannot do what the run needs of it."""
+    from selfimprove.policy.openai import require
+
+    node = config.engine
+    require(config.model, trains, url=node["url"], name=node.get("model"), key_env=node.get("key_env"))
+
+
+def ray(
+    path: str,
+    model: Model,
+    hardware: Hardware,
+    problems: Sequence[Problem],
+    *,
+    inner: Node,
+    address: str | None = "auto",
+    actors: Count | None = None,
+    cpus: Count = 1,
+) -> Engine:
+    """An engine, `inner`, in each of several actors on the machines of a Ray cluster."""
+    from selfimprove.policy.ray import RayEngine
+
+    return RayEngine(path, model, hardware, problems, inner=inner, address=address, actors=actors, cpus=cpus)
+
+
+def require_ray(config: Config, trains: bool) -> None:
+    """Raises ConfigError where Ray is not installed, there is no such cluster, or no room in it."""
+    from selfimprove.policy.ray import require
+
+    require(config.engine, config.hardware)
 
 
 def scripted(

@@ -159,6 +159,7 @@ class TransformersEngine:
         self._settings: Settings | None = None  # of _rows; None when they changed
         self._cache = Slots(max_batch)
         self._known = Prefixes()
+        self._asleep = False
 
     @property
     def memory(self) -> int:
@@ -230,8 +231,7 @@ class TransformersEngine:
         Raises RuntimeError while requests are in flight, and ConfigError for an adapter of another base or weights of
         another architecture; the old weights stay in either case.
         """
-        if self._rows or self._groups or self._scores or self._beams:
-            raise RuntimeError("the weights cannot change while requests are in flight")
+        self._require_idle()
         fresh = models.load_model(
             path, self.base, dtype=self.model.dtype, device="cpu", trust_remote_code=self.trust_remote_code
         )
@@ -241,22 +241,40 @@ class TransformersEngine:
         self.model.load_state_dict(weights)
         self._empty()
 
+    async def sleep(self) -> None:
+        """Empty the cache, and move the weights from an accelerator to the host's memory until the next request.
+
+        Raises RuntimeError while requests are in flight.
+        """
+        self._require_idle()
+        self.model.to("cpu")
+        self._asleep = True
+        self._empty()
+
     def close(self) -> None:
         """Free the weights and the cache. The engine is of no use after that."""
         self.model = None
         self._empty()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+
+    def _require_idle(self) -> None:
+        if self._rows or self._groups or self._scores or self._beams:
+            raise RuntimeError("the weights can neither change nor sleep while requests are in flight")
 
     def _empty(self) -> None:
+        """Forget keys and values, and give their memory back."""
         self.stats.cache_bytes = max(self.stats.cache_bytes, self._cache.bytes)
         self._cache, self._known = Slots(self.max_batch), Prefixes()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     # The pump
 
     async def _answer(self, future: asyncio.Future[_Answer]) -> _Answer:
         self._arrivals += 1
         self._open.add(future)
+        if self._asleep:
+            self.model.to(self.device)
+            self._asleep = False
         if self._pump is None or self._pump.done():
             self._pump = asyncio.get_running_loop().create_task(self._run())
         try:

@@ -83,7 +83,7 @@ def load_model(
         dtype = getattr(torch, dtype)
     adapter = path if is_adapter(_present(path)) else None
     if adapter:
-        path = _check_base(adapter, base)
+        path = check_base(adapter, base)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust_remote_code
@@ -137,7 +137,7 @@ def _present(path: str) -> str:
     return path
 
 
-def _check_base(adapter: str, base: str | None) -> str:
+def check_base(adapter: str, base: str | None) -> str:
     """The base to load for `adapter`. Two names may mean one model, two folders never do."""
     recorded = adapter_base(adapter)
     if base is None:

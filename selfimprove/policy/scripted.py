@@ -71,7 +71,8 @@ class ScriptedEngine:
 
     def outcomes(self, prompt: str) -> dict[str, float]:
         """Every completion that may follow a rendered prompt, with its probability."""
-        problem = max((text for text in self.gold if text in prompt), key=len, default=None)
+        known = [prompt] if prompt in self.gold else (text for text in self.gold if text in prompt)
+        problem = max(known, key=len, default=None)
         if problem is None:
             raise ValueError(f"the prompt holds none of the {len(self.gold)} problems: {prompt[:80]!r}")
         right = ANSWER + self.gold[problem]
@@ -127,6 +128,9 @@ class ScriptedEngine:
 
     def load(self, path: str) -> None:
         """Nothing to do: there are no weights."""
+
+    async def sleep(self) -> None:
+        """Nothing to let go of."""
 
     def close(self) -> None:
         """Nothing to free."""

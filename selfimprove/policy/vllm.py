@@ -1,7 +1,8 @@
-"""The vLLM engine: one AsyncLLM, whose engine core is a process of its own, on a GPU or, for trials, on a CPU.
+"""The vLLM engine: one AsyncLLM, whose engine cores are processes of their own, on GPUs or, for trials, on a CPU.
 
 Requests go in as token ids, each with its own seed, and come back as ids with log-probabilities; prefixes are cached.
-New weights are read into the living engine, behind an emptied prefix cache. An engine core that dies is started again
+New weights are read into the living engine, behind an emptied prefix cache; an adapter is merged into its base first,
+or goes along with each request. While it sleeps it holds no memory of a GPU. An engine core that dies is started again
 with the same weights, and only what it had not answered is asked again.
 
 The engine starts with the first request, inside the event loop that asks. `load` takes effect before the next one.
@@ -12,156 +13,229 @@ Not supported: beam search.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import itertools
+import json
 import logging
 import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from selfimprove.config import Hardware, Lora, Model
 from selfimprove.errors import ConfigError, RunError
-from selfimprove.policy import Request, chat, models, require_fit, require_room
-from selfimprove.types import Message, Sample
+from selfimprove.policy import models
+from selfimprove.policy.served import Answer, ServedEngine, absolute
+
+if TYPE_CHECKING:
+    from vllm import AsyncEngineArgs
 
 log = logging.getLogger("selfimprove")
 
+Adapters = Literal["merge", "request"]
 STARTS = 3  # of the engine core without a single answer in between, after which something is wrong with it
 CPU_SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # GiB; else a core stays idle
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as the largest of an adapter
 
 
-class VllmEngine:
+def require() -> None:
+    """Raises ConfigError when vLLM is not installed."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # read when it is imported
+    try:
+        import vllm  # noqa: F401
+    except ImportError:
+        raise ConfigError(
+            "engine=vllm: vLLM is not installed: pip install 'selfimprove[vllm]', or engine=transformers", "engine"
+        ) from None
+
+
+def replicas_of(hardware: Hardware, parallel: int = 1, replicas: int | None = None) -> int:
+    """How many engines share the requests: as many as the GPUs give; on a CPU one.
+
+    Raises ConfigError for more than there are GPUs for.
+    """
+    gpus = max(hardware.gpus, 1)
+    if hardware.device == "cuda" and (replicas or 1) * parallel > gpus:
+        key = "parallel" if parallel > gpus else "replicas"
+        raise ConfigError(
+            f"engine.{key}: {replicas or 1} x {parallel} GPUs are asked for, and hardware.gpus is {hardware.gpus}",
+            "engine",
+        )
+    return replicas or (gpus // parallel if hardware.device == "cuda" else 1)
+
+
+def engine_args(
+    path: str,
+    model: Model,
+    hardware: Hardware,
+    *,
+    memory: float = 0.9,
+    parallel: int = 1,
+    replicas: int | None = None,
+    eager: bool = False,
+    adapters: Adapters = "merge",
+) -> AsyncEngineArgs:
+    """What the engine for the weights in `path` is started with. Starts nothing, and needs no GPU.
+
+    Raises ConfigError for more GPUs than there are, or adapters that cannot go along with requests.
+    """
+    from vllm import AsyncEngineArgs
+
+    options: dict[str, Any] = {}
+    if hardware.device == "cpu":
+        # A seeded request whose prompt is read in chunks fails on CPU (vLLM 0.31).
+        options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(model.max_length, 4096)}
+    else:
+        options |= {"gpu_memory_utilization": memory, "enable_sleep_mode": hardware.sleep}
+    if adapters == "request" and model.lora:
+        options |= {
+            "enable_lora": True,
+            "max_loras": 1,
+            "max_lora_rank": _rank(model.lora),
+            "lora_target_modules": _targets(path, model.lora, model.trust_remote_code),
+        }
+    return AsyncEngineArgs(
+        model=path,
+        dtype=model.dtype,
+        max_model_len=model.max_length,
+        max_num_seqs=hardware.max_batch,
+        tensor_parallel_size=parallel,
+        data_parallel_size=replicas_of(hardware, parallel, replicas),
+        enable_prefix_caching=True,
+        trust_remote_code=model.trust_remote_code,
+        enforce_eager=eager,
+        use_tqdm_on_load=False,
+        worker_extension_cls="selfimprove.policy.vllm_worker.Extension",
+        logprobs_mode="raw_logprobs",  # of the policy itself, whatever is sampled at
+        disable_log_stats=True,
+        **options,
+    )
+
+
+def _rank(lora: Lora) -> int:
+    """The smallest of vLLM's ranks that holds the adapter's. Raises ConfigError when there is none."""
+    if lora.r > RANKS[-1]:
+        raise ConfigError(f"model.lora.r={lora.r}: vLLM takes at most {RANKS[-1]}; set engine.adapters=merge", "model")
+    return min(rank for rank in RANKS if rank >= lora.r)
+
+
+def _targets(path: str, lora: Lora, trust_remote_code: bool) -> list[str]:
+    """The names of the layers that an adapter changes, as PEFT finds them in the model without its weights.
+
+    Left to itself, vLLM makes room for an adapter in the output head too, whatever the adapter is of. With that, its
+    CPU build (0.31) cannot score prompts: the head's part takes one row a request, and there is one a token.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        raise models.not_found(path, error) from error
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)  # type: ignore[no-untyped-call]
+        head = model.get_output_embeddings()
+        adapter = LoraConfig(r=1, target_modules=lora.target_modules, task_type="CAUSAL_LM")
+        tuned: Any = get_peft_model(model, adapter)
+    names = {name.rpartition(".")[2] for name in tuned.base_model.targeted_module_names}
+    if tuned.base_model.model.get_output_embeddings() is not head:
+        raise ConfigError(
+            "engine.adapters=request: model.lora.target_modules has the output head in it, which vLLM cannot score "
+            "prompts with; leave it out, or set engine.adapters=merge",
+            "engine",
+        )
+    return sorted(names)
+
+
+def _require_fit(adapter: str, args: AsyncEngineArgs) -> None:
+    """Raises ConfigError for an adapter that is larger, or changes other layers, than the engine has room for."""
+    made = json.loads((Path(adapter) / "adapter_config.json").read_text())
+    rank, names = made["r"], set(made["target_modules"])
+    if rank > args.max_lora_rank or not names <= set(args.lora_target_modules):
+        raise ConfigError(
+            f"adapter {adapter}: rank {rank} in {', '.join(sorted(names))} is not what model.lora makes room for; "
+            "set model.lora to the adapter's, or engine.adapters=merge",
+            "model",
+        )
+
+
+class VllmEngine(ServedEngine):
     """Implements selfimprove.policy.Engine with vLLM.
 
-    `path` is a model folder, an adapter folder or a hub id; `max_batch` the sequences in flight; `max_length` the
-    window in tokens; `memory` the share of a GPU's memory to take, `parallel` the GPUs to spread the model over. Raises
-    ConfigError when vLLM is not installed.
+    `path` is a model folder, an adapter folder or a hub id; the options are those of `engine_args`. Raises ConfigError
+    as that does, and when vLLM is not installed.
     """
+
+    name = "vllm"
 
     def __init__(
         self,
         path: str,
+        model: Model,
+        hardware: Hardware,
         *,
-        device: str,
-        dtype: str,
-        max_batch: int,
-        max_length: int,
         memory: float = 0.9,
         parallel: int = 1,
+        replicas: int | None = None,
         eager: bool = False,
-        trust_remote_code: bool = False,
+        adapters: Adapters = "merge",
     ) -> None:
-        try:
-            import vllm  # noqa: F401
-        except ImportError:
-            raise ConfigError(
-                "engine=vllm: vLLM is not installed: pip install 'selfimprove[vllm]', or engine=transformers", "engine"
-            ) from None
-        self.base = models.adapter_base(path) if models.is_adapter(path) else path
-        self.tokenizer: Any = models.load_tokenizer(path, trust_remote_code=trust_remote_code)
-        self.max_length = max_length
-        self.trust_remote_code = trust_remote_code
-        self._dtype, self._cpu = dtype, device == "cpu"
-        self._options = {
-            "dtype": dtype,
-            "max_model_len": max_length,
-            "max_num_seqs": max_batch,
-            "enable_prefix_caching": True,
-            "trust_remote_code": trust_remote_code,
-            "enforce_eager": eager,
-            "use_tqdm_on_load": False,
-            "worker_extension_cls": "selfimprove.policy.vllm_worker.Extension",
-            "logprobs_mode": "raw_logprobs",  # of the policy itself, whatever is sampled at
-        }
-        if self._cpu:
+        require()
+        super().__init__(path, model.max_length, model.trust_remote_code)
+        if hardware.device == "cpu":
             for name, value in CPU_SETTINGS.items():
                 os.environ.setdefault(name, value)
-            # A seeded request whose prompt is read in chunks fails on CPU (vLLM 0.31).
-            self._options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(max_length, 4096)}
-        else:
-            self._options |= {"gpu_memory_utilization": memory, "tensor_parallel_size": parallel}
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        self._model, self._sleeps = model, hardware.sleep
+        self._merges = adapters == "merge" or model.lora is None
+        self._args = engine_args(
+            self.base,
+            model,
+            hardware,
+            memory=memory,
+            parallel=parallel,
+            replicas=replicas,
+            eager=eager,
+            adapters=adapters,
+        )
         self._llm: Any = None
-        self._wanted = path  # the weights that the next request is to be answered with
-        self._loaded = ""
+        self._asleep = False
+        self._adapter: Any = None  # the LoRARequest that goes along with each request
+        self._versions = itertools.count(1)
+        self._wanted = ""  # the policy that the next request is to be answered with
+        self._current = ""  # the policy that the engine answers with
+        self._weights = ""  # the folder of the whole weights that it holds
         self._merged = tempfile.TemporaryDirectory(prefix="selfimprove-merged-")
-        self._change = asyncio.Lock()  # one start, or one change of weights, at a time
+        self._change = asyncio.Lock()  # one start, one sleep or one change of weights at a time
         self._number = itertools.count()
         self._starts = 0  # since the last answer
+        self.load(path)
 
     # What a policy calls
 
-    def render(self, prompt: str | list[Message]) -> list[int]:
-        """Token ids of a prompt, as `selfimprove.policy.chat.render` says."""
-        return chat.render(self.tokenizer, prompt)
-
-    async def sample(self, request: Request) -> Sample:
-        """One completion. Raises ValueError for a request that does not fit the window, RunError when vLLM does not
-        stay up."""
-        require_room(request, self.max_length)
-        output = await self._ask(
-            request.prompt_ids,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=request.top_k,
-            max_tokens=request.max_tokens,
-            seed=request.seed % 2**63,
-            stop=list(request.stop),
-            include_stop_str_in_output=True,
-            detokenize=bool(request.stop),
-            logprobs=0,
-        )
-        answer = output.outputs[0]
-        ids = list(answer.token_ids)
-        ended = ids[-1] in self._ends
-        return Sample(
-            prompt_ids=list(request.prompt_ids),
-            completion_ids=ids,
-            logprobs=[float(position[token].logprob) for token, position in zip(ids, answer.logprobs, strict=True)],
-            text=chat.text(self.tokenizer, ids[:-1] if ended else ids),
-            finish="stop" if answer.finish_reason == "stop" else "length",
-            seed=request.seed,
-            temperature=request.temperature,
-        )
-
-    async def logprobs(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
-        """Teacher-forced log pi of each completion token, in nats at temperature 1. Raises ValueError when too long."""
-        if not completion_ids:
-            return []
-        require_fit(prompt_ids, completion_ids, self.max_length)
-        # vLLM answers no request without sampling a token: what is scored leaves out the last one, which is then the
-        # only one that it may sample, where the window is full.
-        ids = (*prompt_ids, *completion_ids)
-        full = len(ids) == self.max_length
-        output = await self._ask(
-            ids[:-1] if full else ids,
-            max_tokens=1,
-            temperature=1.0,
-            prompt_logprobs=0,
-            detokenize=False,
-            **({"allowed_token_ids": [ids[-1]], "logprobs": 0} if full else {}),
-        )
-        scores = [position[token].logprob for token, position in zip(ids[1:], output.prompt_logprobs[1:], strict=False)]
-        if full:
-            scores.append(output.outputs[0].logprobs[0][ids[-1]].logprob)
-        return list(map(float, scores[len(prompt_ids) - 1 :]))
-
-    def turn(self, text: str, ended: bool) -> list[int]:
-        return chat.turn(self.tokenizer, text, ended)
-
-    def encode(self, text: str) -> list[int]:
-        return chat.encode(self.tokenizer, text)
-
-    async def beam(self, prompt_ids: Sequence[int], width: int, max_tokens: int) -> Sample:
-        raise RunError("engine=vllm has no beam search: use engine=transformers")
-
     def load(self, path: str) -> None:
-        """Take the weights of a checkpoint folder, or of an adapter folder merged into this engine's base, before the
-        next request. Raises RuntimeError while requests are in flight, ConfigError for an adapter of another base."""
-        if self._llm is not None and self._llm.output_processor.has_unfinished_requests():
-            raise RuntimeError("the weights cannot change while requests are in flight")
+        """Take the weights of a checkpoint or adapter folder before the next request.
+
+        Raises RuntimeError while requests are in flight, ConfigError for an adapter of another base or, where it is to
+        go along with requests, one that the engine has no room for.
+        """
+        self._require_idle()
+        if self._requested(path):
+            models.check_base(path, self.base)
+            _require_fit(path, self._args)
         self._wanted = path
+
+    async def sleep(self) -> None:
+        """Give the GPU's memory back until the next request, which reads the weights again. Does nothing without
+        hardware.sleep. Raises RuntimeError while requests are in flight."""
+        self._require_idle()
+        async with self._change:
+            self._bury()  # where nobody has asked it since it died
+            if self._llm is not None and self._sleeps and not self._asleep:
+                await self._llm.sleep(level=2)  # weights and cache are discarded, not copied to the host
+                self._asleep, self._current, self._weights = True, "", ""
 
     def close(self) -> None:
         """End the engine core and free its memory."""
@@ -173,81 +247,110 @@ class VllmEngine:
 
     # The engine behind it
 
-    async def _ask(self, ids: Sequence[int], **settings: Any) -> Any:
-        """vLLM's output for these prompt ids, asked again where its engine core died meanwhile."""
+    async def _send(self, ids: Sequence[int], **settings: Any) -> Answer:
+        """vLLM's answer, asked for again where its engine core died meanwhile."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        params = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, **settings)
+        params = SamplingParams(
+            output_kind=RequestOutputKind.FINAL_ONLY, detokenize=bool(settings.get("stop")), **settings
+        )
+        prompt = {"prompt_token_ids": list(ids)}
         while True:
-            llm = await self._ready()
             try:
-                async for output in llm.generate({"prompt_token_ids": list(ids)}, params, str(next(self._number))):
+                llm = await self._ready()
+                number = str(next(self._number))
+                async for output in llm.generate(prompt, params, number, lora_request=self._adapter):
                     self._starts = 0
-                    return output
+                    return _answer(ids, output)
                 raise EngineDeadError
             except EngineDeadError:
                 async with self._change:
-                    if self._llm is llm:  # the first to notice
-                        log.warning("vLLM's engine core died: it is started again, and asked what it had not answered")
-                        llm.shutdown()
-                        self._llm = None
+                    self._bury()
+
+    def _bury(self) -> None:
+        """Have a dead engine core followed by a new one, if nobody has yet."""
+        if self._llm is not None and self._llm.errored:
+            log.warning("vLLM's engine core died: it is started again, and asked what it had not answered")
+            self._llm.shutdown()
+            self._llm, self._asleep = None, False
 
     async def _ready(self) -> Any:
-        """The engine, started, with the weights that are wanted."""
-        if self._llm is not None and self._loaded == self._wanted:
+        """The engine, started and awake, with the weights that are wanted."""
+        if self._llm is not None and self._current == self._wanted:
             return self._llm
         async with self._change:
             if self._llm is None:
                 await self._start()
-            elif self._loaded != self._wanted:
+            elif self._current != self._wanted:
                 await self._take()
         return self._llm
 
     async def _start(self) -> None:
-        from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self._starts += 1
         if self._starts > STARTS:
             raise RunError(f"vLLM's engine core died {STARTS} times without an answer: see its messages above")
-        folder = self._whole(self._wanted)
+        folder = self._whole()
         try:
-            args = AsyncEngineArgs(model=folder, disable_log_stats=True, **self._options)
-            self._llm = AsyncLLM.from_engine_args(args)
+            self._llm = AsyncLLM.from_engine_args(dataclasses.replace(self._args, model=folder))
         except (RuntimeError, ValueError, OSError) as problem:
             reason = str(problem).strip().splitlines()[0]
             raise RunError(f"engine=vllm did not start for model {self._wanted}: {reason}") from problem
-        self._loaded = self._wanted
-        self._ends = frozenset(_end_tokens(self.tokenizer, folder))
+        self._settle(folder)
 
     async def _take(self) -> None:
-        folder = str(Path(self._whole(self._wanted)).resolve())
+        """Take the policy that is wanted: its weights where they are others, or were let go of in sleep."""
+        folder = self._whole()
         await self._llm.pause_generation(mode="keep", clear_cache=True)
-        await self._llm.collective_rpc("take_weights", args=(folder,))
+        if self._asleep:
+            await self._llm.wake_up(tags=["weights"])
+        if folder != self._weights or folder == self._merged.name:
+            await self._llm.collective_rpc("take_weights", args=(absolute(folder),))
+        if self._asleep:
+            await self._llm.wake_up(tags=["kv_cache"])
         await self._llm.reset_prefix_cache()
         await self._llm.resume_generation()
-        self._loaded = self._wanted
+        self._settle(folder)
 
-    def _whole(self, path: str) -> str:
-        """A folder with whole weights: an adapter's are merged into those of its base."""
+    def _settle(self, folder: str) -> None:
+        """Note that the engine holds the whole weights of `folder`, and answers with the policy that is wanted."""
+        self._asleep, self._weights, self._current = False, folder, self._wanted
+        self._adapter = None
+        if self._requested(self._wanted):
+            from vllm.lora.request import LoRARequest
+
+            number = next(self._versions)  # an id that vLLM knows is not read again
+            self._adapter = LoRARequest(f"version-{number}", number, absolute(self._wanted))
+
+    def _requested(self, path: str) -> bool:
+        """Whether `path` is an adapter that goes along with the requests."""
+        return not self._merges and models.is_adapter(path)
+
+    def _whole(self) -> str:
+        """Where the whole weights are that the wanted policy needs: an adapter that is not to go along with requests
+        is merged into those of its base."""
+        path = self._wanted
         if not models.is_adapter(path):
             return path
+        if self._requested(path):
+            return self.base
         merged: Any = models.load_model(
-            path, self.base, dtype=self._dtype, device="cpu", trust_remote_code=self.trust_remote_code
+            path, self.base, dtype=self._model.dtype, device="cpu", trust_remote_code=self._model.trust_remote_code
         )
         merged.save_pretrained(self._merged.name)
         self.tokenizer.save_pretrained(self._merged.name)
         return self._merged.name
 
 
-def _end_tokens(tokenizer: Any, folder: str) -> set[int]:
-    """Every id that vLLM ends a completion at: the tokenizer's end token, and those of the generation config."""
-    from transformers import GenerationConfig
-
-    try:
-        more = GenerationConfig.from_pretrained(folder).eos_token_id
-    except OSError:  # a model without one
-        more = None
-    return {tokenizer.eos_token_id, *(more if isinstance(more, list) else [] if more is None else [more])}
+def _answer(ids: Sequence[int], output: Any) -> Answer:
+    """What vLLM's RequestOutput for a prompt of these ids says."""
+    done, prompt = output.outputs[0], output.prompt_logprobs
+    return Answer(
+        list(done.token_ids),
+        [float(p[token].logprob) for token, p in zip(done.token_ids, done.logprobs or [], strict=bool(done.logprobs))],
+        [float(p[token].logprob) for token, p in zip(ids[1:], prompt[1:], strict=True)] if prompt else [],
+        done.finish_reason == "stop",
+    )

@@ -12,6 +12,9 @@ class Extension:
         reload_weights: Any
         get_model: Any
 
+    def takes_weights(self) -> None:
+        """Nothing: a server whose workers know this name can take weights."""
+
     def take_weights(self, folder: str) -> None:
         """Read the weights of a folder into the model in place.
 

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 WIDTH = 120  # of plain text
 LINE_SECONDS, BAR_SECONDS = 15.0, 0.1  # between two lines, and two updates of the bar
 PHASES = ("generate", "verify", "filter", "train", "evaluate")
-_NOISY = ("transformers", "datasets", "accelerate", "httpx", "filelock", "urllib3", "wandb", "git")
+_NOISY = ("transformers", "datasets", "accelerate", "httpx", "httpx2", "filelock", "urllib3", "wandb", "git")
 _FILE_ONLY = {"file_only": True}  # of a log record: for run.log; a terminal shows the same thing in another way
 
 

@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from selfimprove import seeds
-from selfimprove.errors import ConfigError, RunError
+from selfimprove.errors import ConfigError
 from selfimprove.generate.critique import fill
-from selfimprove.policy import Engine, Policy
+from selfimprove.policy import Engine, Policy, client
 from selfimprove.types import Count, Message, NonNegative, Problem, Share, Trajectory
 from selfimprove.verify import Context, Opening, Outcome
 
@@ -69,20 +68,11 @@ def require(
         return
     if model in (None, "policy", "base"):
         raise ConfigError("verifier.model: needs the name that the server has for its model", "verifier")
-    if key_env and not os.environ.get(key_env):
-        raise ConfigError(
-            f"verifier.key_env={key_env}: no such environment variable; export the server's key in it, or set "
-            "verifier.key_env=null where none is needed",
-            "verifier",
-        )
+    client.require("verifier", key_env)
     if prompt and prompt[-1]["role"] == "assistant":
         raise ConfigError("verifier.prompt: must end with the user's turn, for a server begins a new one", "verifier")
     if incorrect is None:
         raise ConfigError("verifier.incorrect: a server's judge needs both verdict words", "verifier")
-    try:
-        import openai  # noqa: F401
-    except ImportError:
-        raise ConfigError("verifier.server needs the client library: pip install 'selfimprove[openai]'") from None
 
 
 def resource(
@@ -242,25 +232,20 @@ def verdict_of(text: str, form: Form) -> bool | None:
 class Server:
     """An OpenAI-compatible chat endpoint, asked at most `concurrency` times at once.
 
-    The key is what the environment variable `key_env` holds, and is in no message. Raises ConfigError for a model it
-    does not know, a refused key, or log-probabilities it does not give, and RunError when it cannot be reached.
+    Raises ConfigError for a model it does not know, a refused key, or log-probabilities it does not give, and RunError
+    when it cannot be reached.
     """
 
     def __init__(self, url: str, model: str, key_env: str | None, concurrency: int, timeout: float = 120.0) -> None:
-        from openai import AsyncOpenAI
-
-        self.url, self.model, self.key_env = url, model, key_env
-        self._key = os.environ.get(key_env, "") if key_env else ""
-        self._client = AsyncOpenAI(api_key=self._key or "none", base_url=url, max_retries=RETRIES, timeout=timeout)
-        self._free = asyncio.Semaphore(concurrency)
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.url, self.model = url, model
+        self._client = client.Client(
+            "judge", "verifier", url, key_env, concurrency=concurrency, timeout=timeout, retries=RETRIES
+        )
 
     async def ask(self, judge: Policy, chat: list[Message], form: Form, number: int) -> Said:
         """The verdict on a problem's solution `number`. Raises ValueError when the server refuses this request."""
-        self._loop = asyncio.get_running_loop()
         seed = seeds.derive(judge.seed, judge.role, *judge.scope, number) % 2**31
-        async with self._free:
-            reply = await self._create(chat, form, seed)
+        reply = await self._create(chat, form, seed)
         if reply.usage is not None:
             judge.meter.prompt += reply.usage.prompt_tokens
             judge.meter.sampled += reply.usage.completion_tokens
@@ -272,8 +257,7 @@ class Server:
 
     def close(self) -> None:
         """Close the connections."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.run_until_complete(self._client.close())
+        self._client.close()
 
     async def _create(self, chat: list[Message], form: Form, seed: int) -> ChatCompletion:
         import openai
@@ -282,40 +266,31 @@ class Server:
         sampling: Any = {"temperature": form.temperature} | ({"seed": seed} if form.temperature else {})
         messages: Any = chat
         try:
-            return await self._client.chat.completions.create(  # type: ignore[no-any-return]
-                model=self.model,
-                messages=messages,
-                max_tokens=limit or openai.omit,
-                logprobs=True,
-                top_logprobs=TOP,
-                **sampling,
+            return await self._client.ask(
+                lambda server: server.chat.completions.create(
+                    model=self.model,
+                    messages=messages,
+                    max_tokens=limit or openai.omit,
+                    logprobs=True,
+                    top_logprobs=TOP,
+                    **sampling,
+                )
             )
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            where = f"the environment variable {self.key_env}" if self.key_env else "verifier.key_env=null"
-            raise ConfigError(f"judge: {self.url} refused the key ({error.status_code}); it is from {where}") from None
-        except openai.NotFoundError as error:
-            raise ConfigError(
-                f"judge: {self.url} has no model {self.model!r}, or no chat interface at this address "
-                f"({self._brief(error)}); see verifier.model and verifier.server"
-            ) from None
-        except openai.APIConnectionError as error:  # time-outs too
-            cause = error.__cause__ or error
-            raise RunError(f"judge: {self.url} cannot be reached ({type(cause).__name__}); is it running?") from None
-        except openai.APIStatusError as error:
-            if error.status_code in (400, 422) and "logprobs" in str(error):
+        except client.Refused as refused:
+            if refused.status == 404:
+                raise ConfigError(
+                    f"judge: {self.url} has no model {self.model!r}, or no chat interface at this address "
+                    f"({refused}); see verifier.model and verifier.server"
+                ) from None
+            if refused.status in (400, 422) and "logprobs" in str(refused):
                 raise self._silent() from None
-            raise ValueError(f"the server said {self._brief(error)}") from None
+            raise
 
     def _silent(self) -> ConfigError:
         return ConfigError(
             f"judge: {self.url} gives no log-probabilities for {self.model!r}, from which P(correct) is made; choose a "
             "model or server that does"
         )
-
-    def _brief(self, error: Exception) -> str:
-        """An error on one line, of reasonable length, without the key."""
-        text = str(error).replace(self._key, "<removed>") if self._key else str(error)
-        return " ".join(text.split())[:200]
 
 
 def verdict_probability(tokens: list[ChatCompletionTokenLogprob], form: Form) -> float | None:

@@ -413,6 +413,29 @@ def test_load_forgets_the_steps_that_were_kept(engine: TransformersEngine, other
     check_same(asyncio.run(across()), trees(fresh, {0: start})[0])
 
 
+def test_who_slept_holds_no_cache_and_answers_as_before(engine: TransformersEngine) -> None:
+    """The weights' way to the host and back is the same call on a CPU, where it moves nothing."""
+    requests = [Request(p, 30, seed=i) for i, p in enumerate(prompts(12))]
+
+    async def asked() -> list[list[int]]:
+        return [s.completion_ids for s in await asyncio.gather(*map(engine.sample, requests))]
+
+    async def slept_between() -> None:
+        before = await asked()
+        assert engine._cache.bytes > 0
+        await engine.sleep()
+        assert engine._cache.bytes == 0
+        assert await asked() == before
+        again = asyncio.create_task(asked())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="in flight"):
+            await engine.sleep()
+        assert await again == before
+
+    asyncio.run(slept_between())
+
+
 def test_scores_share_a_long_start(engine: TransformersEngine) -> None:
     """Eight questions of two endings each: the template is read once, each question once."""
     template = list(range(2, 82))

@@ -12,39 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from selfimprove.datasets import arithmetic
 from selfimprove.policy import Policy
 from selfimprove.policy.hf import TransformersEngine
-from selfimprove.policy.models import PACKAGED, load_model, load_tokenizer
 from selfimprove.policy.vllm import VllmEngine
-from selfimprove.types import Problem, Sample
+from selfimprove.types import Sample
+from tests import served
 from tests.conftest import SMALL
+from tests.served import CLOSE, PREAMBLE, TINY, WINDOW, answers, gap, greedy, questions, same_answers
 
 pytestmark = pytest.mark.vllm
-
-TINY = str(PACKAGED / "tiny")
-PREAMBLE = "Here is a chain of steps. Work through it line by line, and be careful with each of the lines. " * 3
-CLOSE = 1e-3  # nats, between two engines in float32
-
-
-@pytest.fixture(scope="module")
-def problems() -> list[Problem]:
-    return arithmetic.load(train_size=24, heldout_size=0, seed=0)
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Weights of the same shape that say something else."""
-    import torch
-
-    model, folder = load_model(TINY), tmp_path_factory.mktemp("other")
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for weights in model.parameters():
-            weights += 0.1 * weights.std() * torch.randn_like(weights)
-    model.save_pretrained(folder)
-    load_tokenizer(TINY).save_pretrained(folder)
-    return str(folder)
+    return served.other_weights(tmp_path_factory.mktemp("other"))
 
 
 @pytest.fixture(scope="module")
@@ -55,73 +36,44 @@ def loop() -> Iterator[asyncio.Runner]:
 
 @pytest.fixture(scope="module")
 def engine(loop: asyncio.Runner) -> Iterator[VllmEngine]:
-    made = VllmEngine(TINY, device="cpu", dtype="float32", max_batch=64, max_length=512, eager=True)
+    made = VllmEngine(TINY, served.model(), served.hardware(sleep=True), eager=True)
     yield made
     made.close()
 
 
 @pytest.fixture(scope="module")
 def reference() -> TransformersEngine:
-    return TransformersEngine(TINY, max_length=512)
+    return served.reference()
 
 
-async def answers(
-    engine: VllmEngine | TransformersEngine, prompts: list[str], n: int = 1, **sampling: float
-) -> list[list[Sample]]:
-    policy = Policy(engine, seed=0, max_tokens=60)
-    return await asyncio.gather(*(policy.on(engine, str(i)).sample(p, n, **sampling) for i, p in enumerate(prompts)))  # type: ignore[arg-type]
+def test_greedy_answers_are_those_of_transformers(loop, engine, reference) -> None:
+    mine, theirs = (greedy(loop, e, questions(24)) for e in (engine, reference))
+    assert same_answers(mine, theirs) >= 23  # a tie may fall either way
 
 
-def greedy(loop: asyncio.Runner, engine: VllmEngine | TransformersEngine, prompts: list[str]) -> list[Sample]:
-    return [group[0] for group in loop.run(answers(engine, prompts, temperature=0.0))]
+def test_logprobs_of_samples_are_at_temperature_1_and_what_scoring_gives(loop, engine, reference) -> None:
+    sampled = [s for group in loop.run(answers(engine, questions(6), n=2, temperature=0.6)) for s in group]
+    assert gap(loop, sampled, engine) < CLOSE
+    assert gap(loop, sampled, reference) < CLOSE
 
 
-def gap(loop: asyncio.Runner, samples: list[Sample], reference: TransformersEngine) -> float:
-    """The largest difference between what samples say of their log-probabilities and what the reference says."""
-    scored = [loop.run(reference.logprobs(s.prompt_ids, s.completion_ids)) for s in samples]
-    return max(
-        abs(a - b) for s, scores in zip(samples, scored, strict=True) for a, b in zip(s.logprobs, scores, strict=True)
-    )
+def test_a_completion_that_fills_the_window_is_scored_whole_and_a_single_token_too(loop, engine, reference) -> None:
+    ids = [5 + i % 40 for i in range(WINDOW)]
+    for start in (200, WINDOW - 1):
+        mine, theirs = (loop.run(e.logprobs(ids[:start], ids[start:])) for e in (engine, reference))
+        assert len(mine) == WINDOW - start
+        assert mine == pytest.approx(theirs, abs=CLOSE)
 
 
-def questions(problems: list[Problem], preamble: str = "") -> list[str]:
-    return [preamble + problem.metadata["question"] for problem in problems]
-
-
-def test_greedy_answers_are_those_of_transformers(loop, engine, reference, problems) -> None:
-    mine, theirs = (greedy(loop, e, questions(problems)) for e in (engine, reference))
-    same = [a.completion_ids == b.completion_ids for a, b in zip(mine, theirs, strict=True)]
-    assert sum(same) >= len(same) - 1  # a tie may fall either way
-    for a, b in zip(mine, theirs, strict=True):
-        if a.completion_ids == b.completion_ids:
-            assert (a.text, a.finish, a.prompt_ids) == (b.text, b.finish, b.prompt_ids)
-            assert a.logprobs == pytest.approx(b.logprobs, abs=CLOSE)
-
-
-def test_logprobs_of_samples_are_at_temperature_1_and_what_scoring_gives(loop, engine, reference, problems) -> None:
-    sampled = [s for group in loop.run(answers(engine, questions(problems), n=2, temperature=0.6)) for s in group]
-    for sample in sampled[:12]:
-        for scorer in (engine, reference):
-            scored = loop.run(scorer.logprobs(sample.prompt_ids, sample.completion_ids))
-            assert sample.logprobs == pytest.approx(scored, abs=CLOSE)
-
-
-def test_a_completion_that_fills_the_window_is_scored_whole(loop, engine, reference) -> None:
-    ids = [5 + i % 40 for i in range(512)]
-    mine, theirs = (loop.run(e.logprobs(ids[:200], ids[200:])) for e in (engine, reference))
-    assert len(mine) == 312
-    assert mine == pytest.approx(theirs, abs=CLOSE)
-
-
-def test_a_seed_gives_the_same_sample_again_and_another_seed_another(loop, engine, problems) -> None:
-    first, again = (loop.run(answers(engine, questions(problems), n=2)) for _ in range(2))
+def test_a_seed_gives_the_same_sample_again_and_another_seed_another(loop, engine) -> None:
+    first, again = (loop.run(answers(engine, questions(24), n=2)) for _ in range(2))
     assert [[s.completion_ids for s in g] for g in first] == [[s.completion_ids for s in g] for g in again]
     assert any(a.completion_ids != b.completion_ids for a, b in first)
 
 
-def test_a_stop_string_ends_a_sample_and_is_kept(loop, engine, problems) -> None:
+def test_a_stop_string_ends_a_sample_and_is_kept(loop, engine) -> None:
     policy = Policy(engine, seed=0, max_tokens=60)
-    (sample,) = loop.run(policy.sample(questions(problems)[0], temperature=0.0, stop=("\n",)))
+    (sample,) = loop.run(policy.sample(questions(1)[0], temperature=0.0, stop=("\n",)))
     assert sample.text.endswith("\n")
     assert sample.text.count("\n") == 1
     assert sample.finish == "stop"
@@ -129,9 +81,9 @@ def test_a_stop_string_ends_a_sample_and_is_kept(loop, engine, problems) -> None
 
 
 def test_new_weights_answer_and_nothing_of_the_old_ones_is_left_in_the_cache(
-    loop, engine, reference, problems, other, monkeypatch
+    loop, engine, reference, other, monkeypatch
 ) -> None:
-    prompts = questions(problems, PREAMBLE)  # long enough to be cached
+    prompts = questions(24, PREAMBLE)  # long enough to be cached
     greedy(loop, engine, prompts)
     reference.load(other)
     engine.load(other)
@@ -154,22 +106,92 @@ def test_new_weights_answer_and_nothing_of_the_old_ones_is_left_in_the_cache(
     greedy(loop, engine, prompts)
 
 
-def test_an_engine_core_that_is_killed_is_started_again_and_every_request_answered(loop, engine, problems) -> None:
-    want = loop.run(answers(engine, questions(problems), n=16))
-    finished: list[int] = []
+def test_an_adapter_is_merged_into_the_weights(loop, engine, tmp_path) -> None:
+    made = served.adapter(tmp_path, seed=0)
+    engine.load(made)
+    answered = greedy(loop, engine, questions(8))
+    assert gap(loop, answered, served.reference(made)) < CLOSE
+    assert gap(loop, answered, served.reference()) > 100 * CLOSE
+    engine.load(TINY)
+
+
+def test_who_slept_reads_the_weights_that_are_wanted_then(loop, engine, reference, other, monkeypatch) -> None:
+    """On a CPU nothing is let go of; the order of calls is the one for a GPU, where sleep discards the weights."""
+    greedy(loop, engine, questions(1))
+    called: list[str] = []
+    for name in ("sleep", "wake_up", "collective_rpc", "reset_prefix_cache"):
+        monkeypatch.setattr(engine._llm, name, _noting(called, name, getattr(engine._llm, name)))
+    for wanted in (None, other):  # the same weights as before, and others
+        loop.run(engine.sleep())
+        loop.run(engine.sleep())  # it already does
+        assert loop.run(engine._llm.is_sleeping())
+        if wanted:
+            engine.load(wanted)
+            reference.load(wanted)
+        assert gap(loop, greedy(loop, engine, questions(8)), reference) < CLOSE
+        assert called == ["sleep 2", "wake_up weights", "collective_rpc", "wake_up kv_cache", "reset_prefix_cache"]
+        called.clear()
+    monkeypatch.undo()
+    reference.load(TINY)
+    engine.load(TINY)
+
+
+def _noting(called: list[str], name: str, real):
+    async def noting(*args, **options):
+        called.append(" ".join([name, *map(str, [*options.get("tags", []), *filter(None, [options.get("level")])])]))
+        return await real(*args, **options)
+
+    return noting
+
+
+def test_weights_do_not_change_while_requests_are_in_flight(loop, engine, other) -> None:
+    async def change_on_the_way() -> None:
+        asked = asyncio.create_task(answers(engine, questions(4)))
+        await asyncio.sleep(0.05)
+        with pytest.raises(RuntimeError, match="in flight"):
+            engine.load(other)
+        with pytest.raises(RuntimeError, match="in flight"):
+            await engine.sleep()
+        await asked
+
+    loop.run(change_on_the_way())
+
+
+def test_an_engine_core_that_is_killed_is_started_again_and_only_what_it_had_not_answered_is_asked_again(
+    loop, engine, monkeypatch
+) -> None:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    want = loop.run(answers(engine, questions(24), n=16))
+    asked: list[int] = []  # seeds, which are all different
+    answered: set[int] = set()
+    generate, sample = AsyncLLM.generate, engine.sample
+
+    def noting(self, prompt, params, *args, **options):
+        asked.append(params.seed)
+        return generate(self, prompt, params, *args, **options)
+
+    async def noting_answer(request) -> Sample:
+        found = await sample(request)
+        answered.add(request.seed % 2**63)
+        return found
+
+    monkeypatch.setattr(AsyncLLM, "generate", noting)
+    monkeypatch.setattr(engine, "sample", noting_answer)
 
     async def killed_on_the_way() -> list[list[Sample]]:
-        async def one(i: int, prompt: str) -> list[Sample]:
-            found = await Policy(engine, seed=0, max_tokens=60).on(engine, str(i)).sample(prompt, 16)
-            finished.append(i)
-            return found
-
-        asked = [asyncio.create_task(one(i, prompt)) for i, prompt in enumerate(questions(problems))]
-        while not finished:
+        working = asyncio.create_task(answers(engine, questions(24), n=16))
+        while not answered:
             await asyncio.sleep(0.01)
-        assert len(finished) < len(problems)
         os.kill(core(), signal.SIGKILL)
-        return await asyncio.gather(*asked)
+        before = set(answered)
+        first = len(asked)
+        assert 0 < len(before) < first == 24 * 16
+        found = await working
+        again = asked[first:]
+        assert len(set(again)) == len(again) > 0
+        assert not before & set(again)
+        return found
 
     got = loop.run(killed_on_the_way())
     same = [
@@ -178,14 +200,30 @@ def test_an_engine_core_that_is_killed_is_started_again_and_every_request_answer
     assert sum(same) > 0.9 * len(same)  # other batches: a draw may fall otherwise here and there
 
 
+def test_a_core_that_died_unnoticed_can_be_told_to_sleep(loop, engine) -> None:
+    greedy(loop, engine, questions(1))
+    os.kill(core(), signal.SIGKILL)
+
+    async def noticed() -> None:
+        while not engine._llm.errored:
+            await asyncio.sleep(0.01)
+
+    loop.run(asyncio.wait_for(noticed(), 30))
+    loop.run(engine.sleep())
+    assert engine._llm is None  # the next request starts another
+
+
 def core() -> int:
     """The process id of the engine core, a child of this one."""
     children = subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True, check=True).stdout
     return next(int(pid) for pid in children.split() if "EngineCor" in Path(f"/proc/{pid}/comm").read_text())
 
 
-def test_a_whole_run_samples_with_vllm_and_learns(cli, tmp_path: Path) -> None:
-    cli("run", "engine=vllm", "engine.eager=true", "rounds=2", *SMALL, "hydra.run.dir=run")
+@pytest.mark.parametrize(
+    "options", [[], ["engine.adapters=request", "model.lora={r: 8, alpha: 16}", "hardware.sleep=true"]]
+)
+def test_a_whole_run_samples_with_vllm_and_learns(cli, tmp_path: Path, options: list[str]) -> None:
+    cli("run", "engine=vllm", "engine.eager=true", "rounds=2", *options, *SMALL, "hydra.run.dir=run")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "complete"
     assert [r["examples"] > 0 for r in summary["rounds"]] == [True, True]
