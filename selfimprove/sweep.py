@@ -283,7 +283,9 @@ def member(composed: DictConfig) -> float | None:
     if (folder / STOP).exists():
         _remove_if_empty(path)
         return None
-    _stop_on_signals(folder)
+    slurm = hydra.launcher["_target_"].endswith(".SlurmLauncher")
+    if not slurm:  # which sends a job signals when its time is up or its node is wanted; submitit then queues it again
+        _stop_on_signals(folder)
     number, overrides = int(hydra.job.num), list(hydra.overrides.task)
     record = {"number": number, "overrides": configuration.redact(overrides), "failure": None, "code": 1}
     manifest = store.read_json(folder / MANIFEST)
@@ -312,7 +314,7 @@ def member(composed: DictConfig) -> float | None:
         code, failure = 2, f"{problem}{configuration.origin(problem.key, hydra.runtime.choices)}"
     summary = _summary(path)
     store.write_json(path / MEMBER, record | {"failure": failure, "code": code})
-    if code > 128 and not (folder / STOP).exists():  # stopped by a signal, which means the whole sweep
+    if code > 128 and not slurm and not (folder / STOP).exists():  # stopped by a signal, which means the whole sweep
         _stop(folder, signal.Signals(code - 128).name)
     say(f"{title} {_outcome(summary, failure)} after {time.monotonic() - begin:.0f} s")
     final = summary.get("final")

@@ -1,0 +1,437 @@
+"""The Ray engine: requests spread over actors on all machines of a Ray cluster, each with an engine of its own.
+
+What is waiting is handed out in shards, requests for one prompt together, so that the engine behind reads it once. An
+actor has a share of all open requests, and several shards at a time, so that its batches stay full while one ends.
+What a request is answered depends on the weights and the request, not on the actor.
+
+A shard names its weights, and an actor that has others reads them first, behind the shards it is at: so one that was
+started anew is right by itself. A shard whose actor or machine is lost is handed out again; Ray starts the actor
+elsewhere, or as soon as a machine has room for it. Weights are read from a folder that all machines share.
+
+Prompts are rendered here, where the tokenizer is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from selfimprove.config import Hardware, Model, Node, bind
+from selfimprove.errors import ConfigError, RunError
+from selfimprove.policy import Engine, Request, chat, models
+from selfimprove.types import Message, Problem, Sample
+
+log = logging.getLogger("selfimprove")
+
+AHEAD = 2  # times max_batch: the most that an actor has, so that its engine never runs dry
+LOSSES = 4  # of one request with its actor, after which it is taken for the reason
+CLOSING = 10.0  # seconds for engines to let go
+BUSY = 60.0  # seconds without a single actor, after which that is said
+PATIENCE = 1.0  # seconds between two looks at an actor that is being started again
+SETTINGS = {  # for Ray, unless they are set: no reports of its use, no warning of things to come, full priority
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",
+}
+
+
+class Actor:
+    """The other end: an engine in a process that Ray starts, opened by its first shard."""
+
+    def __init__(self, opening: Callable[[], Engine], base: str) -> None:
+        self._opening = opening
+        self._engine: Engine | None = None
+        self._weights = base
+        self._running = 0  # shards
+        self._change = asyncio.Condition()
+
+    async def ready(self) -> None:
+        """Answers once the process is there."""
+
+    async def answer(self, weights: str, asked: list[tuple[str, tuple[Any, ...]]]) -> list[Any]:
+        """The answers of the engine with these weights to (method, arguments), in order. An exception that one request
+        raised is in its place."""
+        try:
+            engine = await self._enter(weights)
+        except (ConfigError, RunError) as problem:
+            return [problem] * len(asked)
+        try:
+            calls = (getattr(engine, method)(*arguments) for method, arguments in asked)
+            return await asyncio.gather(*calls, return_exceptions=True)
+        finally:
+            async with self._change:
+                self._running -= 1
+                self._change.notify_all()
+
+    async def _enter(self, weights: str) -> Engine:
+        async with self._change:
+            await self._change.wait_for(lambda: self._weights == weights or not self._running)
+            if Path(weights).is_absolute() and not Path(weights).exists():
+                raise ConfigError(
+                    f"engine=ray: {weights} is not there on {socket.gethostname()}: models and run folders have to be "
+                    "on a disk that all machines of the cluster share, at the same place"
+                )
+            if self._engine is None:
+                self._engine = self._opening()
+            if self._weights != weights:
+                self._engine.load(weights)
+                self._weights = weights
+            self._running += 1
+            return self._engine
+
+    async def sleep(self) -> None:
+        if self._engine is not None:
+            await self._engine.sleep()
+
+    async def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+
+
+@dataclass(eq=False, slots=True)
+class _Call:
+    prompt_ids: tuple[int, ...]
+    method: str
+    arguments: tuple[Any, ...]
+    future: asyncio.Future[Any]
+    losses: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class _Member:
+    """An actor as it is seen from here."""
+
+    handle: Any
+    up: bool = False
+    down: bool = False  # lost, and not back yet; at first it is neither
+    asked: int = 0  # requests that it has
+    lost: int = 0  # requests that were lost with it
+
+
+class Handout:
+    """Hands requests out to actors, in shards, and what was lost with one to others. `handles` are the actors',
+    `max_batch` the requests that an actor's engine works on at once."""
+
+    def __init__(self, handles: Iterable[Any], weights: str, max_batch: int) -> None:
+        self.weights = weights
+        self.asked_again = 0  # requests so far
+        self.open = 0  # requests without an answer
+        self.members = [_Member(handle) for handle in handles]
+        self._most, self._shard = AHEAD * max_batch, max(1, max_batch // 2)
+        self._waiting: dict[tuple[int, ...], list[_Call]] = {}  # by prompt, in order of arrival
+        self._due = False
+        self._started = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def ask(self, prompt_ids: Sequence[int], method: str, *arguments: Any) -> Any:
+        """What an engine's method answers. Raises what it raises, and RunError when actors do not stay up."""
+        loop = asyncio.get_running_loop()
+        if not self._started:
+            self._started = True
+            for member in self.members:
+                self._spawn(self._rise(member))
+            loop.call_later(BUSY, self._say_if_none)
+        call = _Call(tuple(prompt_ids), method, arguments, loop.create_future())
+        self._waiting.setdefault(call.prompt_ids, []).append(call)
+        self.open += 1
+        if not self._due:  # after all that speak in this turn of the loop
+            self._due = True
+            loop.call_soon(self._hand_out)
+        try:
+            return await call.future
+        finally:
+            self.open -= 1
+
+    def _hand_out(self) -> None:
+        self._due = False
+        expected = sum(not member.down for member in self.members)
+        while self._waiting and (up := [member for member in self.members if member.up]):
+            member = min(up, key=lambda member: member.asked)
+            share = -(-self.open // expected)  # the others may not have begun
+            free = min(share, self._most) - member.asked
+            if free < 1:
+                return
+            if shard := self._take(min(free, self._shard)):
+                member.asked += len(shard)
+                self._spawn(self._hand(member, shard))
+
+    def _take(self, most: int) -> list[_Call]:
+        """Up to `most` of the waiting calls; those of one prompt are parted only where they are more by themselves."""
+        shard: list[_Call] = []
+        for prompt in list(itertools.islice(self._waiting, most)):
+            calls = [call for call in self._waiting[prompt] if not call.future.done()]  # done: cancelled
+            if shard and len(shard) + len(calls) > most:
+                break
+            del self._waiting[prompt]
+            shard += calls[:most]
+            if rest := calls[most:]:
+                self._waiting = {prompt: rest, **self._waiting}
+                break
+        return shard
+
+    async def _hand(self, member: _Member, shard: list[_Call]) -> None:
+        """One shard to one actor and its answers back, or the shard to others where the actor is lost meanwhile."""
+        from ray.exceptions import RayError, RayTaskError
+
+        answers: list[Any] = []
+        try:
+            asked = [(call.method, call.arguments) for call in shard]
+            answers = await member.handle.answer.remote(self.weights, asked)
+        except Exception as problem:
+            if isinstance(problem, RayError) and not isinstance(problem, RayTaskError):
+                self._lose(member, shard, problem)
+            else:  # its code raised, or what was asked cannot be sent
+                answers = [problem] * len(shard)
+        member.asked -= len(shard)
+        for call, answer in zip(shard, answers, strict=False):
+            _settle(call, answer)
+        if member.down and not member.asked:  # the last of its shards
+            left = sum(other.up for other in self.members)
+            log.warning(
+                "a Ray actor or its machine was lost: %d of %d open requests are asked again, %s",
+                member.lost,
+                self.open,
+                f"of the other {left}" if left else "as soon as there is an actor again",
+            )
+            self.asked_again += member.lost
+            member.lost = 0
+            self._spawn(self._rise(member))
+        self._hand_out()
+
+    def _lose(self, member: _Member, shard: list[_Call], problem: Exception) -> None:
+        member.up, member.down = False, True
+        again: dict[tuple[int, ...], list[_Call]] = {}
+        for call in shard:
+            call.losses += 1
+            if call.losses == LOSSES:
+                _settle(
+                    call, RunError(f"engine=ray: {LOSSES} actors were lost with the same request: {_line(problem)}")
+                )
+            elif not call.future.done():
+                again.setdefault(call.prompt_ids, []).append(call)
+                member.lost += 1
+        for prompt, calls in self._waiting.items():
+            again.setdefault(prompt, []).extend(calls)
+        self._waiting = again
+
+    async def _rise(self, member: _Member) -> None:
+        """Wait for an actor that is being started, which may take until a machine joins, and give it work."""
+        from ray.exceptions import ActorUnavailableError, RayActorError
+
+        while not member.up:
+            try:
+                await member.handle.ready.remote()
+                member.up, member.down = True, False
+            except ActorUnavailableError:
+                await asyncio.sleep(PATIENCE)
+            except RayActorError as problem:  # for good
+                self.members.remove(member)
+                if not self.members:
+                    raise RunError(f"engine=ray: no actor could be started: {_line(problem)}") from problem
+                break
+        self._hand_out()
+
+    def _say_if_none(self) -> None:
+        if not any(member.up for member in self.members):
+            log.warning("no Ray actor has begun after %.0f s: are the cluster's cores and GPUs taken by others?", BUSY)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        """Whoever waits learns of what a task of ours raised, for nobody awaits it."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (problem := task.exception()):
+            for call in itertools.chain.from_iterable(self._waiting.values()):
+                _settle(call, problem)
+            self._waiting = {}
+
+
+class RayEngine:
+    """Implements selfimprove.policy.Engine with an `inner` engine node in each of several Ray actors.
+
+    `address` is that of a cluster, `auto` the one of this machine or of RAY_ADDRESS, None a Ray of this process alone.
+    An actor takes `parallel` GPUs of the inner engine where the hardware is `cuda`, and `cpus` cores; `actors` None is
+    as many as the cluster has room for now. Raises ConfigError when Ray is not installed, there is no such cluster, or
+    no room in it.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        model: Model,
+        hardware: Hardware,
+        problems: Sequence[Problem],
+        *,
+        inner: Node,
+        address: str | None,
+        actors: int | None,
+        cpus: int,
+    ) -> None:
+        make = bind(inner, "engine.inner")
+        base = _anywhere(path)
+        self.tokenizer: Any = models.load_tokenizer(path, trust_remote_code=model.trust_remote_code)
+        self.max_length = min(model.max_length, _window(path, model.trust_remote_code))
+        needs = _needs(inner, hardware, cpus)
+        hardware = hardware.model_copy(update={"gpus": needs.get("num_gpus", 0)})
+        self._owns, self._ray = connect(address)
+        actor = self._ray.remote(Actor).options(max_restarts=-1, scheduling_strategy="SPREAD", **needs)
+        opening = partial(make, base, model, hardware, problems)
+        handles = [actor.remote(opening, base) for _ in range(actors or room(needs))]
+        self.handout = Handout(handles, base, hardware.max_batch)
+
+    def render(self, prompt: str | list[Message]) -> list[int]:
+        """Token ids of a prompt, as `selfimprove.policy.chat.render` says."""
+        return chat.render(self.tokenizer, prompt)
+
+    def turn(self, text: str, ended: bool) -> list[int]:
+        return chat.turn(self.tokenizer, text, ended)
+
+    def encode(self, text: str) -> list[int]:
+        return chat.encode(self.tokenizer, text)
+
+    async def sample(self, request: Request) -> Sample:
+        """One completion. Raises what the inner engine raises, RunError when actors do not stay up."""
+        sample: Sample = await self.handout.ask(request.prompt_ids, "sample", request)
+        return sample
+
+    async def logprobs(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
+        scores: list[float] = await self.handout.ask(prompt_ids, "logprobs", prompt_ids, completion_ids)
+        return scores
+
+    async def beam(self, prompt_ids: Sequence[int], width: int, max_tokens: int) -> Sample:
+        sample: Sample = await self.handout.ask(prompt_ids, "beam", prompt_ids, width, max_tokens)
+        return sample
+
+    def load(self, path: str) -> None:
+        """The weights for all requests from here on. Raises RuntimeError while requests are in flight."""
+        if self.handout.open:
+            raise RuntimeError("the weights cannot change while requests are in flight")
+        self.handout.weights = _anywhere(path)
+
+    async def sleep(self) -> None:
+        """The same of every engine; an actor that is lost meanwhile holds nothing any more."""
+        from ray.exceptions import RayActorError
+
+        for asleep in [member.handle.sleep.remote() for member in self.handout.members if member.up]:
+            with contextlib.suppress(RayActorError):
+                await asleep
+
+    def close(self) -> None:
+        """End the actors and leave the cluster; a Ray that was started here ends with it."""
+        ends = [member.handle.close.remote() for member in self.handout.members if member.up]
+        if ends:
+            self._ray.wait(ends, num_returns=len(ends), timeout=CLOSING)
+        for member in self.handout.members:
+            self._ray.kill(member.handle)
+        if self._owns:
+            self._ray.shutdown()
+
+
+def _settle(call: _Call, answer: Any) -> None:
+    if call.future.done():  # cancelled
+        return
+    if isinstance(answer, BaseException):
+        call.future.set_exception(answer)
+    else:
+        call.future.set_result(answer)
+
+
+def _anywhere(path: str) -> str:
+    """A folder by its absolute path, since actors have working folders of their own; a hub id as it is."""
+    return str(Path(path).resolve()) if Path(path).exists() else path
+
+
+def _window(path: str, trust_remote_code: bool) -> int:
+    """Tokens that a model was made for."""
+    from transformers import AutoConfig
+
+    folder = models.adapter_base(path) if models.is_adapter(path) else path
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).get_text_config(decoder=True)
+    return int(config.max_position_embeddings)
+
+
+def _line(problem: Exception) -> str:
+    return next((line.strip() for line in reversed(str(problem).splitlines()) if line.strip()), type(problem).__name__)
+
+
+def require(node: Node, hardware: Hardware) -> None:
+    """Raises ConfigError where Ray is not installed, a key of the inner engine is wrong, there is no such cluster, or
+    there is no room in it."""
+    bind(node["inner"], "engine.inner")
+    _require_ray()
+    if node["address"] is not None:
+        owns, ray = connect(node["address"])
+        room(_needs(node["inner"], hardware, node["cpus"]))
+        if owns:
+            ray.shutdown()
+
+
+def _require_ray() -> None:
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        raise ConfigError(
+            "engine=ray: Ray is not installed: pip install 'selfimprove[ray]', or engine=vllm", "engine"
+        ) from None
+
+
+def connect(address: str | None) -> tuple[bool, Any]:
+    """Whether a cluster was joined just now, for a process is in one at most, and the module `ray`.
+
+    Raises ConfigError when Ray is not installed or there is no such cluster.
+    """
+    _require_ray()
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        return False, ray
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        if address not in (None, "auto"):  # Ray itself would try for minutes
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as problem:
+        raise ConfigError(
+            f"engine.address={address}: no Ray cluster that can be joined ({_line(problem)}); start one with "
+            "`ray start --head`, or take engine.address=null for a Ray of this machine only",
+            "engine.address",
+        ) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)  # Ray's own would end the run at once
+    return True, ray
+
+
+def _needs(inner: Node, hardware: Hardware, cpus: int) -> dict[str, int]:
+    """What an actor takes of its machine, by Ray's names: GPUs only where the model is on them."""
+    return {"num_cpus": cpus} | ({"num_gpus": inner.get("parallel", 1)} if hardware.device == "cuda" else {})
+
+
+def room(needs: dict[str, int]) -> int:
+    """The actors with these needs that the machines of the cluster have room for, each on one machine. Raises
+    ConfigError when that is none."""
+    import ray
+
+    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call,unused-ignore]
+    what, each = ("GPU", needs["num_gpus"]) if "num_gpus" in needs else ("CPU", needs["num_cpus"])
+    have = [int(node["Resources"].get(what, 0)) for node in found if node["Alive"]]
+    if not (count := sum(has // each for has in have)):
+        raise ConfigError(
+            f"engine=ray: an actor needs {each} {what}, and the cluster's machines have {', '.join(map(str, have))}"
+        )
+    return count
