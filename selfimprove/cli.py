@@ -110,7 +110,10 @@ def _parser() -> argparse.ArgumentParser:
     methods.add_argument("--json", action="store_true", help="print JSON")
     methods.set_defaults(do=_methods)
 
-    doctor = commands.add_parser("doctor", help="versions against the tested ones, hardware, engines, folders")
+    doctor = commands.add_parser(
+        "doctor", help="versions against the tested ones, hardware, engines; with KEY=VALUE the memory that a run needs"
+    )
+    doctor.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. model=mistral7b hardware=gpu_24gb")
     doctor.set_defaults(do=_doctor)
     return parser
 
@@ -359,6 +362,6 @@ def _methods(chosen: argparse.Namespace) -> int:
 
 
 def _doctor(chosen: argparse.Namespace) -> int:
-    from selfimprove.doctor import report
+    from selfimprove import doctor
 
-    return report()
+    return doctor.memory(chosen.overrides) if chosen.overrides else doctor.report()

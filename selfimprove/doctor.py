@@ -1,4 +1,4 @@
-"""`selfimprove doctor`: what differs from what was tested, and what this machine can run."""
+"""`selfimprove doctor`: what differs from what was tested, what this machine can run, and what memory a run needs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import os
 import platform
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from selfimprove.memory import GB, advice, estimate, machine_memory
 
 _PACKAGED = Path(__file__).parent / "requirements.lock"
 LOCK = _PACKAGED if _PACKAGED.exists() else Path(__file__).parent.parent / "requirements.lock"
@@ -54,7 +57,7 @@ def report() -> int:
     console.print(table)
 
     console.print(f"\npython      {platform.python_version()} on {platform.platform()}")
-    console.print(f"cores       {os.cpu_count()}, memory {_memory_gb():.0f} GB")
+    console.print(f"cores       {os.cpu_count()}, memory {machine_memory() / GB:.0f} GB")
     console.print(f"GPU         {_gpus()}")
     for engine, module in _ENGINES.items():
         console.print(f"engine      {engine}: {escape(_imports(module))}", soft_wrap=True)
@@ -62,6 +65,54 @@ def report() -> int:
     console.print(f"sandbox     {sandboxes or 'none (apt-get install bubblewrap): model-written code is refused'}")
     console.print(f"run folders {Path('outputs').resolve()} (hydra.run.dir=... for another)", soft_wrap=True)
     return int(missing)
+
+
+def memory(overrides: Sequence[str]) -> int:
+    """Print what memory a run with these overrides needs, by part, and whether it fits.
+
+    Returns 0 where it does or where nobody can tell, else 1. Loads no model. Raises ConfigError for overrides that make
+    no run.
+    """
+    from selfimprove.evaluation import compose
+
+    config = compose(overrides, needs=False)
+    found, whole = estimate(config), estimate(config, row=config.model.max_length)
+    console = Console(soft_wrap=True, highlight=False)
+    model, hardware = config.model, config.hardware
+    if found is None or whole is None:
+        console.print(f"model={model.name}: what it needs is not known, for there is no config.json of a decoder")
+        return 0
+    place = "a GPU" if hardware.device == "cuda" else "this machine"
+    kind = "full" if model.lora is None else f"LoRA r={model.lora.r}{', nf4 base' if model.lora.quantize else ''}"
+    room = f"{found.room / GB:.0f} GB" if found.room else "unknown"
+    console.print(f"model={model.name} ({model.dtype}, {kind}) on hardware={hardware.name}: {place} has {room}\n")
+    table = Table("part", "GB", f"share of {place}" if found.room else "", box=None, pad_edge=False)
+    for name, parts in (("sampler", found.sampler), ("trainer", found.trainer)):
+        for part, size in parts.items():
+            table.add_row(f"{name}: {part}", f"{size / GB:.2f}", _share(size, found.room))
+        if parts:
+            table.add_row(f"{name}, all", f"{sum(parts.values()) / GB:.2f}", _share(sum(parts.values()), found.room))
+    table.add_row("most at one time", f"{found.peak / GB:.2f}", _share(found.peak, found.room))
+    console.print(table)
+    console.print()
+    if found.sequences is not None:
+        console.print(f"The sampler's cache holds {found.sequences} sequences of {model.max_length} tokens at once.")
+    if found.trainer:
+        step = f"rows of {found.row} tokens (2 x model.max_tokens, at most the window)"
+        longest = f"{sum(whole.trainer.values()) / GB:.2f} GB where all have {model.max_length}"
+        console.print(f"The trainer is counted with {step}; it needs {longest}.")
+    both = "hold it together" if found.together else "take turns (hardware.sleep)"
+    console.print(f"Sampler and trainer {both}. Rough figures: docs/hardware.md has the formulas.")
+    if found.fits:
+        console.print("fits" if found.room else "whether it fits is unknown: hardware.memory_gb is null")
+        return 0
+    remedy = advice(config)
+    console.print(f"does not fit; it would with {' '.join(remedy)}" if remedy else "does not fit, nor with other keys")
+    return 1
+
+
+def _share(size: float, room: float | None) -> str:
+    return f"{100 * size / room:.0f} %" if room else ""
 
 
 def locked() -> dict[str, str]:
@@ -86,10 +137,6 @@ def _imports(module: str) -> str:
     except Exception as problem:  # whatever a broken installation raises is what the user wants to know
         return f"does not import: {type(problem).__name__}: {problem}"
     return "imports"
-
-
-def _memory_gb() -> float:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
 
 
 def _gpus() -> str:

@@ -29,6 +29,7 @@ SLACK = 0.05  # a cost that is more by no more than this counts as equal
 # Keys that say how and where a run was done, what it is called, and what was measured besides: not what was done.
 _ASIDE = (
     *("seed", "name", "group", "tracker", "hardware", "verify.workers", "method.title", "method.summary"),
+    *("model.shape", "handover"),
     *(f"eval.{key}" for key in ("samples", "temperature", "consistency", "drift", "also")),
 )
 _NAMED = ("method", "model", "dataset", "engine", "hardware", "tracker")  # short for method.name and so on
