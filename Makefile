@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint requirements.lock
 
-.PHONY: demo test test-slow test-vllm lint bench lock clean
+.PHONY: demo test test-slow test-vllm lint bench bench-vllm lock clean
 
 demo: .venv/.demo ## the default run: install, then three rounds on the embedded model
 	.venv/bin/selfimprove run
@@ -23,6 +23,9 @@ lint: .venv/.dev
 
 bench: .venv/.dev ## the runner against its parts called by hand
 	.venv/bin/python scripts/bench.py
+
+bench-vllm: .venv-vllm/.done ## the same with vLLM's own figures
+	.venv-vllm/bin/python scripts/bench.py
 
 .venv/.demo: pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "selfimprove needs Python 3.11 or newer: make PYTHON=python3.11")'

@@ -169,7 +169,7 @@ class Overlap(Section):
 class Handover(Section):
     """After training, sampler and trainer must say the same of a few answers."""
 
-    answers: Count = 8
+    answers: Count = 4
     tolerance: Annotated[float, Field(gt=0)] | None = None  # mean nats a token; None: what rounding in the dtype allows
 
 

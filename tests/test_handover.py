@@ -40,17 +40,17 @@ def test_what_is_trained_is_what_samples_next(tmp_path, train):
     first, second = (
         json.loads((tmp_path / "rounds" / n / "policy" / "handover.json").read_text()) for n in ("000", "001")
     )
-    assert len(first["answers"]) == 8
+    assert len(first["answers"]) == 4
     assert first["answers"] == second["answers"]
     assert second["before"] == [pytest.approx(said, abs=1e-5) for said in first["after"]]
 
 
-@pytest.mark.parametrize("fault", [keeps_everything, keeps_one_layer])
-def test_a_sampler_with_old_weights_stops_the_run(tmp_path, monkeypatch, fault):
+# Training moves log-probabilities by far less than 0.1: that old weights are nearer must be enough.
+@pytest.mark.parametrize(("fault", "tolerance"), [(keeps_everything, 0.1), (keeps_one_layer, 1e-5)])
+def test_a_sampler_with_old_weights_stops_the_run(tmp_path, monkeypatch, fault, tolerance):
     monkeypatch.setattr(TransformersEngine, "load", fault)
-    # The usual learning rate moves log-probabilities by far less than any tolerance of rounding.
     with pytest.raises(RunError, match="engine=transformers does not have the weights that were trained"):
-        start(tmp_path, "rounds=1", "handover.tolerance=0.1" if fault is keeps_everything else "handover.tolerance=1e-5")
+        start(tmp_path, "rounds=1", f"handover.tolerance={tolerance}")
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["status"] == "failed"
     assert "handover.tolerance" in summary["reason"]

@@ -36,7 +36,7 @@ log = logging.getLogger("selfimprove")
 
 Adapters = Literal["merge", "request"]
 STARTS = 3  # of the engine core without a single answer in between, after which something is wrong with it
-CPU_SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # GiB; else a core stays idle
+CPU_CACHE = "2"  # GiB
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as the largest of an adapter
 
 
@@ -87,6 +87,7 @@ def engine_args(
     if hardware.device == "cpu":
         # A seeded request whose prompt is read in chunks fails on CPU (vLLM 0.31).
         options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(model.max_length, 4096)}
+        options |= {"block_size": 32}  # a prefix is shared by whole blocks, and 128 tokens, the default, are many
     else:
         options |= {"gpu_memory_utilization": memory, "enable_sleep_mode": hardware.sleep}
     if adapters == "request" and model.lora:
@@ -186,8 +187,10 @@ class VllmEngine(ServedEngine):
         require()
         super().__init__(path, model.max_length, model.trust_remote_code)
         if hardware.device == "cpu":
-            for name, value in CPU_SETTINGS.items():
-                os.environ.setdefault(name, value)
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE)
+            # By default a core is left idle. Engines that share the cores are better not bound to them.
+            cores = ",".join(map(str, sorted(os.sched_getaffinity(0)))) if parallel * (replicas or 1) == 1 else "nobind"
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores)
         self._model, self._sleeps = model, hardware.sleep
         self._merges = adapters == "merge" or model.lora is None
         self._args = engine_args(
