@@ -31,6 +31,7 @@ from selfimprove.verify.worker import OUT_OF_MEMORY
 
 Item = tuple[str, str | None, dict[str, Any]]  # text, gold, metadata (JSON)
 
+CLOSING = 5.0  # seconds for a thread to end, whose worker has been killed
 WINDOW = 4096  # items of one `run` between the oldest one not yet yielded and the newest one read
 BATCH = 256  # most items sent at once
 BATCH_SECONDS = 0.05  # work sent at once, so that cheap checks are not all pipe and slow ones spread over the workers
@@ -162,7 +163,8 @@ class Pool:
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
-            thread.join()
+            # A signal that interrupts whoever waits for an outcome can leave the outcome's lock taken, for ever.
+            thread.join(CLOSING)
         while (job := self._jobs.get()) is not None:
             job.future.cancel()
 

@@ -12,6 +12,7 @@ import pytest
 import selfimprove
 from selfimprove.errors import ConfigError
 from selfimprove.verify import Outcome
+from selfimprove.verify import pool as pool_module
 from selfimprove.verify.pool import WINDOW, Pool
 
 HOSTILE = f"{__name__.removesuffix('test_pool')}hostile_checks"
@@ -170,3 +171,15 @@ with Pool({CHECK!r}, {{}}, workers=2, seconds=1000) as pool:
     while any(map(alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not any(map(alive, workers))
+
+
+def test_a_pool_closes_though_the_lock_of_an_outcome_stays_taken(monkeypatch):
+    """As it does where a signal interrupts the thread that waits for the outcome at the wrong moment."""
+    monkeypatch.setattr(pool_module, "CLOSING", 0.5)
+    with Pool(CHECK, {}, workers=1, seconds=LIMIT) as pool:
+        outcome = pool._submit(pool_module._encode(*good(0)))
+        outcome._condition.acquire()
+        time.sleep(0.5)  # the worker's thread has come to the lock
+        begun = time.monotonic()
+    assert time.monotonic() - begun < LIMIT
+    outcome._condition.release()
