@@ -64,3 +64,19 @@ def text(tokenizer: Any, ids: list[int]) -> str:
     """The text of a completion: nothing is said of special tokens, and no blank is taken out."""
     said: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return said
+
+
+class Speaker:
+    """The part of selfimprove.policy.Engine that is about text, for engines with a `tokenizer`."""
+
+    tokenizer: Any
+
+    def render(self, prompt: str | list[Message]) -> list[int]:
+        """Token ids of a prompt, as `render` of this module says."""
+        return render(self.tokenizer, prompt)
+
+    def turn(self, text: str, ended: bool) -> list[int]:
+        return turn(self.tokenizer, text, ended)
+
+    def encode(self, text: str) -> list[int]:
+        return encode(self.tokenizer, text)

@@ -33,7 +33,7 @@ from selfimprove.errors import ConfigError
 from selfimprove.policy import Request, chat, models, require_fit, require_room
 from selfimprove.policy.sampling import Settings, choose
 from selfimprove.policy.slots import GROUPED, Pair, Prefixes, Slots
-from selfimprove.types import Message, Sample
+from selfimprove.types import Sample
 
 PREFILL_TOKENS = 8192  # padded tokens in one forward without sampling: bounds activations
 LOGIT_ENTRIES = 2**26  # tokens x vocabulary in one scoring batch: 256 MiB in float32
@@ -114,7 +114,7 @@ class _Beam:
         return self.width, self.max_tokens, -len(self.prompt_ids)
 
 
-class TransformersEngine:
+class TransformersEngine(chat.Speaker):
     """Implements selfimprove.policy.Engine with transformers.
 
     `path` is a model folder, an adapter folder or a hub id; `max_batch` the rows in flight; `max_length` the window in
@@ -168,16 +168,6 @@ class TransformersEngine:
         return weights + max(self.stats.cache_bytes, self._cache.bytes)
 
     # What a policy calls
-
-    def render(self, prompt: str | list[Message]) -> list[int]:
-        """Token ids of a prompt, as `selfimprove.policy.chat.render` says."""
-        return chat.render(self.tokenizer, prompt)
-
-    def turn(self, text: str, ended: bool) -> list[int]:
-        return chat.turn(self.tokenizer, text, ended)
-
-    def encode(self, text: str) -> list[int]:
-        return chat.encode(self.tokenizer, text)
 
     async def sample(self, request: Request) -> Sample:
         """One completion. Raises ValueError for a request that does not fit the window, and what the model raises."""

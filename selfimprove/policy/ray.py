@@ -29,7 +29,7 @@ from typing import Any
 from selfimprove.config import Hardware, Model, Node, bind
 from selfimprove.errors import ConfigError, RunError
 from selfimprove.policy import Engine, Request, chat, models
-from selfimprove.types import Message, Problem, Sample
+from selfimprove.types import Problem, Sample
 
 log = logging.getLogger("selfimprove")
 
@@ -259,7 +259,7 @@ class Handout:
             self._waiting = {}
 
 
-class RayEngine:
+class RayEngine(chat.Speaker):
     """Implements selfimprove.policy.Engine with an `inner` engine node in each of several Ray actors.
 
     `address` is that of a cluster, `auto` the one of this machine or of RAY_ADDRESS, None a Ray of this process alone.
@@ -291,16 +291,6 @@ class RayEngine:
         opening = partial(make, base, model, hardware, problems)
         handles = [actor.remote(opening, base) for _ in range(actors or room(needs))]
         self.handout = Handout(handles, base, hardware.max_batch)
-
-    def render(self, prompt: str | list[Message]) -> list[int]:
-        """Token ids of a prompt, as `selfimprove.policy.chat.render` says."""
-        return chat.render(self.tokenizer, prompt)
-
-    def turn(self, text: str, ended: bool) -> list[int]:
-        return chat.turn(self.tokenizer, text, ended)
-
-    def encode(self, text: str) -> list[int]:
-        return chat.encode(self.tokenizer, text)
 
     async def sample(self, request: Request) -> Sample:
         """One completion. Raises what the inner engine raises, RunError when actors do not stay up."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from selfimprove.errors import RunError
 from selfimprove.policy import Request, chat, models, require_fit, require_room
-from selfimprove.types import Message, Sample
+from selfimprove.types import Sample
 
 
 class Answer(NamedTuple):
@@ -18,7 +18,7 @@ class Answer(NamedTuple):
     stopped: bool  # by an end token or a stop string
 
 
-class ServedEngine:
+class ServedEngine(chat.Speaker):
     """The part of selfimprove.policy.Engine that makes requests of vLLM's and reads its answers.
 
     `path` is a model folder, an adapter folder or a hub id; `max_length` the window in tokens. `name` is the engine's
@@ -33,16 +33,6 @@ class ServedEngine:
         self.max_length = max_length
         self.ends = frozenset(_end_tokens(self.tokenizer, self.base))
         self._open = 0  # requests in flight
-
-    def render(self, prompt: str | list[Message]) -> list[int]:
-        """Token ids of a prompt, as `selfimprove.policy.chat.render` says."""
-        return chat.render(self.tokenizer, prompt)
-
-    def turn(self, text: str, ended: bool) -> list[int]:
-        return chat.turn(self.tokenizer, text, ended)
-
-    def encode(self, text: str) -> list[int]:
-        return chat.encode(self.tokenizer, text)
 
     async def sample(self, request: Request) -> Sample:
         """One completion. Raises ValueError for a request that does not fit the window, RunError when vLLM does not
