@@ -22,6 +22,7 @@ from typing import Any
 
 from selfimprove.config import Config, Model, Node, Shape, function
 from selfimprove.policy.models import quiet_hub, resolve
+from selfimprove.policy.vllm import CPU_CACHE
 from selfimprove.train import BATCH_SIZE
 
 GB = 1e9
@@ -29,7 +30,6 @@ GB = 1e9
 # What no formula gives, in bytes.
 SAMPLER = 2.0e9  # vLLM on a GPU: CUDA context, compiled graphs, one batch of prompts being read
 SAMPLER_CPU = 1.0e9  # vLLM on a CPU: its process
-CPU_CACHE = 2 * 2**30  # VLLM_CPU_KVCACHE_SPACE as policy/vllm.py sets it
 SLEEPING = 1.0e9  # a sampler that sleeps: CUDA context and graphs stay (vLLM's sleep mode, level 1)
 TRAINER = 1.5e9  # CUDA context, workspaces, fragments
 PROCESS = 0.65e9  # Python with torch, transformers and TRL, without a GPU
@@ -166,7 +166,8 @@ def _sampler(
     overhead = 4 * 4 * hardware.max_batch * shape.vocabulary
     overhead += SAMPLER_CPU if hardware.device == "cpu" else SAMPLER
     window = token * model.max_length
-    cache = CPU_CACHE if hardware.device == "cpu" else share * (room or 0.0) - weights - overhead  # all of its share
+    rest = share * (room or 0.0) - weights - overhead  # on a GPU it takes all of its share
+    cache = CPU_CACHE * 2**30 if hardware.device == "cpu" else rest
     sequences = int(max(0.0, cache) // window)
     return {"weights": weights, "keys and values": max(cache, window), "overhead": overhead}, sequences
 

@@ -36,7 +36,7 @@ log = logging.getLogger("selfimprove")
 
 Adapters = Literal["merge", "request"]
 STARTS = 3  # of the engine core without a single answer in between, after which something is wrong with it
-CPU_CACHE = "2"  # GiB
+CPU_CACHE = 2  # GiB of keys and values
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as the largest of an adapter
 
 
@@ -172,37 +172,18 @@ class VllmEngine(ServedEngine):
 
     name = "vllm"
 
-    def __init__(
-        self,
-        path: str,
-        model: Model,
-        hardware: Hardware,
-        *,
-        memory: float = 0.9,
-        parallel: int = 1,
-        replicas: int | None = None,
-        eager: bool = False,
-        adapters: Adapters = "merge",
-    ) -> None:
+    def __init__(self, path: str, model: Model, hardware: Hardware, **options: Any) -> None:
         require()
         super().__init__(path, model.max_length, model.trust_remote_code)
-        if hardware.device == "cpu":
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE)
-            # By default a core is left idle. Engines that share the cores are better not bound to them.
-            cores = ",".join(map(str, sorted(os.sched_getaffinity(0)))) if parallel * (replicas or 1) == 1 else "nobind"
-            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores)
         self._model, self._sleeps = model, hardware.sleep
-        self._merges = adapters == "merge" or model.lora is None
-        self._args = engine_args(
-            self.base,
-            model,
-            hardware,
-            memory=memory,
-            parallel=parallel,
-            replicas=replicas,
-            eager=eager,
-            adapters=adapters,
-        )
+        self._args = engine_args(self.base, model, hardware, **options)
+        self._merges = not self._args.enable_lora
+        if hardware.device == "cpu":
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(CPU_CACHE))
+            # By default a core is left idle. Engines that share the cores are better not bound to them.
+            alone = self._args.tensor_parallel_size * self._args.data_parallel_size == 1
+            cores = ",".join(map(str, sorted(os.sched_getaffinity(0)))) if alone else "nobind"
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores)
         self._llm: Any = None
         self._asleep = False
         self._adapter: Any = None  # the LoRARequest that goes along with each request
