@@ -159,13 +159,7 @@ def require_training(config: Config) -> None:
 
     how, lora = config.hardware.training, config.model.lora
     train.require(lora.model_dump() if lora else None, how, config.hardware.device)
-    batch_size = config.slot("train").get("batch_size", train.BATCH_SIZE)
-    if batch_size % how.processes:
-        raise ConfigError(
-            f"the train slot's batch_size is {batch_size}: it must be a multiple of "
-            f"hardware.training.processes={how.processes}",
-            "hardware.training.processes",
-        )
+    train.require_shares(config.slot("train").get("batch_size", train.BATCH_SIZE), how.processes)
 
 
 def also_heldout(config: Config) -> list[Problem]:

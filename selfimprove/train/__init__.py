@@ -76,14 +76,20 @@ class Optimization(TypedDict, total=False):
 
 
 def planned(lengths: Sequence[int], context: TrainContext, options: Optimization) -> list[int]:
-    """`plan` for these options. Raises ConfigError when the processes cannot share a batch evenly."""
-    batch_size, processes = options.get("batch_size", BATCH_SIZE), context.training.processes
+    """`plan` for these options. Raises ConfigError as `require_shares` does."""
+    batch_size = options.get("batch_size", BATCH_SIZE)
+    require_shares(batch_size, context.training.processes)
+    return plan(lengths, options.get("epochs", 1), batch_size, context.seed)
+
+
+def require_shares(batch_size: int, processes: int) -> None:
+    """Raises ConfigError when the processes cannot share a batch evenly."""
     if batch_size % processes:
         raise ConfigError(
-            f"train.batch_size is {batch_size}: it must be a multiple of hardware.training.processes={processes}",
+            f"the train slot's batch_size is {batch_size}: it must be a multiple of "
+            f"hardware.training.processes={processes}",
             "hardware.training.processes",
         )
-    return plan(lengths, options.get("epochs", 1), batch_size, context.seed)
 
 
 def plan(lengths: Sequence[int], epochs: float, batch_size: int, seed: int) -> list[int]:
