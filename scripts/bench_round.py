@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench_vllm import python, selfimprove
+from bench_train import by_trl
+from children import python, selfimprove
 
 from selfimprove import config as configuration
 from selfimprove import store
@@ -49,7 +50,7 @@ def round_vs_phases(repeats: int = 3) -> dict[str, Any]:
             )
             begun, ended = store.read_json(path / "clock.json")
             whole.append(ended - begun)
-            phases.append(json.loads(python("bench_round", "bare", str(path)).splitlines()[-1]))
+            phases.append(json.loads(python("bench_round", "bare", str(path))))
     bare_seconds = [sum(found.values()) for found in phases]
     return {
         "value": statistics.median(whole) / statistics.median(bare_seconds),
@@ -111,41 +112,10 @@ def bare(folder: str) -> None:
         timed("filter", lambda: list(bind(config.slot("filter"), "filter")(groups, seed=0)))
         rows = list(store.read_records(path / "rounds" / "000" / "examples.parquet", Example))
         with tempfile.TemporaryDirectory() as out:
-            timed("train", lambda: _trl(rows, start, out, config))
+            train_node, micro = config.slot("train"), config.hardware.micro_batch
+            batch, rate = train_node["batch_size"], train_node["learning_rate"]
+            timed("train", lambda: by_trl(start, Path(out), rows, batch, micro, rate))
             timed("handover", lambda: engine.load(out))
         judged = timed("evaluate", lambda: checked(heldout, answers(heldout, 1, 0)))
         assert len(judged) == len(heldout)
     print(json.dumps(seconds))
-
-
-def _trl(rows: list[Example], start: str, out: str, config: Config) -> None:
-    """TRL's SFTTrainer on these rows, from loading the model to having saved it."""
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
-
-    from selfimprove.train import plan
-    from selfimprove.train.sft import row
-
-    batch, micro = config.slot("train")["batch_size"], config.hardware.micro_batch
-    order = plan([example.tokens for example in rows], config.slot("train")["epochs"], batch, seed=0)
-    settings = SFTConfig(
-        output_dir=out,
-        num_train_epochs=1,
-        per_device_train_batch_size=min(micro, batch),
-        gradient_accumulation_steps=max(1, batch // micro),
-        learning_rate=config.slot("train")["learning_rate"],
-        train_sampling_strategy="sequential",
-        dataset_kwargs={"skip_prepare_dataset": True},
-        max_length=None,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-        logging_strategy="no",
-        report_to=[],
-        save_strategy="no",
-    )
-    trainer = SFTTrainer(model=start, args=settings, train_dataset=Dataset.from_list([row(rows[i]) for i in order]))
-    trainer.train()
-    trainer.save_model()

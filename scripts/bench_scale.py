@@ -11,12 +11,13 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from children import command, environment
 
 from selfimprove.store import count_records, read_json
 from selfimprove.train import TrainContext
@@ -90,10 +91,10 @@ def million(trajectories: int = 1_000_000, samples: int = 16) -> dict[str, Any]:
         whole = time.perf_counter() - begun
         summary = read_json(folder / "run" / "summary.json")
         seconds = summary["rounds"][0]["seconds"]
-        for command in (["report"], ["compare", "--out", str(folder / "compare.html")]):
+        for words in (["report"], ["compare", "--out", str(folder / "compare.html")]):
             begun = time.perf_counter()
-            peaks[command[0]] = _peak([*command, str(folder / "run")], folder)
-            seconds[command[0]] = time.perf_counter() - begun
+            peaks[words[0]] = _peak([*words, str(folder / "run")], folder)
+            seconds[words[0]] = time.perf_counter() - begun
         path = folder / "run" / "rounds" / "000"
         return {
             "value": max(peaks.values()),
@@ -116,10 +117,9 @@ def _peak(arguments: Sequence[str], folder: Path) -> float:
     second. Pages that several of them share are counted once (PSS). Raises RuntimeError where the command fails."""
     import psutil
 
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", "from selfimprove.cli import main; main()", *arguments]
+    own = environment() | {"OMP_NUM_THREADS": "1"}
     with (folder / "said").open("w+") as said:
-        process = psutil.Popen(command, stdout=said, stderr=said, stdin=subprocess.DEVNULL, env=environment)
+        process = psutil.Popen(command(*arguments), stdout=said, stderr=said, stdin=subprocess.DEVNULL, env=own)
         most = 0
         while process.poll() is None:
             held = 0

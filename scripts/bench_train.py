@@ -19,7 +19,7 @@ Trainer = Callable[[str, Path, list[Example], int], None]  # (start, folder to s
 def train_vs_trl(repeats: int = 3) -> dict[str, Any]:
     """Tokens a second through `sft` over TRL's SFTTrainer called by hand on the same rows and device steps, each
     from loading the model to having saved it, in float32 on a CPU. The value is the worst shape's ratio of medians."""
-    shapes = {"tiny": _compare("tiny", repeats, 1024, 32, _trl), "135m": _compare("135m", repeats, 16, 8, _trl)}
+    shapes = {"tiny": _compare("tiny", repeats, 1024, 32, by_trl), "135m": _compare("135m", repeats, 16, 8, by_trl)}
     return {"value": min(result["value"] for result in shapes.values()), **shapes}
 
 
@@ -55,7 +55,7 @@ def _compare(shape: str, repeats: int, rows: int, batch: int, other: Trainer) ->
     return {
         "value": mine / theirs,
         "ours_tokens_per_second": mine,
-        f"{other.__name__.strip('_')}_tokens_per_second": theirs,
+        f"{other.__name__.removeprefix('by_').strip('_')}_tokens_per_second": theirs,
         "tokens": tokens,
         "pairs": pairs,
         "threads": torch.get_num_threads(),
@@ -89,16 +89,19 @@ def _table(examples: list[Example], batch: int) -> list[dict[str, Any]]:
     return [row(examples[i]) for i in plan([example.tokens for example in examples], 1, batch, seed=0)]
 
 
-def _trl(start: str, out: Path, examples: list[Example], batch: int) -> None:
+def by_trl(
+    start: str, out: Path, examples: list[Example], batch: int, micro: int = MICRO, learning_rate: float = 1e-5
+) -> None:
+    """TRL's SFTTrainer called by hand, from loading the model to having saved it."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     config = SFTConfig(
         output_dir=str(out),
         num_train_epochs=1,
-        per_device_train_batch_size=MICRO,
-        gradient_accumulation_steps=batch // MICRO,
-        learning_rate=1e-5,
+        per_device_train_batch_size=min(micro, batch),
+        gradient_accumulation_steps=max(1, batch // micro),
+        learning_rate=learning_rate,
         train_sampling_strategy="sequential",
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,

@@ -6,15 +6,15 @@ Runs are `selfimprove run` in a process of its own, and their seconds are those 
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
+
+from children import python, selfimprove
 
 from selfimprove import store
 from selfimprove.types import Attempt, Example, Trajectory
@@ -55,28 +55,25 @@ def runner_vs_vllm(repeats: int = 3, problems: int = 32, samples: int = 4) -> di
                 ],
             )
             said = python("bench_vllm", "raw", model, str(asked))
-            speeds["vllm"].append(float(said.splitlines()[-1]))
+            speeds["vllm"].append(float(said))
     ours, theirs = (statistics.median(speeds[name]) for name in ("runner", "vllm"))
     return {"value": ours / theirs, "tokens_per_second": speeds, "requests": problems * samples}
 
 
 def raw(model: str, requests: str) -> None:
-    """Print the tokens a second of `vllm.LLM.generate` on these requests."""
+    """Print the tokens a second of `vllm.LLM.generate` on these requests, by vLLM with the settings that a run has."""
+    from selfimprove.policy.vllm import engine_args, prepare_cpu, require
+
+    require()
     from vllm import LLM, SamplingParams
+    from vllm.engine.arg_utils import EngineArgs
 
     asked = json.loads(Path(requests).read_text())
-    llm = LLM(
-        model=model,
-        dtype=DTYPE,
-        max_model_len=512,
-        max_num_seqs=BATCH,
-        enforce_eager=True,
-        enable_prefix_caching=True,
-        enable_chunked_prefill=False,
-        max_num_batched_tokens=4096,
-        logprobs_mode="raw_logprobs",
-        disable_log_stats=True,
-    )
+    config = _config(model)
+    args = engine_args(model, config.model, config.hardware, eager=True)
+    prepare_cpu(args)
+    own = {field.name: getattr(args, field.name) for field in fields(EngineArgs)}
+    llm = LLM(**own | {"worker_extension_cls": ""})
     prompts = [{"prompt_token_ids": request["ids"]} for request in asked]
     params = [
         SamplingParams(temperature=1.0, max_tokens=TOKENS, seed=request["seed"], logprobs=0, detokenize=False)
@@ -102,7 +99,7 @@ def handover_vs_cold_start(repeats: int = 3) -> dict[str, Any]:
             summary = _run(path, model, "dataset.train_size=8", "method.generate.n=1", f"seed={repeat}", *LEARNS)
             seconds["handover"].append(summary["rounds"][0]["seconds"]["handover"])
             said = python("bench_vllm", "cold", str(path / "rounds" / "000" / "policy"))
-            seconds["cold_start"].append(float(said.splitlines()[-1]))
+            seconds["cold_start"].append(float(said))
     handover, cold = (statistics.median(seconds[name]) for name in ("handover", "cold_start"))
     return {"value": handover / cold, "seconds": seconds, "probe": summary["rounds"][0]["handover"]}
 
@@ -122,11 +119,10 @@ def cold(model: str) -> None:
     import vllm  # noqa: F401
     from vllm.v1.engine.async_llm import AsyncLLM  # noqa: F401
 
-    from selfimprove.evaluation import compose
     from selfimprove.policy import Request
     from selfimprove.round import open_engine
 
-    config = compose([f"model.path={model}", *SETTING])
+    config = _config(model)
     begun = time.perf_counter()
     engine = open_engine(config, model, ())
     asyncio.run(engine.sample(Request((5, 6, 7), 1, seed=0)))
@@ -139,11 +135,10 @@ def vllm_vs_transformers(repeats: int = 3, samples: int = 8) -> dict[str, Any]:
     best of several batch sizes, both in float32; the ratio of medians."""
     from bench import SHAPES, sampling
 
-    from selfimprove.evaluation import compose
     from selfimprove.round import open_engine
 
     def engine(folder: str) -> Any:
-        return open_engine(compose([f"model.path={folder}", *SETTING]), folder, ())
+        return open_engine(_config(folder), folder, ())
 
     with tempfile.TemporaryDirectory() as name:
         return sampling(
@@ -176,34 +171,12 @@ def _model(folder: Path) -> str:
     return random_model(folder / "model", "135m")
 
 
+def _config(model: str) -> Any:
+    from selfimprove.evaluation import compose
+
+    return compose([f"model.path={model}", *SETTING])
+
+
 def _run(path: Path, model: str, *overrides: str) -> dict[str, Any]:
     """summary.json of one round on arithmetic problems."""
     return selfimprove(path, f"model.path={model}", "rounds=1", "dataset.heldout_size=8", *SETTING, *overrides)
-
-
-def selfimprove(path: Path, *overrides: str) -> dict[str, Any]:
-    """summary.json of `selfimprove run OVERRIDES` into a folder."""
-    command = "from selfimprove.cli import main; main()"
-    _child([sys.executable, "-c", command, "run", f"hydra.run.dir={path}", *overrides])
-    found: dict[str, Any] = store.read_json(path / "summary.json")
-    return found
-
-
-def python(module: str, function: str, *arguments: str) -> str:
-    """What a function of a module prints, in a process of its own."""
-    command = f"import sys, {module}; {module}.{function}(*sys.argv[1:])"
-    return _child([sys.executable, "-c", command, *arguments])
-
-
-def _child(command: list[str]) -> str:
-    """What a command prints. Raises RuntimeError with its last words where it fails."""
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])),
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_CPU_KVCACHE_SPACE": "2",
-        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
-    }
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command[2:])}: {done.stderr[-2000:]}")
-    return done.stdout

@@ -115,6 +115,15 @@ def engine_args(
     )
 
 
+def prepare_cpu(args: AsyncEngineArgs) -> None:
+    """Set what vLLM's CPU build reads from the environment, unless it is set."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(CPU_CACHE))
+    # By default a core is left idle. Engines that share the cores are better not bound to them.
+    alone = args.tensor_parallel_size * args.data_parallel_size == 1
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0)))) if alone else "nobind"
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores)
+
+
 def _rank(lora: Lora) -> int:
     """The smallest of vLLM's ranks that holds the adapter's. Raises ConfigError when there is none."""
     if lora.r > RANKS[-1]:
@@ -179,11 +188,7 @@ class VllmEngine(ServedEngine):
         self._args = engine_args(self.base, model, hardware, **options)
         self._merges = not self._args.enable_lora
         if hardware.device == "cpu":
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(CPU_CACHE))
-            # By default a core is left idle. Engines that share the cores are better not bound to them.
-            alone = self._args.tensor_parallel_size * self._args.data_parallel_size == 1
-            cores = ",".join(map(str, sorted(os.sched_getaffinity(0)))) if alone else "nobind"
-            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores)
+            prepare_cpu(self._args)
         self._llm: Any = None
         self._asleep = False
         self._adapter: Any = None  # the LoRARequest that goes along with each request
