@@ -51,10 +51,10 @@ def start(config: Config, path: Path) -> dict[str, Any]:
     if config.method.probe and not any(problem.split == "dev" for problem in prepared[0]):
         raise ConfigError(f"method={config.method.name} tunes itself on dev problems: set dataset.dev_size", "dataset")
     run = store.Run(path, config.method.refresh)
-    run.lock()
-    store.write_text(path / "config.yaml", configuration.dump(config))  # with it the folder is a run
-    _write_problems(run, prepared, also)
-    return _run(config, run)
+    with run.lock():
+        store.write_text(path / "config.yaml", configuration.dump(config))  # with it the folder is a run
+        _write_problems(run, prepared, also)
+        return _run(config, run)
 
 
 def resume(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -66,8 +66,13 @@ def resume(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     config = with_budget(configuration.read(path / "config.yaml"), overrides)
     run = store.Run(path, config.method.refresh)
-    run.lock()
     setup_logging(None)
+    with run.lock():
+        return _resume(config, run, overrides)
+
+
+def _resume(config: Config, run: store.Run, overrides: Sequence[str]) -> dict[str, Any]:
+    path = run.path
     if overrides:
         store.write_text(path / "config.yaml", configuration.dump(config))
     if (path / "summary.json").exists():

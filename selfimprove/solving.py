@@ -64,16 +64,16 @@ def evaluate_solver(policy: str | None, overrides: Sequence[str], path: Path | N
         raise ConfigError(f"{path} already holds a run or an evaluation: `selfimprove resume {path}` continues it")
     verifiers = require_verifiers(config)
     folder = Folder(path)
-    folder.lock()
-    problems = [problem for problem in chosen.problems if problem.split != "train"]
-    weights = chosen.weights
-    if Path(weights.path).exists():  # so that it is found again from elsewhere
-        weights = replace(weights, path=str(Path(weights.path).resolve()))
-    store.write_records(path / "problems.parquet", problems, Problem)
-    store.write_json(path / "environment.json", {**environment(), **verifiers})
-    store.write_json(path / "summary.json", _head(config, weights, "running"))
-    store.write_text(path / "config.yaml", configuration.dump(config))  # with it the folder is an evaluation
-    return _run(config, folder, problems, weights)
+    with folder.lock():
+        problems = [problem for problem in chosen.problems if problem.split != "train"]
+        weights = chosen.weights
+        if Path(weights.path).exists():  # so that it is found again from elsewhere
+            weights = replace(weights, path=str(Path(weights.path).resolve()))
+        store.write_records(path / "problems.parquet", problems, Problem)
+        store.write_json(path / "environment.json", {**environment(), **verifiers})
+        store.write_json(path / "summary.json", _head(config, weights, "running"))
+        store.write_text(path / "config.yaml", configuration.dump(config))  # with it the folder is an evaluation
+        return _run(config, folder, problems, weights)
 
 
 def is_evaluation(path: Path) -> bool:
@@ -86,8 +86,13 @@ def resume(path: Path) -> dict[str, Any]:
     """Continue an interrupted evaluation; a complete one is shown again. Returns its summary."""
     config = configuration.read(path / "config.yaml", needs=False)
     folder = Folder(path)
-    folder.lock()
     setup_logging(None)
+    with folder.lock():
+        return _resume(config, folder)
+
+
+def _resume(config: Config, folder: Folder) -> dict[str, Any]:
+    path = folder.path
     summary = store.read_json(path / "summary.json")
     if summary["status"] == "complete":
         log.info("%s is complete: nothing to do", path)

@@ -207,25 +207,29 @@ class Run:
     def __init__(self, path: Path, refresh: int = 1) -> None:
         self.path, self.refresh = path, refresh
         self.found: list[str] = []  # phases that this process found whole
-        self._lock: Any = None
 
     def __str__(self) -> str:
         return str(self.path)
 
-    def lock(self) -> None:
-        """Hold the folder for this process. Raises ConfigError when another process holds it."""
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for this process. Raises ConfigError when it is held already."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / ".lock").open("a+")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            raise ConfigError(
-                f"{self.path} is in use by process {self._lock.read() or '?'}: wait for it or stop it"
-            ) from None
-        self._lock.truncate(0)
-        self._lock.write(str(os.getpid()))
-        self._lock.flush()
+        with (self.path / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                raise ConfigError(
+                    f"{self.path} is in use by process {file.read() or '?'}: wait for it or stop it"
+                ) from None
+            try:
+                file.truncate(0)
+                file.write(str(os.getpid()))
+                file.flush()
+                yield
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)  # closing does not do where a forked process has the file too
 
     def round(self, number: int) -> Path:
         """The folder of a pass; -1 is the base policy's, which is only evaluated."""

@@ -109,13 +109,24 @@ def test_a_folder_in_use_is_refused_and_a_killed_owner_frees_it(tmp_path):
         import sys, time
         from pathlib import Path
         from selfimprove.store import Run
-        run = Run(Path({str(tmp_path)!r})); run.lock(); print("locked", flush=True); time.sleep(60)
+        with Run(Path({str(tmp_path)!r})).lock():
+            print("locked", flush=True); time.sleep(60)
         """
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         assert owner.stdout.readline() == "locked\n"
-        with pytest.raises(ConfigError, match=f"in use by process {owner.pid}"):
-            store.Run(tmp_path).lock()
+        with pytest.raises(ConfigError, match=f"in use by process {owner.pid}"), store.Run(tmp_path).lock():
+            pass
         os.kill(owner.pid, signal.SIGKILL)
-    store.Run(tmp_path).lock()
+    with store.Run(tmp_path).lock():
+        pass
+
+
+def test_a_folder_is_free_when_its_run_has_ended_though_a_forked_process_has_its_file(tmp_path):
+    with store.Run(tmp_path).lock():
+        if (child := os.fork()) == 0:
+            signal.pause()
+    with store.Run(tmp_path).lock():
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
