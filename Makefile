@@ -7,8 +7,8 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet --cons
 demo: .venv/.demo ## the default run: install, then three rounds on the embedded model
 	.venv/bin/selfimprove run
 
-test: .venv/.dev ## the whole fast suite
-	.venv/bin/pytest
+test: .venv/.dev ## the whole fast suite, on up to four cores
+	.venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test-slow: .venv/.dev ## checks that take minutes or download from the package index
 	.venv/bin/pytest -m slow

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+# Before anything loads torch: suites run side by side, and two pools of threads on the same cores wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SCRIPT = Path(sys.executable).parent / "selfimprove"
 
 # A run of a few seconds: every phase, two shards, on the embedded model.

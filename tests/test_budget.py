@@ -72,7 +72,6 @@ def test_resume_changes_budgets_and_nothing_else():
         run.with_budget(config, ["budget.rounds=0"])
 
 
-@pytest.mark.slow
 def test_a_run_stops_is_killed_and_goes_on_with_a_higher_budget(cli, tmp_path):
     folder = tmp_path / "run"
     done = cli("run", *SMALL, "rounds=3", "budget.rounds=1", f"hydra.run.dir={folder}")

@@ -120,36 +120,37 @@ def test_threads_do_not_mix_and_nothing_is_left(name: str) -> None:
 # What is refused before anything runs
 
 
-def test_no_bubblewrap_is_refused_with_its_install_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A folder with all tools of the sandbox but bwrap, which is the only one that they are looked for in."""
     for tool in ("prlimit", "setpriv"):
         (tmp_path / tool).symlink_to(shutil.which(tool) or "/none")
     monkeypatch.setenv("PATH", str(tmp_path))
-    sandbox._tool.cache_clear()
-    sandbox._fixed_options.cache_clear()
+    remembered = (sandbox._tool, sandbox._fixed_options)
+    for found in remembered:
+        found.cache_clear()
+    yield tmp_path
+    for found in remembered:
+        found.cache_clear()
+
+
+def test_no_bubblewrap_is_refused_with_its_install_command(tools: Path) -> None:
     with pytest.raises(ConfigError, match=r"verifier.sandbox=bubblewrap.*apt-get install bubblewrap") as caught:
         sandbox.require("bubblewrap")
     assert "unsafe_subprocess" in str(caught.value)
     assert "\n" not in str(caught.value)
     sandbox.require("unsafe_subprocess")
-    sandbox._tool.cache_clear()
 
 
-def test_a_bubblewrap_that_cannot_work_is_refused_with_what_it_said(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    for tool in ("prlimit", "setpriv"):
-        (tmp_path / tool).symlink_to(shutil.which(tool) or "/none")
-    (tmp_path / "bwrap").write_text("#!/bin/sh\necho 'bwrap: Creating new namespace failed' >&2\nexit 1\n")
-    (tmp_path / "bwrap").chmod(0o755)
-    for folder in (tmp_path, *tmp_path.parents[:2]):  # root runs it as another user
-        folder.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    sandbox._tool.cache_clear()
-    sandbox._fixed_options.cache_clear()
+def test_a_bubblewrap_that_cannot_work_is_refused_with_what_it_said(tools: Path) -> None:
+    (tools / "bwrap").write_text("#!/bin/sh\necho 'bwrap: Creating new namespace failed' >&2\nexit 1\n")
+    (tools / "bwrap").chmod(0o755)
+    temporary = Path(tempfile.gettempdir())
+    for folder in (tools, *tools.parents):  # root runs it as another user
+        if folder != temporary and folder.is_relative_to(temporary):
+            folder.chmod(0o755)
     with pytest.raises(ConfigError, match="Creating new namespace failed"):
         sandbox.require("bubblewrap")
-    sandbox._tool.cache_clear()
-    sandbox._fixed_options.cache_clear()
 
 
 def test_unknown_sandbox_is_refused() -> None:
