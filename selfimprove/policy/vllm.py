@@ -85,9 +85,8 @@ def engine_args(
 
     options: dict[str, Any] = {}
     if hardware.device == "cpu":
-        # A seeded request whose prompt is read in chunks fails on CPU (vLLM 0.31).
-        options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(model.max_length, 4096)}
         options |= {"block_size": 32}  # a prefix is shared by whole blocks, and 128 tokens, the default, are many
+        options |= {"logits_processors": ["selfimprove.policy.vllm_draw:Draw"]}
     else:
         options |= {"gpu_memory_utilization": memory, "enable_sleep_mode": hardware.sleep}
     if adapters == "request" and model.lora:
@@ -187,6 +186,7 @@ class VllmEngine(ServedEngine):
         self._model, self._sleeps = model, hardware.sleep
         self._args = engine_args(self.base, model, hardware, **options)
         self._merges = not self._args.enable_lora
+        self._draws = bool(self._args.logits_processors)
         if hardware.device == "cpu":
             prepare_cpu(self._args)
         self._llm: Any = None
@@ -242,6 +242,10 @@ class VllmEngine(ServedEngine):
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
 
+        from selfimprove.policy.vllm_draw import HOW
+
+        if self._draws and settings.get("seed") is not None and settings["temperature"] > 0:
+            settings |= {"extra_args": {name: settings.pop(name) for name in HOW}, "temperature": 0.0}
         params = SamplingParams(
             output_kind=RequestOutputKind.FINAL_ONLY, detokenize=bool(settings.get("stop")), **settings
         )

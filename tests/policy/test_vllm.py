@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +71,26 @@ def test_a_seed_gives_the_same_sample_again_and_another_seed_another(loop, engin
     first, again = (loop.run(answers(engine, questions(24), n=2)) for _ in range(2))
     assert [[s.completion_ids for s in g] for g in first] == [[s.completion_ids for s in g] for g in again]
     assert any(a.completion_ids != b.completion_ids for a, b in first)
+
+
+def test_tokens_are_drawn_as_often_as_they_are_probable(loop, engine) -> None:
+    policy, n = Policy(engine, seed=0, max_tokens=1), 4000
+    said: dict[int, float] = {}  # the policy's own probabilities
+
+    def shares(**options: float) -> dict[int, float]:
+        drawn = loop.run(policy.sample("12 + ", n, **options))
+        said.update({sample.completion_ids[0]: math.exp(sample.logprobs[0]) for sample in drawn})
+        return {token: count / n for token, count in Counter(sample.completion_ids[0] for sample in drawn).items()}
+
+    for token, share in shares().items():
+        assert share == pytest.approx(said[token], abs=4 * math.sqrt(said[token] / n) + 1 / n)
+    first, second, third = sorted(said, key=lambda token: said[token], reverse=True)[:3]
+    assert said[third] > 0.01, "a prompt that leaves little open tests nothing"
+    warm = shares(temperature=2.0)
+    assert warm[first] / warm[second] == pytest.approx(math.sqrt(said[first] / said[second]), rel=0.15)
+    assert shares(top_k=2).keys() == {first, second}
+    assert shares(top_p=said[first] + said[second] / 2).keys() == {first, second}
+    assert shares(top_p=said[first] / 2).keys() == {first}
 
 
 def test_a_stop_string_ends_a_sample_and_is_kept(loop, engine) -> None:
@@ -168,7 +190,7 @@ def test_an_engine_core_that_is_killed_is_started_again_and_only_what_it_had_not
     generate, sample = AsyncLLM.generate, engine.sample
 
     def noting(self, prompt, params, *args, **options):
-        asked.append(params.seed)
+        asked.append(params.extra_args["seed"])
         return generate(self, prompt, params, *args, **options)
 
     async def noting_answer(request) -> Sample:
