@@ -68,6 +68,8 @@ def raw(model: str, requests: str) -> None:
     from vllm import LLM, SamplingParams
     from vllm.engine.arg_utils import EngineArgs
 
+    from selfimprove.policy.vllm_draw import drawn
+
     asked = json.loads(Path(requests).read_text())
     config = _config(model)
     args = engine_args(model, config.model, config.hardware, eager=True)
@@ -75,8 +77,9 @@ def raw(model: str, requests: str) -> None:
     own = {field.name: getattr(args, field.name) for field in fields(EngineArgs)}
     llm = LLM(**own | {"worker_extension_cls": ""})
     prompts = [{"prompt_token_ids": request["ids"]} for request in asked]
+    how = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
     params = [
-        SamplingParams(temperature=1.0, max_tokens=TOKENS, seed=request["seed"], logprobs=0, detokenize=False)
+        SamplingParams(**drawn({"seed": request["seed"], **how}), max_tokens=TOKENS, logprobs=0, detokenize=False)
         for request in asked
     ]
     llm.generate(prompts[:8], params[:8], use_tqdm=False)

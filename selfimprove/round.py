@@ -294,7 +294,7 @@ def train(session: Session, number: int, weights: Weights, node: Node) -> Weight
     return Weights(str(folder / "policy"), number + 1, session.run.made(number, "train")["policy"])
 
 
-_PROBE_TOKENS = 64  # of an answer
+_PROBE_TOKENS = 32  # of an answer
 
 
 def _probe(session: Session) -> list[tuple[list[int], list[int]]]:

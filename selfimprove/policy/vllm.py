@@ -242,10 +242,10 @@ class VllmEngine(ServedEngine):
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        from selfimprove.policy.vllm_draw import HOW
+        from selfimprove.policy.vllm_draw import drawn
 
         if self._draws and settings.get("seed") is not None and settings["temperature"] > 0:
-            settings |= {"extra_args": {name: settings.pop(name) for name in HOW}, "temperature": 0.0}
+            settings = drawn(settings)
         params = SamplingParams(
             output_kind=RequestOutputKind.FINAL_ONLY, detokenize=bool(settings.get("stop")), **settings
         )

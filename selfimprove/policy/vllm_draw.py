@@ -20,6 +20,12 @@ from selfimprove.seeds import derive
 HOW = ("seed", "temperature", "top_k", "top_p")  # of a request, which has them in `extra_args`
 
 
+def drawn(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a request, changed so that its tokens are drawn here."""
+    others = {name: value for name, value in settings.items() if name not in HOW}
+    return others | {"temperature": 0.0, "extra_args": {name: settings[name] for name in HOW}}
+
+
 class Draw(LogitsProcessor):  # type: ignore[misc]
     """Draws for the requests that say how; the others are left to vLLM."""
 
