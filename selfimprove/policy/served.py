@@ -68,13 +68,14 @@ class ServedEngine(chat.Speaker):
         ids = (*prompt_ids, *completion_ids)
         # A prompt whose log-probabilities are wanted is read from its start, past the prefix cache. So a single token
         # is scored as the only one that vLLM may sample next. That also scores the last one where the window is full,
-        # since vLLM answers no request without sampling a token.
+        # since vLLM answers no request without sampling a token: greedily, which is the least work, and changes none of
+        # the log-probabilities.
         only: dict[str, Any] = {"allowed_token_ids": [ids[-1]], "logprobs": 0}
         if len(completion_ids) == 1:
-            return (await self._ask(ids[:-1], max_tokens=1, temperature=1.0, **only)).logprobs
+            return (await self._ask(ids[:-1], max_tokens=1, temperature=0.0, **only)).logprobs
         full = len(ids) == self.max_length
         answer = await self._ask(
-            ids[:-1] if full else ids, max_tokens=1, temperature=1.0, prompt_logprobs=0, **(only if full else {})
+            ids[:-1] if full else ids, max_tokens=1, temperature=0.0, prompt_logprobs=0, **(only if full else {})
         )
         return (answer.prompt + answer.logprobs)[len(prompt_ids) - 1 :]
 
