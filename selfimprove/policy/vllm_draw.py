@@ -30,7 +30,7 @@ class Draw(LogitsProcessor):  # type: ignore[misc]
     """Draws for the requests that say how; the others are left to vLLM."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
-        self.device, self.vocabulary = device, vllm_config.model_config.get_vocab_size()
+        self.device = device
         self.rows: dict[int, tuple[dict[str, Any], list[int]]] = {}  # row of the batch -> how, the tokens so far
 
     def is_argmax_invariant(self) -> bool:
@@ -47,9 +47,9 @@ class Draw(LogitsProcessor):  # type: ignore[misc]
         rows = torch.tensor(list(self.rows), device=self.device)
         how = {name: torch.tensor([asked[name] for asked, _ in self.rows.values()]) for name in HOW[1:]}
         points = [derive(asked["seed"], len(ids)) / 2**63 for asked, ids in self.rows.values()]
-        drawn = draw(logits[rows], torch.tensor(points, dtype=torch.float64), **how)
+        tokens = draw(logits[rows], torch.tensor(points, dtype=torch.float64), **how)
         logits[rows] = -torch.inf
-        logits[rows, drawn] = 0.0
+        logits[rows, tokens] = 0.0
         return logits
 
 
