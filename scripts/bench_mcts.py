@@ -163,7 +163,8 @@ def bench_mcts(*overrides: str, problems: int = 256, alone: int = 20, repeats: i
         "generate": (len(few), lambda seed: one_at_a_time(seed, sequential)),
         "lean": (len(few), lambda seed: one_at_a_time(seed, sequential, lean=True)),
     }
-    if config.engine["name"] != "transformers":
+    own = config.engine["name"] == "transformers"
+    if not own:
         arms["engine"] = (len(few), lambda seed: one_at_a_time(seed, OneRequest(together)))
     speeds: dict[str, list[float]] = {name: [] for name in arms}  # trees a second of wall time
     costs: dict[str, list[float]] = {name: [] for name in arms}  # seconds of this process' CPU time a tree
@@ -181,13 +182,16 @@ def bench_mcts(*overrides: str, problems: int = 256, alone: int = 20, repeats: i
         together.close()
     speed = {name: statistics.median(values) for name, values in speeds.items()}
     cost = {name: statistics.median(values) for name, values in costs.items()}
-    return {
-        "value": speed["together"] / speed["generate"],
-        "value_over_lean": speed["together"] / speed["lean"],
-        **({"value_over_engine": speed["together"] / speed["engine"]} if "engine" in speed else {}),
+    on_cpu = {
         "cpu_time_ratio": cost["generate"] / cost["together"],  # where other work goes on, steadier than the value
         "cpu_time_ratio_over_lean": cost["lean"] / cost["together"],
         "cpu_seconds_per_tree": cost["together"],
+    }
+    return {
+        "value": speed["together"] / speed["generate"],
+        "value_over_lean": speed["together"] / speed["lean"],
+        **({} if own else {"value_over_engine": speed["together"] / speed["engine"]}),
+        **(on_cpu if own else {}),  # other engines work in processes of their own
         "trees_per_second": speed,
         "tokens_per_tree": meters["together"].sampled / repeats / len(some),
         "sequential_tokens_per_tree": meters["alone"].sampled / repeats / len(few) / (len(arms) - 1),
