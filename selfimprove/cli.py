@@ -210,8 +210,11 @@ def one_line(problem: Exception) -> str:
 
 
 def _remove_if_empty(path: Path) -> None:
-    """Hydra makes the run folder before the configuration is checked: what was refused leaves nothing behind."""
-    for folder in (path, path.parent):
+    """Hydra makes the run folder before the configuration is checked: what was refused leaves nothing behind, up to the
+    working directory; elsewhere a parent of the folder at most."""
+    for folder in (path, *path.parents):
+        if folder not in (path, path.parent) and Path.cwd() not in folder.absolute().parents:
+            return
         try:
             folder.rmdir()
         except OSError:
