@@ -62,7 +62,7 @@ def runner_vs_vllm(repeats: int = 3, problems: int = 32, samples: int = 4) -> di
 
 def raw(model: str, requests: str) -> None:
     """Print the tokens a second of `vllm.LLM.generate` on these requests, by vLLM with the settings that a run has."""
-    from selfimprove.policy.vllm import engine_args, prepare_cpu, require
+    from selfimprove.policy.vllm import cpu_settings, engine_args, require
 
     require()
     from vllm import LLM, SamplingParams
@@ -73,9 +73,9 @@ def raw(model: str, requests: str) -> None:
     asked = json.loads(Path(requests).read_text())
     config = _config(model)
     args = engine_args(model, config.model, config.hardware, eager=True)
-    prepare_cpu(args)
     own = {field.name: getattr(args, field.name) for field in fields(EngineArgs)}
-    llm = LLM(**own | {"worker_extension_cls": ""})
+    with cpu_settings(args):
+        llm = LLM(**own | {"worker_extension_cls": ""})
     prompts = [{"prompt_token_ids": request["ids"]} for request in asked]
     how = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
     params = [

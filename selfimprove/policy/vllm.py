@@ -20,7 +20,8 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -114,13 +115,21 @@ def engine_args(
     )
 
 
-def prepare_cpu(args: AsyncEngineArgs) -> None:
-    """Set what vLLM's CPU build reads from the environment, unless it is set."""
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(CPU_CACHE))
+@contextmanager
+def cpu_settings(args: AsyncEngineArgs) -> Iterator[None]:
+    """While an engine starts: what vLLM's CPU build reads from the environment, unless it is set. The next engine of
+    this process may need something else."""
     # By default a core is left idle. Engines that share the cores are better not bound to them.
     alone = args.tensor_parallel_size * args.data_parallel_size == 1
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0)))) if alone else "nobind"
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores)
+    ours = {"VLLM_CPU_KVCACHE_SPACE": str(CPU_CACHE), "VLLM_CPU_OMP_THREADS_BIND": cores}
+    added = {name: value for name, value in ours.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def _rank(lora: Lora) -> int:
@@ -187,8 +196,7 @@ class VllmEngine(ServedEngine):
         self._args = engine_args(self.base, model, hardware, **options)
         self._merges = not self._args.enable_lora
         self._draws = bool(self._args.logits_processors)
-        if hardware.device == "cpu":
-            prepare_cpu(self._args)
+        self._settings = cpu_settings if hardware.device == "cpu" else nullcontext
         self._llm: Any = None
         self._asleep = False
         self._adapter: Any = None  # the LoRARequest that goes along with each request
@@ -288,7 +296,8 @@ class VllmEngine(ServedEngine):
             raise RunError(f"vLLM's engine core died {STARTS} times without an answer: see its messages above")
         folder = self._whole()
         try:
-            self._llm = AsyncLLM.from_engine_args(dataclasses.replace(self._args, model=folder))
+            with self._settings(self._args):
+                self._llm = AsyncLLM.from_engine_args(dataclasses.replace(self._args, model=folder))
         except (RuntimeError, ValueError, OSError) as problem:
             reason = str(problem).strip().splitlines()[0]
             raise RunError(f"engine=vllm did not start for model {self._wanted}: {reason}") from problem
