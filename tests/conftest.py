@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-# Before anything loads torch: suites run side by side, and two pools of threads on the same cores wait for each other.
+# Before anything loads torch: tests run side by side, and pools of threads that share the cores wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SCRIPT = Path(sys.executable).parent / "selfimprove"

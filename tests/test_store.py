@@ -127,6 +127,9 @@ def test_a_folder_is_free_when_its_run_has_ended_though_a_forked_process_has_its
     with store.Run(tmp_path).lock():
         if (child := os.fork()) == 0:
             signal.pause()
-    with store.Run(tmp_path).lock():
+    try:
+        with store.Run(tmp_path).lock():
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), "it has the file still"
+    finally:
         os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+        os.waitpid(child, 0)

@@ -250,9 +250,9 @@ class VllmEngine(ServedEngine):
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        from selfimprove.policy.vllm_draw import drawn
-
         if self._draws and settings.get("seed") is not None and settings["temperature"] > 0:
+            from selfimprove.policy.vllm_draw import drawn
+
             settings = drawn(settings)
         params = SamplingParams(
             output_kind=RequestOutputKind.FINAL_ONLY, detokenize=bool(settings.get("stop")), **settings
