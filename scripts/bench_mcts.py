@@ -20,12 +20,12 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from selfimprove.config import bind
-from selfimprove.evaluation import compose
+from selfimprove.binding import bind
+from selfimprove.config import compose
 from selfimprove.policy import Engine, Meter, Policy, Request
 from selfimprove.policy.hf import TransformersEngine
 from selfimprove.policy.models import resolve
-from selfimprove.round import open_engine
+from selfimprove.session import open_engine
 from selfimprove.types import Problem, Sample, Trajectory
 from selfimprove.verify import Outcome
 

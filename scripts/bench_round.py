@@ -16,7 +16,8 @@ from children import python, selfimprove
 
 from selfimprove import config as configuration
 from selfimprove import store
-from selfimprove.config import Config, Node, bind
+from selfimprove.binding import Target, bind
+from selfimprove.schema import Config
 from selfimprove.tracking import Nothing
 from selfimprove.types import Attempt, Example, Problem, Trajectory, Verdict
 
@@ -32,7 +33,7 @@ class Clock(Nothing):
         store.write_json(self.path, self.times)
 
 
-def clock(node: Node, run_dir: Path, config: Config) -> Clock:
+def clock(node: Target, run_dir: Path, config: Config) -> Clock:
     return Clock(run_dir / "clock.json")
 
 
@@ -65,7 +66,7 @@ def bare(folder: str) -> None:
     """Print the seconds of each phase of the first round of a run, done by hand."""
     from selfimprove.policy import Policy
     from selfimprove.policy.models import resolve
-    from selfimprove.round import open_engine
+    from selfimprove.session import open_engine
 
     path = Path(folder)
     config = configuration.read(path / "config.yaml")

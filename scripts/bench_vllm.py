@@ -123,7 +123,7 @@ def cold(model: str) -> None:
     from vllm.v1.engine.async_llm import AsyncLLM  # noqa: F401
 
     from selfimprove.policy import Request
-    from selfimprove.round import open_engine
+    from selfimprove.session import open_engine
 
     config = _config(model)
     begun = time.perf_counter()
@@ -138,7 +138,7 @@ def vllm_vs_transformers(repeats: int = 3, samples: int = 8) -> dict[str, Any]:
     best of several batch sizes, both in float32; the ratio of medians."""
     from bench import SHAPES, sampling
 
-    from selfimprove.round import open_engine
+    from selfimprove.session import open_engine
 
     def engine(folder: str) -> Any:
         return open_engine(_config(folder), folder, ())
@@ -175,7 +175,7 @@ def _model(folder: Path) -> str:
 
 
 def _config(model: str) -> Any:
-    from selfimprove.evaluation import compose
+    from selfimprove.config import compose
 
     return compose([f"model.path={model}", *SETTING])
 

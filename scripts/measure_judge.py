@@ -9,8 +9,8 @@ import asyncio
 
 import numpy as np
 
-from selfimprove.config import bind
-from selfimprove.evaluation import compose
+from selfimprove.binding import bind
+from selfimprove.config import compose
 from selfimprove.policy import Policy
 from selfimprove.policy.hf import TransformersEngine
 from selfimprove.policy.models import resolve

@@ -16,9 +16,6 @@ from typing import Any
 
 from selfimprove.errors import ConfigError, RunError
 
-# Choices of hydra/launcher and hydra/sweeper that other packages bring, and the extra of ours that installs them.
-EXTRAS = {"joblib": "sweeps", "submitit_local": "sweeps", "submitit_slurm": "sweeps", "optuna": "sweeps", "ray": "ray"}
-
 _COMMANDS = ("run", "resume", "eval", "compare", "report", "verify", "study", "show", "methods", "doctor")
 
 
@@ -162,9 +159,10 @@ def _run(arguments: Sequence[str]) -> int:
 
         def one() -> int:
             from selfimprove import run
+            from selfimprove.summary import exit_code
 
             try:
-                return run.exit_code(run.start(configuration.check(composed), path))
+                return exit_code(run.start(configuration.check(composed), path))
             except ConfigError as problem:
                 _remove_if_empty(path)
                 where = configuration.origin(problem.key, hydra_config.runtime.choices)
@@ -181,7 +179,7 @@ def _run(arguments: Sequence[str]) -> int:
     except sweep.Refused as refused:
         raise refused.problem from None
     except (HydraException, OmegaConfBaseException) as problem:
-        failure = ConfigError(one_line(problem))
+        failure = ConfigError(configuration.one_line(problem))
     except Exception as problem:
         if not sweep.is_open():
             raise
@@ -190,23 +188,6 @@ def _run(arguments: Sequence[str]) -> int:
     if failure:
         raise failure
     return max(results, default=0) if code is None else code
-
-
-def one_line(problem: Exception) -> str:
-    """Hydra's message without its lists and hints over several lines."""
-    group, _, name = str(getattr(problem, "missing_cfg_file", None) or "").rpartition("/")
-    if group.startswith("hydra/sweeper/"):  # what a sweeper's own choices hang on
-        group, name = "hydra/sweeper", "optuna"
-    if group.startswith("hydra/") and name in EXTRAS:
-        return f"{group}={name}: not installed; pip install 'selfimprove[{EXTRAS[name]}]'"
-    if options := getattr(problem, "options", None):  # an unknown choice in a group
-        return f"{group}={name}: no such choice; there are {', '.join(options)}"
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    if unknown := re.match(r"Could not override '(.+?)'", lines[0]):
-        return f"{unknown[1]}: unknown key; selfimprove run --cfg job prints the keys there are"
-    if key := getattr(problem, "full_key", None):
-        return f"{key}: {lines[0]}"
-    return " ".join(lines)
 
 
 def _remove_if_empty(path: Path) -> None:
@@ -237,11 +218,12 @@ def _complete(arguments: list[str]) -> int:
 
 def _resume(chosen: argparse.Namespace) -> int:
     from selfimprove import run, solving, sweep
+    from selfimprove.summary import exit_code
 
     if solving.is_evaluation(chosen.run_dir):
-        return run.exit_code(solving.resume(chosen.run_dir))
+        return exit_code(solving.resume(chosen.run_dir))
     if not sweep.is_sweep(chosen.run_dir):
-        return run.exit_code(run.resume(chosen.run_dir, chosen.overrides))
+        return exit_code(run.resume(chosen.run_dir, chosen.overrides))
     if chosen.overrides:
         raise ConfigError(
             f"{chosen.overrides[0]}: a sweep goes on as it is; resume one of its runs with another budget"
@@ -257,8 +239,8 @@ def _eval(chosen: argparse.Namespace) -> int:
     if policy is None and not {"method", "model"} & set(given):
         raise ConfigError("eval: of what? a run folder, a model, or method=NAME model=NAME")
     if "method" in given:
-        from selfimprove.run import exit_code
         from selfimprove.solving import evaluate_solver
+        from selfimprove.summary import exit_code
 
         figures = evaluate_solver(policy, overrides, chosen.dir)
         code = exit_code(figures)
@@ -309,8 +291,8 @@ def _report(chosen: argparse.Namespace) -> int:
 
 
 def _verify(chosen: argparse.Namespace) -> int:
-    from selfimprove.evaluation import compose
-    from selfimprove.run import require_verifiers
+    from selfimprove.config import compose
+    from selfimprove.ready import require_verifiers
     from selfimprove.verify.file import verify_file
 
     if not any(word.startswith("verifier=") for word in chosen.overrides):

@@ -1,331 +1,63 @@
-"""The typed schema of conf/, and the checks across groups. Loads no model and no torch.
+"""The configuration of a run: composed from conf/, checked, written and read. Loads no model and no torch.
 
-Sections with fixed keys are the pydantic models below. A node with `_target_` names a function of the package; its
-other keys are that function's keyword arguments, and the function's own type hints are their schema.
+Sections with fixed keys are the models of `selfimprove.schema`. A mapping with `_target_` names a function of the
+package, and `selfimprove.binding` checks its keys.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Annotated, Any, Literal, Required, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import ValidationError
 
+from selfimprove.binding import Target, bind, function, is_group, module_of, options_of, reason, takes_check
 from selfimprove.errors import ConfigError
-from selfimprove.types import Count, NonNegative, Share
+from selfimprove.schema import SLOTS, Config
 
 _PACKAGED = Path(__file__).parent / "conf"
 CONF = _PACKAGED if _PACKAGED.exists() else Path(__file__).parent.parent / "conf"
 """The configuration folder: inside an installed wheel, at the top level of a checkout."""
 
-Node = dict[str, Any]  # a mapping with `_target_`
-Slot = Literal["generate", "filter", "train"]
-SLOTS: tuple[Slot, ...] = get_args(Slot)
+# Choices of hydra/launcher and hydra/sweeper that other packages bring, and the extra of ours that installs them.
+EXTRAS = {"joblib": "sweeps", "submitit_local": "sweeps", "submitit_slurm": "sweeps", "optuna": "sweeps", "ray": "ray"}
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+def compose(overrides: Sequence[str], needs: bool = True) -> Config:
+    """The configuration that these overrides make, checked as `config.check` does. Raises ConfigError."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
 
-
-class Lora(Section):
-    r: Count
-    alpha: Count
-    dropout: Share = 0.0
-    target_modules: str | list[str] = "all-linear"
-    quantize: Literal["nf4"] | None = None  # hold the frozen base in 4 bits while training (QLoRA)
-
-
-class LearningRates(Section):
-    sft: NonNegative
-    dpo: NonNegative
-    step_dpo: NonNegative | None = None  # DPO between single steps; None: as between whole answers
-
-
-class Shape(Section):
-    """What of a decoder's config.json decides how much memory it takes."""
-
-    parameters: Count
-    layers: Count
-    hidden: Count
-    intermediate: Count
-    heads: Count
-    kv_heads: Count
-    head_size: Count
-    vocabulary: Count
-
-
-class Model(Section):
-    name: str
-    path: str  # a hub id, a folder, or `package` for the model that is shipped
-    max_length: Count  # tokens of prompt and completion together
-    max_tokens: Count  # of one completion, unless a method says otherwise
-    dtype: Literal["float32", "bfloat16"]
-    lora: Lora | None
-    learning_rate: LearningRates  # by kind of loss: what suits this model
-    trust_remote_code: bool
-    shape: Shape | None = None  # for the estimate of memory; None: it is read where the model is
-
-
-class Training(Section):
-    """How a training phase is run on the hardware. None of it changes what is learned, but by rounding."""
-
-    processes: Count = 1  # one a GPU, on one machine
-    strategy: Literal["ddp", "fsdp2", "zero2", "zero3"] = "ddp"  # how several processes share the model
-    own_process: bool = False  # also where processes is 1: what training held is free again when it ends
-    checkpoint_steps: Count | None = None  # optimizer steps between checkpoints: what a kill in training can lose
-    packing: bool = False  # a device step's rows end to end in one sequence, without padding
-    liger: bool = False  # Liger's kernels
-
-
-class Hardware(Section):
-    name: str
-    device: Literal["cpu", "cuda"]
-    gpus: Annotated[int, Field(ge=0)] = 0  # of one machine
-    memory_gb: Annotated[float, Field(gt=0)] | None = None  # of one GPU; None: without one, this machine's
-    max_batch: Count  # completions in flight
-    micro_batch: Count  # training rows a device step
-    gradient_checkpointing: bool
-    shard: Count  # problems whose trajectories are written together; a kill loses at most these
-    sleep: bool = False  # the sampler lets go of the GPU's memory while the policy is trained on the same GPU
-    training: Training = Training()
-
-
-class Dataset(BaseModel):
-    """The keys every data set has; the others are arguments of its loader."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    name: str
-    target: str = Field(alias="_target_")
-    gives: list[str]
-    verifier: Node
-
-
-class Method(Section):
-    name: str
-    title: str
-    paper: str
-    kind: str
-    summary: str
-    needs: list[str]
-    start: Literal["last", "base"]  # the policy that each round's training starts from
-    sampler: Literal["last", "base"] = "last"  # the policy that generates
-    refresh: Count = 1  # parts of a round, each generated by the policy that the part before trained
-    probe: Node | None = None  # a solver, run on the dev problems as a round begins,
-    adapt: Node | None = None  # and what follows from it: other options for this round's slots
-    generate: Node
-    verifier: Node | None = None  # in place of the data set's own, for training
-    filter: Node | None = None  # None, as `train`, of a method that changes no weights
-    train: Node | None = None
-    answer: Node | None = None  # which of a problem's candidates is its answer; None: the first
-
-
-class Consistency(Section):
-    samples: Annotated[int, Field(ge=2)] = 16  # per held-out problem, whose answers are compared
-    temperature: NonNegative = 0.7
-
-
-class Evaluation(Section):
-    samples: Annotated[int, Field(ge=0)]  # per held-out problem, beside the greedy one
-    temperature: NonNegative
-    max_tokens: Count | None
-    consistency: Consistency | None = None
-    drift: Annotated[int, Field(ge=2)] | None = None  # held-out problems on which KL from the base policy is estimated
-    also: Dataset | None = None  # a second data set, on whose held-out problems forgetting is measured
-
-    @field_validator("also", mode="before")
-    @classmethod
-    def _chosen(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            raise PydanticCustomError("choice", "is a choice of the group: dataset@eval.also={name}", {"name": value})
-        return value
-
-
-class Verification(Section):
-    workers: Count | None  # None: as many as there are cores
-    seconds: Annotated[float, Field(gt=0)]  # a check that takes longer ends as `timeout`
-    memory_mb: Count
-    stop_above: Share  # share of `timeout` and `error` verdicts that stops a run
-    drop_gold_above: Share  # share of gold answers failing their own verifier that stops a run
-    outcomes: dict[Literal["wrong", "unparseable", "timeout", "error"], Literal["keep", "drop"] | float]
-
-
-class Overlap(Section):
-    action: Literal["drop", "report", "refuse"]
-    ngram: Count  # words
-    share: Share
-
-
-class Handover(Section):
-    """After training, sampler and trainer must say the same of a few answers."""
-
-    answers: Count = 4
-    tolerance: Annotated[float, Field(gt=0)] | None = None  # mean nats a token; None: what rounding in the dtype allows
-
-
-class Budget(Section):
-    """What a run may spend: it stops at the end of the round in which one is reached. None: no limit."""
-
-    sampled_tokens: Count | None = None  # for learning: generation, probes and judges, not the evaluation
-    seconds: Annotated[float, Field(gt=0)] | None = None  # of all phases, evaluations too
-    rounds: Count | None = None  # where `rounds` is the schedule that training follows
-
-
-class Config(Section):
-    """A whole run, resolved."""
-
-    name: str
-    seed: Annotated[int, Field(ge=0)]
-    rounds: Count
-    on_empty: Literal["continue", "stop"]
-    control: Literal["shuffled_verdicts"] | None
-    group: str | None
-    method: Method
-    model: Model
-    dataset: Dataset
-    hardware: Hardware
-    engine: Node
-    tracker: Node
-    generate: Node | None = None
-    verifier: Node | None = None
-    filter: Node | None = None
-    train: Node | None = None
-    eval: Evaluation
-    budget: Budget = Budget()
-    handover: Handover = Handover()
-    verify: Verification
-    overlap: Overlap
-
-    def slot(self, name: Slot) -> Node:
-        """A slot's node: the top-level group where the user chose one, else the method's own.
-
-        Raises ConfigError for a slot that the method leaves empty.
-        """
-        node: Node | None = getattr(self, name) or getattr(self.method, name)
-        if node is None:
-            own = self.method.name
-            raise ConfigError(
-                f"method={own} has no {name}, for it changes no weights: `selfimprove eval method={own}` evaluates it, "
-                f"`selfimprove run method=rejection_sampling generate={own}` trains on what it finds",
-                f"method.{name}",
-            )
-        return node
-
-    @property
-    def training_verifier(self) -> Node:
-        return self.verifier or self.method.verifier or self.dataset.verifier
-
-    @property
-    def passes(self) -> int:
-        """How often generate → verify → filter → train is gone through: once a round, or `refresh` times."""
-        return self.rounds * self.method.refresh
-
-
-# Functions named in the configuration
-
-
-def function(node: Node, where: str) -> Callable[..., Any]:
-    """The function that a node's `_target_` names. Raises ConfigError when there is none."""
-    target = node.get("_target_", "")
-    module, _, name = str(target).rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as problem:
-        raise ConfigError(f"{where}._target_={target}: no such function ({problem})", where) from None
-    if not callable(found):
-        raise ConfigError(f"{where}._target_={target}: not a function", where)
-    return found  # type: ignore[no-any-return]
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            composed = hydra_compose("config", overrides=unnulled(overrides))
+    except HydraException as problem:
+        raise ConfigError(one_line(problem)) from None
+    return check(composed, needs)
 
 
-_FRAME = ("_target_", "name", "gives", "verifier")  # keys that are not arguments
-
-
-def bind(node: Node, where: str) -> Callable[..., Any]:
-    """The node's function with its keys bound as keyword arguments, each checked against the function's type hints.
-
-    Raises ConfigError naming `where.key` for an unknown key, a missing one, or a value of the wrong type.
-    """
-    target = function(node, where)
-    options = {key: value for key, value in node.items() if key not in _FRAME}
-    hints, required = _keywords(target)
-    for key, value in options.items():
-        if key not in hints:
-            raise ConfigError(f"{where}.{key}: unknown key; {node['_target_']} takes {_names(hints)}", where)
-        try:
-            options[key] = TypeAdapter(hints[key]).validate_python(value)
-        except ValidationError as problem:
-            raise ConfigError(f"{where}.{key}={value}: {_reason(problem)}", where) from None
-    missing = [name for name in required if name not in (*options, *_GIVEN)]
-    if missing:
-        raise ConfigError(f"{where}.{missing[0]}: needs a value, e.g. {where}.{missing[0]}=...", where)
-    return partial(target, **options)
-
-
-_GIVEN = ("seed", "check", "prepared")  # keyword arguments that the runner gives
-
-
-def _keywords(target: Callable[..., Any]) -> tuple[dict[str, Any], list[str]]:
-    """The type of each keyword argument, those of an unpacked TypedDict among them, and the names without a default."""
-    hints = get_type_hints(target, include_extras=True)
-    types: dict[str, Any] = {}
-    required: list[str] = []
-    for name, parameter in inspect.signature(target).parameters.items():
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            types[name] = hints.get(name, Any)
-            required += [name] if parameter.default is parameter.empty else []
-        elif parameter.kind is parameter.VAR_KEYWORD and name in hints:  # **common: Unpack[Common]
-            (unpacked,) = get_args(hints[name])
-            own = get_type_hints(unpacked, include_extras=True)
-            types |= {key: get_args(hint)[0] if get_origin(hint) is Required else hint for key, hint in own.items()}
-            required += sorted(unpacked.__required_keys__)
-    return types, required
-
-
-def _names(keywords: dict[str, Any]) -> str:
-    return ", ".join(name for name in keywords if name not in _GIVEN) or "no keys"
-
-
-def _reason(problem: ValidationError) -> str:
-    first = problem.errors()[0]
-    return first["msg"][0].lower() + first["msg"][1:]
-
-
-def is_group(node: Node) -> bool:
-    """Whether a verifier judges all trajectories of a problem together: its function is a coroutine."""
-    return inspect.iscoroutinefunction(function(node, "verifier"))
-
-
-def takes_check(node: Node) -> bool:
-    """Whether a solver asks a verifier as it goes: it has a keyword `check`."""
-    return "check" in inspect.signature(function(node, "generate")).parameters
-
-
-def takes_prepared(node: Node) -> bool:
-    """Whether a solver begins with work that all problems of a phase share: it has a keyword `prepared`, which is what
-    its module's `prepare` returned."""
-    return "prepared" in inspect.signature(function(node, "generate")).parameters
-
-
-def module_of(node: Node) -> ModuleType:
-    """The module of a node's function, where its hooks are."""
-    return importlib.import_module(node["_target_"].rpartition(".")[0])
-
-
-def options_of(node: Node) -> Node:
-    return {key: value for key, value in node.items() if key != "_target_"}
-
-
-# From Hydra's configuration to ours
+def one_line(problem: Exception) -> str:
+    """Hydra's message without its lists and hints over several lines."""
+    group, _, name = str(getattr(problem, "missing_cfg_file", None) or "").rpartition("/")
+    if group.startswith("hydra/sweeper/"):  # what a sweeper's own choices hang on
+        group, name = "hydra/sweeper", "optuna"
+    if group.startswith("hydra/") and name in EXTRAS:
+        return f"{group}={name}: not installed; pip install 'selfimprove[{EXTRAS[name]}]'"
+    if options := getattr(problem, "options", None):  # an unknown choice in a group
+        return f"{group}={name}: no such choice; there are {', '.join(options)}"
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    if unknown := re.match(r"Could not override '(.+?)'", lines[0]):
+        return f"{unknown[1]}: unknown key; selfimprove run --cfg job prints the keys there are"
+    if key := getattr(problem, "full_key", None):
+        return f"{key}: {lines[0]}"
+    return " ".join(lines)
 
 
 def unnulled(words: Sequence[str]) -> list[str]:
@@ -344,9 +76,9 @@ def check(composed: DictConfig | dict[str, Any], needs: bool = True) -> Config:
             raw = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
         except OmegaConfBaseException as problem:
             key = getattr(problem, "full_key", None) or "?"
-            reason = str(problem.msg or problem).splitlines()[0]
-            missing = "Missing mandatory value" in reason
-            raise ConfigError(f"{key}: needs a value, e.g. {key}=..." if missing else f"{key}: {reason}", key) from None
+            said = str(problem.msg or problem).splitlines()[0]
+            missing = "Missing mandatory value" in said
+            raise ConfigError(f"{key}: needs a value, e.g. {key}=..." if missing else f"{key}: {said}", key) from None
     try:
         config = Config.model_validate(raw)
     except ValidationError as problem:
@@ -355,7 +87,7 @@ def check(composed: DictConfig | dict[str, Any], needs: bool = True) -> Config:
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"{key}: unknown key", key) from None
         shown = "" if isinstance(first["input"], dict) else f"={first['input']}"
-        raise ConfigError(f"{key}{shown}: {_reason(problem)}", key) from None
+        raise ConfigError(f"{key}{shown}: {reason(problem)}", key) from None
     for slot in SLOTS:
         if needs or getattr(config, slot) or getattr(config.method, slot):
             bind(config.slot(slot), slot if getattr(config, slot) else f"method.{slot}")
@@ -417,7 +149,7 @@ def _require(config: Config, who: str, needs: Iterable[str]) -> None:
         )
 
 
-def reads_gold(verifier: Node) -> bool:
+def reads_gold(verifier: Target) -> bool:
     """Whether a verifier compares with gold answers: a check does, unless its module says otherwise; a group verifier
     where it shows them to a model."""
     if is_group(verifier):
@@ -436,7 +168,7 @@ def _key(loc: Sequence[str | int], raw: Any) -> str:
     return ".".join(parts)
 
 
-def engine_options(node: Node) -> Node:
+def engine_options(node: Target) -> Target:
     return {key: value for key, value in node.items() if key != "gives"}
 
 
@@ -448,8 +180,6 @@ def origin(key: str, choices: Mapping[str, str | None]) -> str:
     file = f"{group}/{choices[group]}" if choices.get(group) else "config"
     return f" (conf/{file}.yaml, or the command line)"
 
-
-# Secrets never reach a file
 
 _SECRET_NAME = re.compile(r"(^|_)(api_?key|access_?key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
 

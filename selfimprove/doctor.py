@@ -73,7 +73,7 @@ def memory(overrides: Sequence[str]) -> int:
     Returns 0 where it does or where nobody can tell, else 1. Loads no model. Raises ConfigError for overrides that make
     no run.
     """
-    from selfimprove.evaluation import compose
+    from selfimprove.config import compose
 
     config = compose(overrides, needs=False)
     found, whole = estimate(config), estimate(config, row=config.model.max_length)

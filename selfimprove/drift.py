@@ -14,10 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from selfimprove import store
+from selfimprove.attempt import collect, pair
+from selfimprove.grading import grade
+from selfimprove.phase import once, policy_key, problems_key, version
 from selfimprove.policy import Policy
 from selfimprove.report import metrics as measure
 from selfimprove.report.statistics import mean, ratio
-from selfimprove.round import Session, Weights, collect, judge, once, pair, policy_key, problems_key, version
+from selfimprove.session import Session, Weights
 from selfimprove.types import Problem, Sample, Trajectory
 
 
@@ -83,7 +86,7 @@ def forgetting(session: Session, number: int, weights: Weights) -> None:
 
     def work(key: str) -> dict[str, Any]:
         cost = collect(session, number, "also", folder / "trajectories.parquet", key, problems, solver, weights)
-        verdicts = judge(session, number, "also", folder, key, problems, node, weights)
+        verdicts = grade(session, number, "also", folder, key, problems, node, weights)
         figures = measure.evaluation(pair(folder, problems))
         if number >= 0:
             before = pair(session.run.round(-1) / "also", problems)

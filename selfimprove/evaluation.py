@@ -10,30 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from selfimprove import config as configuration
 from selfimprove import store
-from selfimprove.config import CONF, Config
-from selfimprove.errors import ConfigError
+from selfimprove.config import CONF
+from selfimprove.schema import Config
 from selfimprove.types import Problem
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from selfimprove.round import Weights
-
-
-def compose(overrides: Sequence[str], needs: bool = True) -> Config:
-    """The configuration that these overrides make, checked as `config.check` does. Raises ConfigError."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.errors import HydraException
-
-    from selfimprove.cli import one_line
-
-    try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            composed = hydra_compose("config", overrides=configuration.unnulled(overrides))
-    except HydraException as problem:
-        raise ConfigError(one_line(problem)) from None
-    return configuration.check(composed, needs)
+    from selfimprove.session import Weights
 
 
 @dataclass(frozen=True)
@@ -53,15 +37,16 @@ def choose(policy: str | None, overrides: Sequence[str], solver: bool = False) -
     `solver`: the method's solver is going to be run. Raises ConfigError, before the data set is read where that can be.
     """
     from selfimprove.policy.models import resolve
-    from selfimprove.round import Weights
-    from selfimprove.run import last_weights, prepare, require_engine
+    from selfimprove.ready import prepare, require_engine
+    from selfimprove.session import Weights
+    from selfimprove.summary import last_weights
 
     chosen = [word.partition("=")[0] for word in overrides]
     folder = Path(policy or "")
     if policy and (folder / "config.yaml").exists():
         trained = configuration.read(folder / "config.yaml")
         names = [] if "dataset" in chosen else [f"dataset={trained.dataset.name}"]
-        config = compose([*names, f"model={trained.model.name}", *overrides], needs=False)
+        config = configuration.compose([*names, f"model={trained.model.name}", *overrides], needs=False)
         if solver:
             configuration.check_solver(config)
         config = config.model_copy(update={"model": trained.model, "seed": trained.seed})
@@ -78,7 +63,7 @@ def choose(policy: str | None, overrides: Sequence[str], solver: bool = False) -
     if policy:
         known = (CONF / "model" / f"{policy}.yaml").exists()
         named = [f"model={policy}"] if known else ["model=other", f"model.path={policy}"]
-    config = compose([*named, *overrides], needs=False)
+    config = configuration.compose([*named, *overrides], needs=False)
     if solver:
         configuration.check_solver(config)
     require_engine(config, trains=False)
@@ -108,7 +93,7 @@ def base_answers(config: Config, heldout: list[Problem], n: int) -> pa.Table:
 
     from selfimprove.policy.models import resolve
     from selfimprove.report.runs import answers
-    from selfimprove.round import Weights
+    from selfimprove.session import Weights
 
     base = Weights(resolve(config.model.name, config.model.path), 0, "base")
     config = config.model_copy(update={"eval": config.eval.model_copy(update={"samples": n, "consistency": None})})
@@ -122,7 +107,8 @@ def _evaluate(
     config: Config, problems: list[Problem], base: Weights, weights: Weights, folder: Path, show: bool
 ) -> dict[str, Any]:
     from selfimprove.report.display import Display
-    from selfimprove.round import Session, evaluate
+    from selfimprove.round import evaluate
+    from selfimprove.session import Session
 
     heldout = [p for p in problems if p.split == "test"]
     display = Display(folder, config)

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from selfimprove import store
-from selfimprove.config import Config
 from selfimprove.errors import RunError
+from selfimprove.phase import once
 from selfimprove.policy import Policy
-from selfimprove.round import Session, Weights, once
+from selfimprove.schema import Config
+from selfimprove.session import Session, Weights
 from selfimprove.train import HANDOVER, Answer
 
 

@@ -20,9 +20,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from selfimprove.config import Config, Model, Node, Shape, function
+from selfimprove.binding import Target, function
 from selfimprove.policy.models import quiet_hub, resolve
 from selfimprove.policy.vllm import CPU_CACHE
+from selfimprove.schema import Config, Model, Shape
 from selfimprove.train import BATCH_SIZE
 
 GB = 1e9
@@ -91,9 +92,9 @@ def estimate(config: Config, row: int | None = None) -> Estimate | None:
     return Estimate(sampler, trainer, room, share, not sleeps, row, sequences)
 
 
-def engine_of(config: Config) -> Node:
+def engine_of(config: Config) -> Target:
     """The engine that holds the model: of engine=ray the one that each of its actors has."""
-    inner: Node | None = config.engine.get("inner")
+    inner: Target | None = config.engine.get("inner")
     return inner or config.engine
 
 

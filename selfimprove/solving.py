@@ -23,16 +23,22 @@ import numpy as np
 
 from selfimprove import config as configuration
 from selfimprove import store
-from selfimprove.config import Config, Node, bind, reads_gold, takes_check, takes_prepared
+from selfimprove.attempt import collect, pair
+from selfimprove.binding import Target, bind, is_group, takes_check, takes_prepared
+from selfimprove.config import reads_gold
+from selfimprove.environment import environment
 from selfimprove.errors import ConfigError
 from selfimprove.evaluation import choose
+from selfimprove.grading import grade
+from selfimprove.phase import once, policy_key, problems_key, version
 from selfimprove.policy.models import resolve
+from selfimprove.ready import require_engine, require_verifiers
 from selfimprove.report.curve import Rule, Trace, baselines, curve, final, row, trace
 from selfimprove.report.display import Display, setup_logging
 from selfimprove.report.metrics import mean_over_problems, paired_difference
 from selfimprove.report.solving import show
-from selfimprove.round import Session, Weights, collect, judge, once, pair, policy_key, problems_key, version
-from selfimprove.run import Ending, ending, environment, require_engine, require_verifiers
+from selfimprove.schema import Config
+from selfimprove.session import Ending, Session, Weights, ending
 from selfimprove.types import Attempt, Problem, Verdict
 from selfimprove.verify.answers import vote
 
@@ -149,8 +155,8 @@ def compare(session: Session, weights: Weights) -> dict[str, Any]:
     node = config.slot("generate")
     mine = attempt(session, "solver", node, weights)
     spent = mine["tokens"]["sampled"] / len(problems)
-    sampling: Node = {key: node[key] for key in ("temperature", "max_tokens") if key in node}
-    plain: Node = {"_target_": "selfimprove.generate.until.until", "tokens": spent, **sampling}
+    sampling: Target = {key: node[key] for key in ("temperature", "max_tokens") if key in node}
+    plain: Target = {"_target_": "selfimprove.generate.until.until", "tokens": spent, **sampling}
     theirs = attempt(session, "baseline", plain, weights)
 
     rule = answer_rule(config)
@@ -169,7 +175,7 @@ def compare(session: Session, weights: Weights) -> dict[str, Any]:
     }
 
 
-def attempt(session: Session, name: str, solver: Node, weights: Weights) -> dict[str, Any]:
+def attempt(session: Session, name: str, solver: Target, weights: Weights) -> dict[str, Any]:
     """A phase: what a solver finds for each held-out problem, with verdicts and grades. Returns what it cost.
 
     Tokens and calls are those of the solver and of a verifier that asks a model.
@@ -182,7 +188,7 @@ def attempt(session: Session, name: str, solver: Node, weights: Weights) -> dict
         path = folder / "trajectories.parquet"
         cost = collect(session, -1, name, path, key, problems, solver, weights)
         counts = [
-            judge(session, -1, f"{name} {file}", folder, key, problems, node, weights, name=file)
+            grade(session, -1, f"{name} {file}", folder, key, problems, node, weights, name=file)
             for file, node in nodes.items()
         ]
         asked = {k: cost[k] + counts[0].get(k, 0) for k in ("calls", "tokens/prompt", "tokens/sampled")}
@@ -207,7 +213,7 @@ def attempt(session: Session, name: str, solver: Node, weights: Weights) -> dict
     }
 
 
-def graders(config: Config) -> dict[str, Node]:
+def graders(config: Config) -> dict[str, Target]:
     """The verifiers of an evaluation by the file they write: the training verifier's, whose rewards a choice goes by,
     and the data set's own, which says what is right. They are one where they are the same."""
     nodes = {"verdicts": config.training_verifier, "grades": config.dataset.verifier}
@@ -250,7 +256,7 @@ def selection(config: Config) -> str:
     asks = [] if rule in ("first", "vote", "last") else [reads_gold(config.training_verifier)]  # others go by rewards
     if takes_check(solver):
         checker = config.training_verifier
-        asks.append(reads_gold(config.dataset.verifier if configuration.is_group(checker) else checker))
+        asks.append(reads_gold(config.dataset.verifier if is_group(checker) else checker))
     if takes_prepared(solver) and (config.dataset.model_extra or {}).get("dev_size", 0) != 0:
         asks.append(reads_gold(config.training_verifier))  # of the dev problems, on which it is prepared
     gold = any(asks) or "{gold}" in str(solver)

@@ -33,8 +33,8 @@ from omegaconf import DictConfig
 
 from selfimprove import config as configuration
 from selfimprove import store
-from selfimprove.config import Config
 from selfimprove.errors import ConfigError, RunError
+from selfimprove.schema import Config
 
 MANIFEST, MEMBER, STOP, OUTPUT = "sweep.json", "member.json", "stop", "console.log"
 
@@ -275,7 +275,7 @@ def member(composed: DictConfig) -> float | None:
     Returns the held-out accuracy of its final policy (where a budget is set: at that budget), which is the objective
     of Optuna; None where there is none. Nothing that happens to a member is raised.
     """
-    from selfimprove.run import exit_code
+    from selfimprove.summary import exit_code
 
     hydra = HydraConfig.get()
     folder, path = Path(hydra.sweep.dir).absolute(), Path(hydra.runtime.output_dir)
@@ -402,6 +402,7 @@ def _child(
     pipe: Connection, config: Config, path: Path, command: list[str], choices: dict[str, str | None], quiet: bool
 ) -> None:
     from selfimprove import run
+    from selfimprove.summary import exit_code
 
     os.setpgrp()  # Ctrl-C reaches the whole foreground group; here it is to come once, from the waiting process
     threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
@@ -413,7 +414,7 @@ def _child(
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     failure = None
     try:
-        code = run.exit_code(run.resume(shown) if (path / "config.yaml").exists() else run.start(config, shown))
+        code = exit_code(run.resume(shown) if (path / "config.yaml").exists() else run.start(config, shown))
     except ConfigError as problem:
         code, failure = 2, f"{problem}{configuration.origin(problem.key, choices)}"
     except RunError as problem:

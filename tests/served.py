@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from selfimprove.config import Hardware, Lora, Model
 from selfimprove.datasets import arithmetic
 from selfimprove.policy import Engine, Policy
 from selfimprove.policy.hf import TransformersEngine
 from selfimprove.policy.models import PACKAGED, load_model, load_tokenizer
+from selfimprove.schema import Hardware, Lora, Model
 from selfimprove.types import Sample
 
 TINY = str(PACKAGED / "tiny")

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from selfimprove import run, store
+from selfimprove.config import compose
 from selfimprove.errors import ConfigError
-from selfimprove.evaluation import compose
 from tests.conftest import SCRIPT, SMALL
 
 

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from selfimprove import config as configuration
-from selfimprove.config import CONF
+from selfimprove.binding import bind
+from selfimprove.config import CONF, compose
 from selfimprove.errors import ConfigError
-from selfimprove.evaluation import compose
 
 GROUPS = ("model", "hardware", "tracker", "engine", "experiment")
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
@@ -86,7 +86,7 @@ def test_what_does_not_go_together_is_one_line(overrides, message):
 def test_the_number_that_yaml_takes_for_text_is_a_number():
     node = compose(["method.train.learning_rate='1e-3'"]).method.train
     assert node["learning_rate"] == "1e-3"
-    assert configuration.bind(node, "method.train").keywords["learning_rate"] == 0.001
+    assert bind(node, "method.train").keywords["learning_rate"] == 0.001
 
 
 def test_a_slot_of_the_command_line_replaces_the_methods():

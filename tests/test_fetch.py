@@ -10,10 +10,10 @@ from types import ModuleType
 
 import pytest
 
-from selfimprove.config import bind
+from selfimprove.binding import bind
+from selfimprove.config import compose
 from selfimprove.datasets import asdiv, openbookqa
-from selfimprove.evaluation import compose
-from selfimprove.run import check_gold
+from selfimprove.ready import check_gold
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "fetch.py"
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from selfimprove import run
+from selfimprove.config import compose
 from selfimprove.errors import RunError
-from selfimprove.evaluation import compose
 from selfimprove.policy.hf import TransformersEngine
 
 SIZES = ["dataset.train_size=24", "dataset.heldout_size=10", "tracker=none", "verify.workers=1", "eval.samples=0"]

@@ -11,9 +11,10 @@ import pytest
 
 from selfimprove import config as configuration
 from selfimprove import memory
-from selfimprove.config import CONF, Config
-from selfimprove.evaluation import compose
+from selfimprove.binding import options_of
+from selfimprove.config import CONF, compose
 from selfimprove.policy.models import resolve
+from selfimprove.schema import Config
 
 HARDWARE = sorted(path.stem for path in (CONF / "hardware").glob("*.yaml"))
 MODELS = sorted({path.stem for path in (CONF / "model").glob("*.yaml")} - {"categorical", "points"})
@@ -61,7 +62,7 @@ def test_a_hardware_goes_with_every_model_and_its_trl_arguments_can_be_made(hard
                 log=lambda record: None,
                 training=how,
             )
-            options = configuration.options_of(config.slot("train"))
+            options = options_of(config.slot("train"))
             made = make(**arguments(context, str(tmp_path), 640, options))
             assert made.bf16 == (config.model.dtype == "bfloat16")
             assert made.gradient_checkpointing == chosen.gradient_checkpointing

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from selfimprove import store
-from selfimprove.evaluation import compose
+from selfimprove.config import compose
 from selfimprove.methods.mcts_dpo import Judge
 from selfimprove.types import Example, Problem, Trajectory
 from tests.conftest import SMALL

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from selfimprove import memory
-from selfimprove.config import CONF
-from selfimprove.evaluation import compose
+from selfimprove.config import CONF, compose
 from selfimprove.policy.models import resolve
 
 # Architecture, and whether the output head is the embedding, of each model in conf/model that has a shape.

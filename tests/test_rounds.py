@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from selfimprove import run, store
+from selfimprove.config import compose
 from selfimprove.errors import ConfigError
-from selfimprove.evaluation import compose
 from selfimprove.types import Example, Trajectory, Verdict
 from tests import loop_parts
 

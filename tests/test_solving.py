@@ -13,9 +13,8 @@ import pytest
 
 from selfimprove import solving, store
 from selfimprove.cli import _main
-from selfimprove.config import reads_gold
+from selfimprove.config import compose, reads_gold
 from selfimprove.errors import ConfigError
-from selfimprove.evaluation import compose
 from selfimprove.filter.distinct import answered, distinct
 from selfimprove.types import Attempt, Example, Problem, Sample, Trajectory, Verdict
 from tests.conftest import SMALL

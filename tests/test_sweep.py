@@ -13,8 +13,7 @@ import pytest
 import yaml
 
 from selfimprove import sweep
-from selfimprove.config import CONF, methods
-from selfimprove.evaluation import compose
+from selfimprove.config import CONF, compose, methods
 from tests.conftest import SCRIPT
 
 # Draws from a table: all of a run, without a model to load.

@@ -11,8 +11,9 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from selfimprove.config import Config, Hardware, Model, Node
+from selfimprove.binding import Target
 from selfimprove.policy import Engine
+from selfimprove.schema import Config, Hardware, Model
 from selfimprove.types import Count, NonNegative, Problem, Share
 
 
@@ -107,7 +108,7 @@ def ray(
     hardware: Hardware,
     problems: Sequence[Problem],
     *,
-    inner: Node,
+    inner: Target,
     address: str | None = "auto",
     actors: Count | None = None,
     cpus: Count = 1,

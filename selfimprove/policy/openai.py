@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from selfimprove.config import Model
 from selfimprove.errors import ConfigError, RunError
 from selfimprove.policy import client, models
 from selfimprove.policy.client import Client, Refused
 from selfimprove.policy.served import Answer, ServedEngine, absolute
+from selfimprove.schema import Model
 
 log = logging.getLogger("selfimprove")
 

@@ -26,9 +26,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from selfimprove.config import Hardware, Model, Node, bind
+from selfimprove.binding import Target, bind
 from selfimprove.errors import ConfigError, RunError
 from selfimprove.policy import Engine, Request, chat, models
+from selfimprove.schema import Hardware, Model
 from selfimprove.types import Problem, Sample
 
 log = logging.getLogger("selfimprove")
@@ -275,7 +276,7 @@ class RayEngine(chat.Speaker):
         hardware: Hardware,
         problems: Sequence[Problem],
         *,
-        inner: Node,
+        inner: Target,
         address: str | None,
         actors: int | None,
         cpus: int,
@@ -357,7 +358,7 @@ def _line(problem: Exception) -> str:
     return next((line.strip() for line in reversed(str(problem).splitlines()) if line.strip()), type(problem).__name__)
 
 
-def require(node: Node, hardware: Hardware) -> None:
+def require(node: Target, hardware: Hardware) -> None:
     """Raises ConfigError where Ray is not installed, a key of the inner engine is wrong, there is no such cluster, or
     there is no room in it."""
     bind(node["inner"], "engine.inner")
@@ -407,7 +408,7 @@ def connect(address: str | None) -> tuple[bool, Any]:
     return True, ray
 
 
-def _needs(inner: Node, hardware: Hardware, cpus: int) -> dict[str, int]:
+def _needs(inner: Target, hardware: Hardware, cpus: int) -> dict[str, int]:
     """What an actor takes of its machine, by Ray's names: GPUs only where the model is on them."""
     return {"num_cpus": cpus} | ({"num_gpus": inner.get("parallel", 1)} if hardware.device == "cuda" else {})
 

@@ -25,10 +25,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from selfimprove.config import Hardware, Lora, Model
 from selfimprove.errors import ConfigError, RunError
 from selfimprove.policy import models
 from selfimprove.policy.served import Answer, ServedEngine, absolute
+from selfimprove.schema import Hardware, Lora, Model
 
 if TYPE_CHECKING:
     from vllm import AsyncEngineArgs

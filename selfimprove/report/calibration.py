@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from selfimprove.config import is_group, module_of, options_of
+from selfimprove.binding import is_group, module_of, options_of
 from selfimprove.report.explorer import Place, columns_of, places
 from selfimprove.report.runs import RunData
 from selfimprove.store import read_records

@@ -27,7 +27,7 @@ from rich.text import Text
 from selfimprove.types import STATUSES
 
 if TYPE_CHECKING:
-    from selfimprove.config import Config
+    from selfimprove.schema import Config
 
 log = logging.getLogger(__name__)
 

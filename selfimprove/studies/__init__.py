@@ -107,7 +107,7 @@ class Lab:
     def run(self, *overrides: str) -> Result:
         """The run with these overrides: found whole, continued, or done now. Raises RunError when it does not end."""
         from selfimprove import run
-        from selfimprove.evaluation import compose
+        from selfimprove.config import compose
 
         overrides = tuple(overrides)
         path = self.folder / store.digest([code(), overrides])

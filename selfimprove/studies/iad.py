@@ -13,8 +13,8 @@ import numpy as np
 from rich.table import Table
 
 from selfimprove import seeds
-from selfimprove.config import options_of
-from selfimprove.evaluation import compose
+from selfimprove.binding import options_of
+from selfimprove.config import compose
 from selfimprove.generate.best_of_n import best_of_n
 from selfimprove.generate.critique import fill
 from selfimprove.methods.iad import Candidate, decode

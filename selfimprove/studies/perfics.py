@@ -16,10 +16,10 @@ import numpy as np
 from rich.table import Table
 
 from selfimprove import store
-from selfimprove.config import bind
+from selfimprove.binding import bind
+from selfimprove.config import compose
 from selfimprove.datasets import arithmetic as data
 from selfimprove.datasets.arithmetic import Chain
-from selfimprove.evaluation import compose
 from selfimprove.methods.perfics import Figures, Weights, ranking, table
 from selfimprove.report.statistics import Estimate, difference
 from selfimprove.studies import Claim, Lab, code

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from selfimprove.types import Attempt
 
 if TYPE_CHECKING:
-    from selfimprove.config import Config, Node
+    from selfimprove.binding import Target
+    from selfimprove.schema import Config
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class Nothing:
     def finish(self, summary: Mapping[str, Any]) -> None: ...
 
 
-def none(node: Node, run_dir: Path, config: Config) -> Tracker:
+def none(node: Target, run_dir: Path, config: Config) -> Tracker:
     return Nothing()
 
 

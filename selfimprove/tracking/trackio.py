@@ -21,12 +21,13 @@ from selfimprove.config import redact
 from selfimprove.tracking import Background, Ledger, Tracker, identity
 
 if TYPE_CHECKING:
-    from selfimprove.config import Config, Node
+    from selfimprove.binding import Target
+    from selfimprove.schema import Config
 
 log = logging.getLogger(__name__)
 
 
-def start(node: Node, run_dir: Path, config: Config) -> Tracker:
+def start(node: Target, run_dir: Path, config: Config) -> Tracker:
     """Tracks a run in `tracker.project`; a folder tracked before goes on as the same run."""
     return Background(lambda: Run(node, run_dir.resolve(), config))
 
@@ -34,7 +35,7 @@ def start(node: Node, run_dir: Path, config: Config) -> Tracker:
 class Run:
     """One trackio run, in the shape of `selfimprove.tracking.Backend`; raises whatever trackio raises."""
 
-    def __init__(self, node: Node, run_dir: Path, config: Config) -> None:
+    def __init__(self, node: Target, run_dir: Path, config: Config) -> None:
         self._ledger = Ledger(run_dir / "trackio_logged")
         self._project = node["project"]
         with _quiet():

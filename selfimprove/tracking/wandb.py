@@ -23,12 +23,13 @@ from selfimprove.tracking import Background, Ledger, Tracker, identity
 if TYPE_CHECKING:
     import wandb
 
-    from selfimprove.config import Config, Node
+    from selfimprove.binding import Target
+    from selfimprove.schema import Config
 
 log = logging.getLogger(__name__)
 
 
-def start(node: Node, run_dir: Path, config: Config) -> Tracker:
+def start(node: Target, run_dir: Path, config: Config) -> Tracker:
     """Tracks a run in `tracker.project` (of `tracker.entity`, if that is set); a folder tracked before goes on."""
     return Background(lambda: Run(node, run_dir.resolve(), config))
 
@@ -36,7 +37,7 @@ def start(node: Node, run_dir: Path, config: Config) -> Tracker:
 class Run:
     """One W&B run, in the shape of `selfimprove.tracking.Backend`; raises whatever wandb raises."""
 
-    def __init__(self, node: Node, run_dir: Path, config: Config) -> None:
+    def __init__(self, node: Target, run_dir: Path, config: Config) -> None:
         self._folder = run_dir
         self._ledger = Ledger(run_dir / "wandb_logged")
         self._run = _init(

@@ -28,9 +28,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict
 
-from selfimprove.config import Training
 from selfimprove.errors import ConfigError
 from selfimprove.policy.models import load_model
+from selfimprove.schema import Training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from selfimprove import store
-from selfimprove.config import Node
+from selfimprove.binding import Target
 from selfimprove.errors import ConfigError, RunError
 from selfimprove.train import TrainContext, require
 from selfimprove.train.worker import RESULT, STEPS, die_with
@@ -31,7 +31,7 @@ JOB, ACCELERATE, DEEPSPEED = "job.json", "accelerate.json", "deepspeed.json"
 KILLED = "killed"  # of several processes: which was killed, and by what signal
 
 
-def train(node: Node, rows: Path, context: TrainContext) -> dict[str, float]:
+def train(node: Target, rows: Path, context: TrainContext) -> dict[str, float]:
     """The figures of a node's train function on the examples in the file `rows`, run in processes of its own.
 
     Steps reach `context.log` as they are done. Raises the ConfigError or RunError of a process, and RunError with one
@@ -72,7 +72,7 @@ def train(node: Node, rows: Path, context: TrainContext) -> dict[str, float]:
     return store.read_json(folder / RESULT)  # type: ignore[no-any-return]
 
 
-def job(node: Node, rows: Path, context: TrainContext) -> dict[str, Any]:
+def job(node: Target, rows: Path, context: TrainContext) -> dict[str, Any]:
     """What a worker needs, as JSON."""
     told = {field.name: getattr(context, field.name) for field in fields(context) if field.name != "log"}
     told |= {key: str(told[key]) for key in ("out", "parts")} | {"training": context.training.model_dump()}

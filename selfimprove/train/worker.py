@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from selfimprove import store
-from selfimprove.config import Training, bind
+from selfimprove.binding import bind
+from selfimprove.schema import Training
 from selfimprove.train import TrainContext
 from selfimprove.types import Example
 

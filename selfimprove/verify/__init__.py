@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 from selfimprove.types import Problem, Status
 
 if TYPE_CHECKING:
-    from selfimprove.config import Hardware, Model
     from selfimprove.policy import Policy
+    from selfimprove.schema import Hardware, Model
 
 
 @dataclass(frozen=True, slots=True)

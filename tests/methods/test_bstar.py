@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from selfimprove import store
+from selfimprove.config import compose
 from selfimprove.errors import ConfigError
-from selfimprove.evaluation import compose
 from selfimprove.methods.bstar import Grid, Response, adapt, balance, distinct, rate_of_round, select, smallest_cap
 from selfimprove.studies import Claim, Lab, Result
 from selfimprove.types import Attempt, Example, Problem, Sample, Trajectory, Verdict

@@ -10,10 +10,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from selfimprove.config import check_solver
+from selfimprove.config import check_solver, compose
 from selfimprove.datasets import colouring
 from selfimprove.errors import ConfigError
-from selfimprove.evaluation import compose
 from selfimprove.methods.critique_coloring import KINDS, critic_alone, edges_named, example, generate, tell
 from selfimprove.policy.scripted import YES, ScriptedEngine
 from selfimprove.studies import critique_coloring as study

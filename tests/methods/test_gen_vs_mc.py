@@ -9,10 +9,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from selfimprove.config import check_solver
+from selfimprove.config import check_solver, compose
 from selfimprove.datasets.arithmetic import load
 from selfimprove.errors import ConfigError
-from selfimprove.evaluation import compose
 from selfimprove.methods.gen_vs_mc import generate, lead, turns
 from selfimprove.policy import Policy
 from selfimprove.policy.scripted import ScriptedEngine

@@ -9,10 +9,10 @@ from functools import partial
 import pyarrow.parquet as pq
 import pytest
 
-from selfimprove.config import bind
+from selfimprove.binding import bind
+from selfimprove.config import compose
 from selfimprove.datasets import arithmetic as data
 from selfimprove.errors import ConfigError
-from selfimprove.evaluation import compose
 from selfimprove.generate.best_of_n import best_of_n
 from selfimprove.methods.iad import generate
 from selfimprove.methods.rejection_sampling import keep_correct

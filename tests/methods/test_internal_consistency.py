@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from selfimprove.config import compose
 from selfimprove.datasets.arithmetic import load
 from selfimprove.errors import ConfigError
-from selfimprove.evaluation import compose
 from selfimprove.generate.decodings import decodings
 from selfimprove.methods.internal_consistency import update
 from selfimprove.policy import Policy

@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 
 from selfimprove import run
+from selfimprove.config import compose
 from selfimprove.errors import ConfigError, RunError
-from selfimprove.evaluation import compose
 from selfimprove.policy import Policy, Request
 from selfimprove.policy.models import load_tokenizer
 from selfimprove.policy.openai import OpenAIEngine

@@ -17,14 +17,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from selfimprove.config import compose
 from selfimprove.datasets import arithmetic
 from selfimprove.errors import ConfigError, RunError
-from selfimprove.evaluation import compose
 from selfimprove.policy import Policy, Request
 from selfimprove.policy.hf import TransformersEngine
 from selfimprove.policy.models import PACKAGED, load_model, load_tokenizer
 from selfimprove.policy.ray import AHEAD, LOSSES, SETTINGS, Actor, Handout, RayEngine
-from selfimprove.round import open_engine
+from selfimprove.session import open_engine
 from selfimprove.types import Problem, Sample
 from tests.conftest import SCRIPT, SMALL
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from folders import problems, write_answers, write_run
 
-from selfimprove.config import bind
+from selfimprove.binding import bind
 from selfimprove.errors import ConfigError
 from selfimprove.report import compute, fair
 from selfimprove.report import statistics as st

@@ -15,8 +15,8 @@ import pytest
 from selfimprove import cli, store
 from selfimprove import config as configuration
 from selfimprove import run as running
+from selfimprove.config import compose
 from selfimprove.errors import ConfigError
-from selfimprove.evaluation import compose
 from selfimprove.policy.models import PACKAGED
 from selfimprove.report import calibration, explorer, html
 from selfimprove.report.compare import compare

@@ -13,7 +13,7 @@ import pytest
 from conftest import rows
 from transformers import Trainer
 
-from selfimprove.config import Training
+from selfimprove.schema import Training
 from selfimprove.store import file_digest
 from selfimprove.train import TrainContext, checkpoint, unfinished
 from selfimprove.train.dpo import dpo

@@ -17,8 +17,8 @@ import train_parts
 from conftest import LORA, rows, weights
 
 from selfimprove import store
-from selfimprove.config import Training
 from selfimprove.errors import ConfigError, RunError, Stopped
+from selfimprove.schema import Training
 from selfimprove.train import TrainContext, checkpoint, launch, unfinished
 from selfimprove.train.refit import categorical
 from selfimprove.train.sft import sft

@@ -11,7 +11,7 @@ import torch
 from conftest import LORA, rows, weights
 from transformers import LlamaForCausalLM
 
-from selfimprove.config import Training
+from selfimprove.schema import Training
 from selfimprove.train import TrainContext
 from selfimprove.train.dpo import dpo
 from selfimprove.train.sft import sft

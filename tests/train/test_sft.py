@@ -14,8 +14,8 @@ import torch
 from conftest import logprob, rows, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from selfimprove.config import Training
 from selfimprove.errors import ConfigError, RunError
+from selfimprove.schema import Training
 from selfimprove.train import TrainContext, arguments, device_steps, plan
 from selfimprove.train.sft import sft
 from selfimprove.types import Example

@@ -1,0 +1,110 @@
+"""Functions that the configuration names: a mapping with `_target_` is a target, its other keys are keyword arguments.
+
+The function's own type hints are the schema of those keys: there is no second registry.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+from typing import Any, Required, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from selfimprove.errors import ConfigError
+
+Target = dict[str, Any]  # a mapping with `_target_`
+
+
+def function(node: Target, where: str) -> Callable[..., Any]:
+    """The function that a node's `_target_` names. Raises ConfigError when there is none."""
+    target = node.get("_target_", "")
+    module, _, name = str(target).rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as problem:
+        raise ConfigError(f"{where}._target_={target}: no such function ({problem})", where) from None
+    if not callable(found):
+        raise ConfigError(f"{where}._target_={target}: not a function", where)
+    return found  # type: ignore[no-any-return]
+
+
+_FRAME = ("_target_", "name", "gives", "verifier")  # keys that are not arguments
+
+
+def bind(node: Target, where: str) -> Callable[..., Any]:
+    """The node's function with its keys bound as keyword arguments, each checked against the function's type hints.
+
+    Raises ConfigError naming `where.key` for an unknown key, a missing one, or a value of the wrong type.
+    """
+    target = function(node, where)
+    options = {key: value for key, value in node.items() if key not in _FRAME}
+    hints, required = _keywords(target)
+    for key, value in options.items():
+        if key not in hints:
+            raise ConfigError(f"{where}.{key}: unknown key; {node['_target_']} takes {_names(hints)}", where)
+        try:
+            options[key] = TypeAdapter(hints[key]).validate_python(value)
+        except ValidationError as problem:
+            raise ConfigError(f"{where}.{key}={value}: {reason(problem)}", where) from None
+    missing = [name for name in required if name not in (*options, *_GIVEN)]
+    if missing:
+        raise ConfigError(f"{where}.{missing[0]}: needs a value, e.g. {where}.{missing[0]}=...", where)
+    return partial(target, **options)
+
+
+_GIVEN = ("seed", "check", "prepared")  # keyword arguments that the runner gives
+
+
+def _keywords(target: Callable[..., Any]) -> tuple[dict[str, Any], list[str]]:
+    """The type of each keyword argument, those of an unpacked TypedDict among them, and the names without a default."""
+    hints = get_type_hints(target, include_extras=True)
+    types: dict[str, Any] = {}
+    required: list[str] = []
+    for name, parameter in inspect.signature(target).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            types[name] = hints.get(name, Any)
+            required += [name] if parameter.default is parameter.empty else []
+        elif parameter.kind is parameter.VAR_KEYWORD and name in hints:  # **common: Unpack[Common]
+            (unpacked,) = get_args(hints[name])
+            own = get_type_hints(unpacked, include_extras=True)
+            types |= {key: get_args(hint)[0] if get_origin(hint) is Required else hint for key, hint in own.items()}
+            required += sorted(unpacked.__required_keys__)
+    return types, required
+
+
+def _names(keywords: dict[str, Any]) -> str:
+    return ", ".join(name for name in keywords if name not in _GIVEN) or "no keys"
+
+
+def reason(problem: ValidationError) -> str:
+    first = problem.errors()[0]
+    return first["msg"][0].lower() + first["msg"][1:]
+
+
+def is_group(node: Target) -> bool:
+    """Whether a verifier judges all trajectories of a problem together: its function is a coroutine."""
+    return inspect.iscoroutinefunction(function(node, "verifier"))
+
+
+def takes_check(node: Target) -> bool:
+    """Whether a solver asks a verifier as it goes: it has a keyword `check`."""
+    return "check" in inspect.signature(function(node, "generate")).parameters
+
+
+def takes_prepared(node: Target) -> bool:
+    """Whether a solver begins with work that all problems of a phase share: it has a keyword `prepared`, which is what
+    its module's `prepare` returned."""
+    return "prepared" in inspect.signature(function(node, "generate")).parameters
+
+
+def module_of(node: Target) -> ModuleType:
+    """The module of a node's function, where its hooks are."""
+    return importlib.import_module(node["_target_"].rpartition(".")[0])
+
+
+def options_of(node: Target) -> Target:
+    return {key: value for key, value in node.items() if key != "_target_"}

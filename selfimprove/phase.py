@@ -1,0 +1,55 @@
+"""A phase: done once, known by a key, the hash of all it depends on."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from selfimprove import config as configuration
+from selfimprove import store
+from selfimprove import verify as verifying
+from selfimprove.binding import Target, module_of
+from selfimprove.report.display import Phase
+from selfimprove.schema import Config
+from selfimprove.session import Session
+from selfimprove.types import Problem
+
+
+def once(
+    session: Session, number: int, name: str, depends: list[Any], outputs: list[str], work: Callable[[str], Any]
+) -> dict[str, Any]:
+    """The metrics of a phase: of the finished one where its manifest still fits, else of `work`, done now."""
+    run, key = session.run, store.digest(depends)
+    if (manifest := run.done(number, name, key)) is not None:
+        return manifest["metrics"]  # type: ignore[no-any-return]
+    run.discard(number, name)
+    begin = time.monotonic()
+    metrics = work(key)
+    seconds = time.monotonic() - begin
+    run.log({**run.where(number), "phase": name, **metrics, "seconds": round(seconds, 3)})
+    run.finish(number, name, key, outputs, metrics, seconds)
+    session.phase_done()
+    return metrics  # type: ignore[no-any-return]
+
+
+def policy_key(config: Config) -> list[Any]:
+    """What decides a policy's samples beside its weights: never batch size or device."""
+    return [config.seed, configuration.engine_options(config.engine), config.model.max_length, config.model.max_tokens]
+
+
+def problems_key(problems: list[Problem]) -> str:
+    return store.digest([[p.id, p.prompt, p.gold, p.metadata] for p in problems])
+
+
+def version(node: Target) -> str:
+    """A hash of the verifiers' code: verdicts of another version are not taken over."""
+    code = sorted(Path(verifying.__file__ or "").parent.glob("*.py"))
+    return store.digest([*map(store.file_digest, code), inspect.getsource(module_of(node))])
+
+
+def progress(session: Session, number: int, name: str, total: int, unit: str) -> AbstractContextManager[Phase]:
+    return session.display.phase(number // session.config.method.refresh, session.config.rounds, name, total, unit)
