@@ -32,7 +32,11 @@ def function(node: Target, where: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-_FRAME = ("_target_", "name", "gives", "verifier")  # keys that are not arguments
+_FRAME = ("_target_", "name", "gives", "verifier", "score")  # keys that are not arguments
+
+
+# Keyword arguments that the runner gives to a function that has them (selfimprove.supplies).
+SUPPLIES = ("seed", "check", "judge", "prepared", "roles", "text", "memory", "tools", "step", "made", "figures")
 
 
 def bind(node: Target, where: str) -> Callable[..., Any]:
@@ -50,13 +54,10 @@ def bind(node: Target, where: str) -> Callable[..., Any]:
             options[key] = TypeAdapter(hints[key]).validate_python(value)
         except ValidationError as problem:
             raise ConfigError(f"{where}.{key}={value}: {reason(problem)}", where) from None
-    missing = [name for name in required if name not in (*options, *_GIVEN)]
+    missing = [name for name in required if name not in (*options, *SUPPLIES)]
     if missing:
         raise ConfigError(f"{where}.{missing[0]}: needs a value, e.g. {where}.{missing[0]}=...", where)
     return partial(target, **options)
-
-
-_GIVEN = ("seed", "check", "prepared")  # keyword arguments that the runner gives
 
 
 def _keywords(target: Callable[..., Any]) -> tuple[dict[str, Any], list[str]]:
@@ -77,7 +78,7 @@ def _keywords(target: Callable[..., Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _names(keywords: dict[str, Any]) -> str:
-    return ", ".join(name for name in keywords if name not in _GIVEN) or "no keys"
+    return ", ".join(name for name in keywords if name not in SUPPLIES) or "no keys"
 
 
 def reason(problem: ValidationError) -> str:
@@ -90,15 +91,32 @@ def is_group(node: Target) -> bool:
     return inspect.iscoroutinefunction(function(node, "verifier"))
 
 
-def takes_check(node: Target) -> bool:
-    """Whether a solver asks a verifier as it goes: it has a keyword `check`."""
-    return "check" in inspect.signature(function(node, "generate")).parameters
+def asks_for(node: Target) -> set[str]:
+    """The supplies that a node's function asks the runner for: its keywords with those names that the node leaves."""
+    keywords = inspect.signature(function(node, node["_target_"])).parameters
+    return {name for name in SUPPLIES if name in keywords and name not in node}
 
 
-def takes_prepared(node: Target) -> bool:
-    """Whether a solver begins with work that all problems of a phase share: it has a keyword `prepared`, which is what
-    its module's `prepare` returned."""
-    return "prepared" in inspect.signature(function(node, "generate")).parameters
+OF_SLOT = {  # what each slot's function can be given
+    "generate": ("seed", "check", "judge", "prepared", "roles", "text", "memory", "tools", "step", "made"),
+    "verifier": ("seed", "check", "roles", "text", "memory", "tools", "step", "made"),
+    "problems": ("seed", "text", "memory", "step", "made"),
+    "make": ("seed", "text", "memory", "step", "made"),
+    "adapt": ("seed", "step", "figures"),
+    "filter": ("seed", "text", "memory", "step", "made"),
+    "remember": ("seed", "text", "memory", "step", "made"),
+    "train": ("seed", "step", "made"),
+}
+
+
+def require_supplies(node: Target, slot: str, where: str) -> None:
+    """Raises ConfigError for a function that asks for what its slot is not given."""
+    if lacking := sorted(asks_for(node) - set(OF_SLOT[slot])):
+        raise ConfigError(
+            f"{where}: {node['_target_']} asks for {', '.join(lacking)}, which a {slot} function is not given "
+            f"(it can have {', '.join(OF_SLOT[slot])})",
+            where,
+        )
 
 
 def module_of(node: Target) -> ModuleType:

@@ -17,9 +17,20 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from selfimprove.binding import Target, bind, function, is_group, module_of, options_of, reason, takes_check
+from selfimprove.binding import (
+    Target,
+    asks_for,
+    bind,
+    function,
+    is_group,
+    module_of,
+    options_of,
+    reason,
+    require_supplies,
+)
 from selfimprove.errors import ConfigError
-from selfimprove.schema import SLOTS, Config
+from selfimprove.schema import Config
+from selfimprove.units import UNITS
 
 _PACKAGED = Path(__file__).parent / "conf"
 CONF = _PACKAGED if _PACKAGED.exists() else Path(__file__).parent.parent / "conf"
@@ -88,14 +99,14 @@ def check(composed: DictConfig | dict[str, Any], needs: bool = True) -> Config:
             raise ConfigError(f"{key}: unknown key", key) from None
         shown = "" if isinstance(first["input"], dict) else f"={first['input']}"
         raise ConfigError(f"{key}{shown}: {reason(problem)}", key) from None
-    for slot in SLOTS:
-        if needs or getattr(config, slot) or getattr(config.method, slot):
-            bind(config.slot(slot), slot if getattr(config, slot) else f"method.{slot}")
-    for name in ("probe", "adapt", "verifier", "answer"):
+    check_stages(config, needs)
+    for name in ("evaluate", "baseline", "answer", "figures"):
         if node := getattr(config.method, name):
             bind(node, f"method.{name}")
-    if bool(config.method.probe) != bool(config.method.adapt):
-        raise ConfigError("method.probe and method.adapt go together: give both or neither", "method.adapt")
+            if name in ("evaluate", "baseline"):
+                require_supplies(node, "generate", f"method.{name}")
+    for name, node in config.method.tools.items():
+        bind(node, f"method.tools.{name}")
     bind(config.dataset.verifier, "dataset.verifier")
     if config.verifier:
         bind(config.verifier, "verifier")
@@ -104,33 +115,79 @@ def check(composed: DictConfig | dict[str, Any], needs: bool = True) -> Config:
     function(config.tracker, "tracker")
     if config.eval.consistency and "beam" not in gives(config):
         raise ConfigError(f"eval.consistency: needs beam search, which engine={config.engine['name']} does not give")
-    if config.control and takes_check(config.slot("generate")):
+    asks = [stage.generate for stage in config.stages.values() if stage.generate]
+    if config.control and any(asks_for(node) & {"check", "judge"} for node in asks):
         raise ConfigError(
             f"control={config.control}: the solver of method={config.method.name} asks its verifier as it goes, and "
             "those verdicts are not dealt out; the control would change little and prove nothing",
             "control",
         )
+    if config.dataset.score not in UNITS:
+        raise ConfigError(f"dataset.score={config.dataset.score}: is one of {', '.join(UNITS)}", "dataset.score")
     if needs:
         _require(config, f"method={config.method.name}", config.method.needs)
         check_solver(config)
     return config
 
 
-def check_solver(config: Config) -> None:
-    """Raises ConfigError where a solver, or the training verifier, needs what engine and data set do not give. Of a
-    solver that is what `NEEDS` of its module says, or `needs` there, of the solver's options."""
-    verifier = config.training_verifier
-    if reads_gold(verifier) and "gold" not in gives(config):
+def check_stages(config: Config, needs: bool) -> None:
+    """Raises ConfigError for stages that do not fit together, or a slot whose function cannot be called as it stands.
+
+    `needs`: the method is going to be run, so that one that changes no weights is refused.
+    """
+    own = config.method.name
+    if needs and not any(stage.train and stage.filter for stage in config.stages.values()):
         raise ConfigError(
-            f"verifier={verifier['_target_']} compares with gold answers, which dataset={config.dataset.name} does not "
-            "give: use one that needs none, e.g. verifier=consensus or verifier=judge",
-            "verifier",
+            f"method={own} changes no weights: `selfimprove eval method={own}` evaluates it, "
+            f"`selfimprove run method=rejection_sampling generate={own}` trains on what it finds",
+            "method.filter",
         )
-    for where, node in (("generate", config.slot("generate")), ("method.probe", config.method.probe)):
-        if node:
-            own = getattr(module_of(node), "needs", None)
-            needs = own(**options_of(node)) if own else getattr(module_of(node), "NEEDS", ())
-            _require(config, f"{where}={node['_target_']}", needs)
+    for i, (name, stage) in enumerate(config.stages.items()):
+        where = f"method.stages.{name}" if name else "method"
+        if name and not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise ConfigError(f"{where}: a stage's name is small letters, digits and _, e.g. rl", where)
+        for key in ("role", "by"):
+            role = getattr(stage, key)
+            if role is not None and role not in config.roles:
+                raise ConfigError(f"{where}.{key}={role}: no such role; there are {', '.join(config.roles)}", where)
+        if stage.of is not None and stage.of not in list(config.stages)[:i]:
+            raise ConfigError(f"{where}.of={stage.of}: is no stage before this one", where)
+        if needs and stage.of is None and stage.generate is None:
+            raise ConfigError(f"{where}.generate: needs a solver", where)
+        if needs and stage.train and not stage.filter:
+            raise ConfigError(f"{where}.filter: needs a function that chooses what is trained on", where)
+        if stage.probe and not stage.adapt:
+            raise ConfigError(f"{where}.probe: is of no use without {where}.adapt", f"{where}.adapt")
+        given = config.method.stages[name].model_fields_set if name else set()
+        for slot in ("problems", "probe", "adapt", "generate", "verifier", "make", "filter", "remember", "train"):
+            node = getattr(stage, slot)
+            chosen = getattr(config, slot, None)
+            if chosen and slot in given:
+                raise ConfigError(
+                    f"{slot}: method={own} has one for its stage {name}: set {where}.{slot} instead", slot
+                )
+            if node is not None:
+                label = slot if chosen else (f"{where}.{slot}" if slot in given else f"method.{slot}")
+                bind(node, label)
+                require_supplies(node, "generate" if slot == "probe" else slot, label)
+
+
+def check_solver(config: Config) -> None:
+    """Raises ConfigError where a solver, or a training verifier, needs what engine and data set do not give. Of a
+    solver that is what `NEEDS` of its module says, or `needs` there, of the solver's options."""
+    for stage in config.stages.values():
+        verifier = config.verifier_of(stage)
+        if reads_gold(verifier) and "gold" not in gives(config):
+            raise ConfigError(
+                f"verifier={verifier['_target_']} compares with gold answers, which dataset={config.dataset.name} "
+                "does not give: use one that needs none, e.g. verifier=consensus or verifier=judge",
+                "verifier",
+            )
+        for where, node in (("generate", stage.generate), ("method.probe", stage.probe)):
+            if node:
+                own = getattr(module_of(node), "needs", None)
+                needs = own(**options_of(node)) if own else getattr(module_of(node), "NEEDS", ())
+                _require(config, f"{where}={node['_target_']}", needs)
 
 
 def gives(config: Config) -> set[str]:
@@ -213,9 +270,18 @@ def dump(config: Config) -> str:
 def read(path: Path, needs: bool = True) -> Config:
     """The configuration of an existing run, checked as `check` does. Raises ConfigError when the folder is no run's."""
     try:
-        return check(yaml.safe_load(path.read_text(encoding="utf-8")), needs)
+        return check(_renamed(yaml.safe_load(path.read_text(encoding="utf-8"))), needs)
     except FileNotFoundError:
         raise ConfigError(f"{path.parent}: no run folder (it has no config.yaml)") from None
+
+
+def _renamed(raw: Any) -> Any:
+    """The configuration of a run of an earlier version, with the names that its keys have now."""
+    if isinstance(raw, dict) and isinstance(raw.get("method"), dict):
+        raw.pop("on_empty", None)
+        if "refresh" in raw["method"]:
+            raw["method"]["parts"] = raw["method"].pop("refresh")
+    return raw
 
 
 def methods() -> list[dict[str, Any]]:

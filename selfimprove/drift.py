@@ -17,14 +17,15 @@ from selfimprove import store
 from selfimprove.attempt import collect, pair
 from selfimprove.grading import grade
 from selfimprove.phase import once, policy_key, problems_key, version
+from selfimprove.plan import BASE, Pass
 from selfimprove.policy import Policy
 from selfimprove.report import metrics as measure
 from selfimprove.report.statistics import mean, ratio
-from selfimprove.session import Session, Weights
+from selfimprove.session import Policies, Session
 from selfimprove.types import Problem, Sample, Trajectory
 
 
-def drift(session: Session, number: int, weights: Weights) -> None:
+def drift(session: Session, step: Pass, policies: Policies) -> None:
     """KL(pi_v || pi_0), estimated on one answer at temperature 1 to each of the first `eval.drift` held-out problems.
 
     drift/scores.parquet: of each answer its tokens and nats, the sum over tokens of r - 1 - log r with
@@ -34,8 +35,8 @@ def drift(session: Session, number: int, weights: Weights) -> None:
     intervals over problems. The base policy's weights take the engine's place for one pass over the answers; the next
     phase loads its own.
     """
-    config, folder = session.config, session.run.round(number) / "drift"
-    if not config.eval.drift or number < 0:
+    config, folder = session.config, session.run.folder(step) / "drift"
+    if not config.eval.drift or step.number < 0:
         return
     problems = session.heldout[: config.eval.drift]
 
@@ -48,10 +49,10 @@ def drift(session: Session, number: int, weights: Weights) -> None:
 
     def work(key: str) -> dict[str, Any]:
         path = folder / "trajectories.parquet"
-        cost = collect(session, number, "drift", path, key, problems, solver, weights)
+        cost = collect(session, step, "drift", path, key, problems, solver, policies)
         found: list[Trajectory] = list(store.read_records(path, Trajectory))
         samples = [trajectory.samples[0] for trajectory in found]
-        base = session.wait(scored(session.policy(session.base, "drift", number), samples))
+        base = session.wait(scored(session.policy(session.base, "policy", "drift", step.number), samples))
         nats = np.array([kl(s.logprobs, b) for s, b in zip(samples, base, strict=True)])
         tokens = np.array([len(s.completion_ids) for s in samples])
         rows = {"problem_id": [t.problem_id for t in found], "tokens": tokens, "nats": nats}
@@ -60,8 +61,14 @@ def drift(session: Session, number: int, weights: Weights) -> None:
         per_token = ratio(nats, tokens.astype(float)).named("kl_per_token")
         return {**per_token, **mean(nats, None).named("kl_per_answer"), "n": len(samples), **cost}
 
-    depends = [config.eval.max_tokens, policy_key(config), weights.digest, session.base.digest, problems_key(problems)]
-    once(session, number, "drift", depends, ["drift/trajectories.parquet", "drift/scores.parquet"], work)
+    depends = [
+        config.eval.max_tokens,
+        policy_key(config),
+        policies["policy"].digest,
+        session.base["policy"].digest,
+        problems_key(problems),
+    ]
+    once(session, step, "drift", depends, ["drift/trajectories.parquet", "drift/scores.parquet"], work)
 
 
 def kl(logprobs: Sequence[float], base: Sequence[float]) -> float:
@@ -70,12 +77,12 @@ def kl(logprobs: Sequence[float], base: Sequence[float]) -> float:
     return float((np.expm1(log_r) - log_r).sum())
 
 
-def forgetting(session: Session, number: int, weights: Weights) -> None:
+def forgetting(session: Session, step: Pass, policies: Policies) -> None:
     """Greedy accuracy on the held-out problems of the second data set, `eval.also`, and its paired change from base.
 
     also/: trajectories and verdicts, as of an evaluation.
     """
-    config, folder = session.config, session.run.round(number) / "also"
+    config, folder = session.config, session.run.folder(step) / "also"
     if config.eval.also is None:
         return
     problems, node = session.also, config.eval.also.verifier
@@ -85,15 +92,24 @@ def forgetting(session: Session, number: int, weights: Weights) -> None:
         return [Trajectory(problem.id, samples, {"decoding": "greedy"})]
 
     def work(key: str) -> dict[str, Any]:
-        cost = collect(session, number, "also", folder / "trajectories.parquet", key, problems, solver, weights)
-        verdicts = grade(session, number, "also", folder, key, problems, node, weights)
+        cost = collect(
+            session, step, "also", folder / "trajectories.parquet", key, problems, solver, policies, verifier=node
+        )
+        verdicts = grade(session, step, "also", folder, key, problems, node, policies)
         figures = measure.evaluation(pair(folder, problems))
-        if number >= 0:
-            before = pair(session.run.round(-1) / "also", problems)
+        if step.number >= 0:
+            before = pair(session.run.folder(BASE) / "also", problems)
             figures |= measure.change(before, pair(folder, problems)).named("change")
         return {**figures, **verdicts, **cost}
 
-    depends = [node, version(node), config.eval.max_tokens, policy_key(config), weights.digest, problems_key(problems)]
-    if number >= 0:
-        depends.append(session.run.made(-1, "also"))
-    once(session, number, "also", depends, ["also/trajectories.parquet", "also/verdicts.parquet"], work)
+    depends = [
+        node,
+        version(node),
+        config.eval.max_tokens,
+        policy_key(config),
+        policies["policy"].digest,
+        problems_key(problems),
+    ]
+    if step.number >= 0:
+        depends.append(session.run.made(BASE, "also"))
+    once(session, step, "also", depends, ["also/trajectories.parquet", "also/verdicts.parquet"], work)

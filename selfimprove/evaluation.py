@@ -17,7 +17,7 @@ from selfimprove.types import Problem
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from selfimprove.session import Weights
+    from selfimprove.session import Policies
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Chosen:
 
     config: Config
     problems: list[Problem]
-    base: Weights
-    weights: Weights
+    base: Policies
+    policies: Policies
 
 
 def choose(policy: str | None, overrides: Sequence[str], solver: bool = False) -> Chosen:
@@ -36,10 +36,9 @@ def choose(policy: str | None, overrides: Sequence[str], solver: bool = False) -
 
     `solver`: the method's solver is going to be run. Raises ConfigError, before the data set is read where that can be.
     """
-    from selfimprove.policy.models import resolve
     from selfimprove.ready import prepare, require_engine
-    from selfimprove.session import Weights
-    from selfimprove.summary import last_weights
+    from selfimprove.session import base_policies
+    from selfimprove.summary import last_policies
 
     chosen = [word.partition("=")[0] for word in overrides]
     folder = Path(policy or "")
@@ -50,15 +49,15 @@ def choose(policy: str | None, overrides: Sequence[str], solver: bool = False) -
         if solver:
             configuration.check_solver(config)
         config = config.model_copy(update={"model": trained.model, "seed": trained.seed})
-        base = Weights(resolve(trained.model.name, trained.model.path), 0, "base")
-        weights = last_weights(store.Run(folder, trained.method.refresh), trained, base)
-        require_engine(config, trains=weights.path != base.path)
+        base = base_policies(trained)
+        policies = last_policies(store.Run(folder), trained, base)
+        require_engine(config, trains=policies != base)
         if any(key.split(".")[0] == "dataset" for key in chosen):
             problems, _ = prepare(config)
         else:
             config = config.model_copy(update={"dataset": trained.dataset})
             problems = list(store.read_records(folder / "problems.parquet", Problem))
-        return Chosen(config, problems, base, weights)
+        return Chosen(config, problems, base, policies)
     named: list[str] = []
     if policy:
         known = (CONF / "model" / f"{policy}.yaml").exists()
@@ -68,7 +67,7 @@ def choose(policy: str | None, overrides: Sequence[str], solver: bool = False) -
         configuration.check_solver(config)
     require_engine(config, trains=False)
     problems, _ = prepare(config)
-    base = Weights(resolve(config.model.name, config.model.path), 0, "base")
+    base = base_policies(config)
     return Chosen(config, problems, base, base)
 
 
@@ -84,18 +83,17 @@ def evaluate_policy(policy: str | None, overrides: Sequence[str]) -> dict[str, A
         overrides = [*overrides, "eval.samples=8"]
     chosen = choose(policy, overrides)
     with tempfile.TemporaryDirectory(prefix="selfimprove-eval-") as scratch:
-        return _evaluate(chosen.config, chosen.problems, chosen.base, chosen.weights, Path(scratch), show=True)
+        return _evaluate(chosen.config, chosen.problems, chosen.base, chosen.policies, Path(scratch), show=True)
 
 
 def base_answers(config: Config, heldout: list[Problem], n: int) -> pa.Table:
     """n sampled answers of a configuration's base policy to each problem, graded: the columns of `RunData.answers`."""
     import pyarrow.compute as pc
 
-    from selfimprove.policy.models import resolve
     from selfimprove.report.runs import answers
-    from selfimprove.session import Weights
+    from selfimprove.session import base_policies
 
-    base = Weights(resolve(config.model.name, config.model.path), 0, "base")
+    base = base_policies(config)
     config = config.model_copy(update={"eval": config.eval.model_copy(update={"samples": n, "consistency": None})})
     with tempfile.TemporaryDirectory(prefix="selfimprove-eval-") as scratch:
         _evaluate(config, heldout, base, base, Path(scratch), show=False)
@@ -104,19 +102,20 @@ def base_answers(config: Config, heldout: list[Problem], n: int) -> pa.Table:
 
 
 def _evaluate(
-    config: Config, problems: list[Problem], base: Weights, weights: Weights, folder: Path, show: bool
+    config: Config, problems: list[Problem], base: Policies, policies: Policies, folder: Path, show: bool
 ) -> dict[str, Any]:
+    from selfimprove.heldout import evaluate
+    from selfimprove.plan import BASE
     from selfimprove.report.display import Display
-    from selfimprove.round import evaluate
     from selfimprove.session import Session
 
     heldout = [p for p in problems if p.split == "test"]
     display = Display(folder, config)
     session = Session(config, store.Run(folder), display, [], heldout, base)
     try:
-        figures = evaluate(session, -1, weights)
+        figures = evaluate(session, BASE, policies)
     finally:
         session.close()
     if show:
-        display.evaluation(figures, config, weights.path)
+        display.evaluation(figures, config, policies["policy"].path)
     return figures

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,15 @@ import pyarrow as pa
 
 from selfimprove import store
 from selfimprove.attempt import tokens
-from selfimprove.binding import Target, bind, is_group, module_of, options_of
+from selfimprove.binding import Target, asks_for, is_group
 from selfimprove.errors import RunError
 from selfimprove.phase import progress as show
+from selfimprove.plan import Pass
 from selfimprove.policy import Policy
-from selfimprove.session import Session, Weights
+from selfimprove.session import Policies, Session
+from selfimprove.supplies import supplied
 from selfimprove.types import STATUSES, Attempt, Problem, Trajectory, Verdict
-from selfimprove.verify import Context, Opening
+from selfimprove.verify import Context
 from selfimprove.verify.pool import Pool
 
 Rows = Iterator[tuple[Problem, Trajectory]]
@@ -32,41 +33,39 @@ _VERDICTS_A_PART = 4096
 
 def grade(
     session: Session,
-    number: int,
+    step: Pass,
     phase: str,
     folder: Path,
     key: str,
     problems: list[Problem],
     node: Target,
-    weights: Weights,
+    policies: Policies,
+    role: str = "policy",
+    *,
     deal: int | None = None,
     name: str = "verdicts",
+    source: Path | None = None,
 ) -> dict[str, int]:
-    """Check every trajectory of `folder`: `name`.parquet. `deal` is a seed by which the verdicts are dealt out at
-    random (a control).
+    """Check every trajectory of `source` (None: of `folder`), and write `name`.parquet in `folder`.
 
+    `role` is who made the trajectories; `deal` is a seed by which the verdicts are dealt out at random (a control).
     Returns the number of verdicts of each status, and what a group verifier asked of models. Raises RunError with three
     examples when more checks than the configured share ended as `timeout` or `error`.
     """
     limits = session.config.verify
-    source, path = folder / "trajectories.parquet", folder / f"{name}.parquet"
+    source, path = (source or folder) / "trajectories.parquet", folder / f"{name}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
     parts = store.Parts(path, key, Verdict)
     total = store.count_records(source)
     by_id = {problem.id: problem for problem in problems}
     rows = ((by_id[t.problem_id], t) for t in store.read_records(source, Trajectory, start=parts.done))
-    with show(session, number, phase, total, "answers") as progress:
+    with show(session, step, phase, total, "answers") as progress:
         progress.skip(parts.done)
         if is_group(node):
-            policy = session.policy(weights, phase, number)
-            _grade_groups(
-                session,
-                rows,
-                parts,
-                Opening(session.config.model, session.config.hardware, problems),
-                node,
-                policy,
-                progress.advance,
-            )
+            others = [r for r, own in session.config.roles.items() if own.kind in ("causal", "own")]
+            others = others if "roles" in asks_for(node) else []
+            policy = session.policy(policies, role, phase, step.number, others=others)
+            _grade_groups(session, step, rows, parts, node, policy, problems, policies, progress.advance)
         else:
             _grade_each(session.pool(node), rows, parts, progress.advance)
     asked = parts.notes()
@@ -98,42 +97,42 @@ def _grade_each(pool: Pool, rows: Rows, parts: store.Parts, advance: Advance) ->
 
 
 def _grade_groups(
-    session: Session, rows: Rows, parts: store.Parts, opening: Opening, node: Target, policy: Policy, advance: Advance
+    session: Session,
+    step: Pass,
+    rows: Rows,
+    parts: store.Parts,
+    node: Target,
+    policy: Policy,
+    problems: list[Problem],
+    policies: Policies,
+    advance: Advance,
 ) -> None:
     """Verdicts by a group verifier, all trajectories of a problem at once, a shard of problems at a time."""
-    verifier = bind(node, "verifier")
-    with _resource(node, opening) as resource:
+    verifier = supplied(session, step, node, "verifier", "verifier", node)
+    check, resource = session.check_by(node), session.resource(node, problems, policies)
+    roles = "roles" in asks_for(node)
 
-        async def verdicts(problem: Problem, group: list[Trajectory]) -> list[Verdict]:
-            context = Context(policy.for_problem(problem), session.check, resource)
-            outcomes = await verifier(problem, group, context)
-            advance(len(group))
-            return [Verdict(t.id, **asdict(outcome)) for t, outcome in zip(group, outcomes, strict=True)]
+    async def verdicts(problem: Problem, group: list[Trajectory]) -> list[Verdict]:
+        own = policy.for_problem(problem)
+        given = {"roles": {name: own.on(name) for name in session.config.roles}} if roles else {}
+        outcomes = await verifier(problem, group, Context(own, check, resource), **given)
+        advance(len(group))
+        return [Verdict(t.id, **asdict(outcome)) for t, outcome in zip(group, outcomes, strict=True)]
 
-        async def grade_all(shard: list[tuple[Problem, list[Trajectory]]]) -> list[list[Verdict]]:
-            return await asyncio.gather(*(verdicts(problem, group) for problem, group in shard))
+    async def grade_all(shard: list[tuple[Problem, list[Trajectory]]]) -> list[list[Verdict]]:
+        return await asyncio.gather(*(verdicts(problem, group) for problem, group in shard))
 
-        for shard in store.batches(_by_problem(rows), opening.hardware.shard):
-            found = list(itertools.chain.from_iterable(session.wait(grade_all(shard))))
-            parts.add(parts.done, parts.done + len(found), found, policy.meter.take())
+    for shard in store.batches(_by_problem(rows), session.config.hardware.shard):
+        found = list(itertools.chain.from_iterable(session.wait(grade_all(shard))))
+        parts.add(parts.done, parts.done + len(found), found, policy.meter.take())
+    if session.config.hardware.sleep:
+        session.close_resources()  # sampler and trainer need the room
 
 
 def _by_problem(rows: Rows) -> Iterator[tuple[Problem, list[Trajectory]]]:
     for _, group in itertools.groupby(rows, key=lambda row: row[0].id):
         pairs = list(group)
         yield pairs[0][0], [trajectory for _, trajectory in pairs]
-
-
-@contextmanager
-def _resource(node: Target, opening: Opening) -> Iterator[Any]:
-    """What the verifier's module opens for a phase, closed at its end; None where it opens nothing."""
-    open_resource = getattr(module_of(node), "resource", None)
-    resource: Any = open_resource(opening, **options_of(node)) if open_resource else None
-    try:
-        yield resource
-    finally:
-        if hasattr(resource, "close"):
-            resource.close()
 
 
 def effects(

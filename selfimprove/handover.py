@@ -14,21 +14,22 @@ import numpy as np
 from selfimprove import store
 from selfimprove.errors import RunError
 from selfimprove.phase import once
+from selfimprove.plan import Pass
 from selfimprove.policy import Policy
 from selfimprove.schema import Config
-from selfimprove.session import Session, Weights
+from selfimprove.session import Policies, Session
 from selfimprove.train import HANDOVER, Answer
 
 
-def hand_over(session: Session, number: int, weights: Weights) -> None:
-    """Have the sampler take what pass `number` trained, and compare.
+def hand_over(session: Session, step: Pass, policies: Policies) -> None:
+    """Have the sampler take what a pass trained, and compare.
 
     Figures, in nats a token: `gap` and `gap_max` between sampler and trainer, `moved` between the trainer before and
     after. Raises RunError when the mean gap is above `handover.tolerance`, or when the sampler is nearer to the weights
     from before and rounding cannot be why. Training that scores no answers (tables, flows) is not asked.
     """
-    file = session.run.round(number) / "policy" / HANDOVER
-    if not file.exists() or not store.read_json(file)["answers"]:
+    file, role = session.run.folder(step) / "policy" / HANDOVER, session.stage(step).role
+    if role is None or not file.exists() or not store.read_json(file)["answers"]:
         return
     options = session.config.handover
     tolerance = options.tolerance if options.tolerance is not None else _tolerance(session.config)
@@ -40,22 +41,22 @@ def hand_over(session: Session, number: int, weights: Weights) -> None:
         said = store.read_json(file)
         asked = [(prompt, completion) for prompt, completion in said["answers"]]
         before, after = (np.concatenate(said[when]) for when in ("before", "after"))
-        policy = session.policy(weights, "handover", number)
+        policy = session.policy(policies, role, "handover", step.number)
         found = np.concatenate(session.wait(scored(policy, asked)))
         gap, stale = np.abs(found - after), float(np.abs(found - before).mean())
         moved, mean = float(np.abs(after - before).mean()), float(gap.mean())
         figures = {"gap": mean, "gap_max": float(gap.max()), "moved": moved, "tokens/scored": len(found)}
         if not mean <= tolerance or (stale < mean and moved > 2 * stale):
             raise RunError(
-                f"handover: after round {session.run.prefix(number)[1:]} engine={session.config.engine['name']} does "
+                f"handover: after round {session.run.prefix(step)[1:]} engine={session.config.engine['name']} does "
                 f"not have the weights that were trained: its log-probabilities are {mean:.2g} nats a token from the "
                 f"trainer's (handover.tolerance={tolerance}) and {stale:.2g} from those before training, which moved "
                 f"them by {moved:.2g}"
             )
         return figures
 
-    made = session.run.made(number, "train")
-    once(session, number, "handover", [made, weights.digest, options.model_dump(), tolerance], [], work)
+    made = session.run.made(step, "train")
+    once(session, step, "handover", [made, policies[role].digest, options.model_dump(), tolerance], [], work)
 
 
 def _tolerance(config: Config) -> float:

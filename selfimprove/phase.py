@@ -13,6 +13,7 @@ from selfimprove import config as configuration
 from selfimprove import store
 from selfimprove import verify as verifying
 from selfimprove.binding import Target, module_of
+from selfimprove.plan import Pass
 from selfimprove.report.display import Phase
 from selfimprove.schema import Config
 from selfimprove.session import Session
@@ -20,18 +21,18 @@ from selfimprove.types import Problem
 
 
 def once(
-    session: Session, number: int, name: str, depends: list[Any], outputs: list[str], work: Callable[[str], Any]
+    session: Session, step: Pass, name: str, depends: list[Any], outputs: list[str], work: Callable[[str], Any]
 ) -> dict[str, Any]:
     """The metrics of a phase: of the finished one where its manifest still fits, else of `work`, done now."""
     run, key = session.run, store.digest(depends)
-    if (manifest := run.done(number, name, key)) is not None:
+    if (manifest := run.done(step, name, key)) is not None:
         return manifest["metrics"]  # type: ignore[no-any-return]
-    run.discard(number, name)
+    run.discard(step, name)
     begin = time.monotonic()
     metrics = work(key)
     seconds = time.monotonic() - begin
-    run.log({**run.where(number), "phase": name, **metrics, "seconds": round(seconds, 3)})
-    run.finish(number, name, key, outputs, metrics, seconds)
+    run.log({**run.where(step), "phase": name, **metrics, "seconds": round(seconds, 3)})
+    run.finish(step, name, key, outputs, metrics, seconds)
     session.phase_done()
     return metrics  # type: ignore[no-any-return]
 
@@ -51,5 +52,9 @@ def version(node: Target) -> str:
     return store.digest([*map(store.file_digest, code), inspect.getsource(module_of(node))])
 
 
-def progress(session: Session, number: int, name: str, total: int, unit: str) -> AbstractContextManager[Phase]:
-    return session.display.phase(number // session.config.method.refresh, session.config.rounds, name, total, unit)
+def progress(session: Session, step: Pass, name: str, total: int, unit: str) -> AbstractContextManager[Phase]:
+    """Shows how far a phase is, with the stage and the part of the round that it belongs to."""
+    shown = f"{step.stage} {name}" if step.stage else name
+    if step.parts > 1:
+        shown = f"part {step.part + 1} of {step.parts} {shown}"
+    return session.display.phase(step.round, session.config.rounds, shown, total, unit)

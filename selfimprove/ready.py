@@ -30,7 +30,8 @@ def prepare(config: Config) -> tuple[list[Problem], dict[str, str]]:
 def require_verifiers(config: Config) -> dict[str, Any]:
     """What the verifiers' modules say of this machine. Raises ConfigError when it lacks what a check needs."""
     said: dict[str, Any] = {}
-    for node in (config.training_verifier, config.dataset.verifier):
+    nodes = [config.verifier_of(stage) for stage in config.stages.values()]
+    for node in (*nodes, config.dataset.verifier):
         module = module_of(node)
         if hasattr(module, "require"):
             said |= module.require(**options_of(node)) or {}
@@ -49,9 +50,12 @@ def require_training(config: Config) -> None:
     """Raises ConfigError where this machine cannot train as configured."""
     from selfimprove import train
 
-    how, lora = config.hardware.training, config.model.lora
-    train.require(lora.model_dump() if lora else None, how, config.hardware.device)
-    train.require_shares(config.slot("train").get("batch_size", train.BATCH_SIZE), how.processes)
+    how = config.hardware.training
+    for stage in config.stages.values():
+        if stage.role and stage.train:
+            lora = config.model_of(stage.role).lora
+            train.require(lora.model_dump() if lora else None, how, config.hardware.device)
+            train.require_shares(stage.train.get("batch_size", train.BATCH_SIZE), how.processes)
 
 
 def also_heldout(config: Config) -> list[Problem]:
@@ -70,12 +74,7 @@ def check_gold(config: Config, problems: list[Problem]) -> dict[str, str]:
 
     Raises ConfigError when they are a larger share than `verify.drop_gold_above`.
     """
-    from selfimprove.verify.file import check_gold
-
-    if is_group(config.dataset.verifier):
-        return {}  # it reads no gold answer
-    with open_pool(config, config.dataset.verifier) as pool:
-        failing = {p.id: f"{o.status}: {o.reason or o.extracted}" for p, o in check_gold(problems, pool)}
+    failing = failing_gold(config, problems)
     if len(failing) > config.verify.drop_gold_above * len(problems):
         shown = "; ".join(f"{name}: {why}" for name, why in list(failing.items())[:3])
         raise ConfigError(
@@ -88,17 +87,33 @@ def check_gold(config: Config, problems: list[Problem]) -> dict[str, str]:
     return failing
 
 
+def failing_gold(config: Config, problems: list[Problem]) -> dict[str, str]:
+    """Problem id -> why the data set's own verifier does not accept its gold answer."""
+    from selfimprove.verify.file import check_gold
+
+    if is_group(config.dataset.verifier) or not problems:
+        return {}  # it reads no gold answer
+    with open_pool(config, config.dataset.verifier) as pool:
+        return {p.id: f"{o.status}: {o.reason or o.extracted}" for p, o in check_gold(problems, pool)}
+
+
+def like_heldout(config: Config, own: list[Problem], heldout: list[Problem]) -> dict[str, str]:
+    """Problem id -> which held-out problem it is like."""
+    from selfimprove.datasets.overlap import overlap
+
+    options = config.overlap
+    found = overlap(own, heldout, options.ngram, options.share)
+    return {name: f"like held-out {other}: {100 * share:.0f} % of n-grams" for name, (other, share) in found.items()}
+
+
 def check_overlap(config: Config, problems: list[Problem]) -> dict[str, str]:
     """The train and dev problems that are like a held-out one, with the reason; none where they are only reported.
 
     Raises ConfigError where they are to be refused.
     """
-    from selfimprove.datasets.overlap import overlap
-
     options = config.overlap
     own = [p for p in problems if p.split != "test"]
-    found = overlap(own, [p for p in problems if p.split == "test"], options.ngram, options.share)
-    like = {name: f"like held-out {other}: {100 * share:.0f} % of n-grams" for name, (other, share) in found.items()}
+    like = like_heldout(config, own, [p for p in problems if p.split == "test"])
     if not like:
         return {}
     shown = "; ".join(f"{name} is {why}" for name, why in list(like.items())[:3])

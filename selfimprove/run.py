@@ -12,17 +12,18 @@ from omegaconf import OmegaConf
 
 from selfimprove import config as configuration
 from selfimprove import memory, store
-from selfimprove.attempt import attempts
 from selfimprove.binding import function
 from selfimprove.drift import drift, forgetting
 from selfimprove.environment import environment
 from selfimprove.errors import ConfigError
 from selfimprove.handover import hand_over
+from selfimprove.heldout import evaluate
+from selfimprove.plan import BASE, Pass, plan
 from selfimprove.ready import also_heldout, prepare, require_engine, require_training, require_verifiers
-from selfimprove.round import evaluate, run_round
+from selfimprove.round import attempts, run_pass
 from selfimprove.schema import Budget, Config
-from selfimprove.session import Ending, Session, Weights, ending
-from selfimprove.summary import PHASES, empty, ends_round, over_budget, round_metrics, summarize
+from selfimprove.session import Ending, Policies, Session, base_policies, ending
+from selfimprove.summary import PHASES, Summary, round_metrics
 from selfimprove.types import Problem
 
 log = logging.getLogger("selfimprove")
@@ -42,9 +43,10 @@ def start(config: Config, path: Path) -> dict[str, Any]:
             "dataset.path a file of which a share is held out",
             "dataset.train_size",
         )
-    if config.method.probe and not any(problem.split == "dev" for problem in prepared[0]):
+    probes = any(stage.probe for stage in config.stages.values())
+    if probes and not any(problem.split == "dev" for problem in prepared[0]):
         raise ConfigError(f"method={config.method.name} tunes itself on dev problems: set dataset.dev_size", "dataset")
-    run = store.Run(path, config.method.refresh)
+    run = store.Run(path)
     with run.lock():
         store.write_text(path / "config.yaml", configuration.dump(config))  # with it the folder is a run
         _write_problems(run, prepared, also)
@@ -59,7 +61,7 @@ def resume(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     from selfimprove.report.display import setup_logging
 
     config = with_budget(configuration.read(path / "config.yaml"), overrides)
-    run = store.Run(path, config.method.refresh)
+    run = store.Run(path)
     setup_logging(None)
     with run.lock():
         return _resume(config, run, overrides)
@@ -82,10 +84,11 @@ def _resume(config: Config, run: store.Run, overrides: Sequence[str]) -> dict[st
         store.write_json(path / "environment.json", known)
     else:  # killed before its problems were written
         _write_problems(run, prepare(config), also_heldout(config))
-    run.trim_log()
+    steps = {step.number: step for step in (BASE, *plan(config))}
     done = [
-        f"{run.round(n).name}/{phase}" for n in range(-1, config.passes) for phase in PHASES if run.manifest(n, phase)
+        f"{run.folder(step).name}/{phase}" for step in steps.values() for phase in PHASES if run.manifest(step, phase)
     ]
+    run.trim_log(lambda line: line["pass"] in steps and run.manifest(steps[line["pass"]], line["phase"]) is not None)
     log.info(
         "resuming %s: found %s; what follows is done again or for the first time", path, ", ".join(done) or "nothing"
     )
@@ -119,7 +122,6 @@ def _write_problems(run: store.Run, prepared: tuple[list[Problem], dict[str, str
 
 
 def _run(config: Config, run: store.Run) -> dict[str, Any]:
-    from selfimprove.policy.models import resolve
     from selfimprove.report.display import Display, setup_logging
 
     setup_logging(run.path)
@@ -132,8 +134,7 @@ def _run(config: Config, run: store.Run) -> dict[str, Any]:
     if (run.path / "dropped_problems.json").exists():
         dropped = store.read_json(run.path / "dropped_problems.json")
         log.warning("%d problems are left out, listed with the reason in dropped_problems.json", len(dropped))
-    base_path = resolve(config.model.name, config.model.path)
-    base = Weights(base_path, 0, store.digest([config.model.name, config.model.path]))
+    base = base_policies(config)
     display = Display(run.path, config)
     display.start(train=len(train), heldout=len(heldout))
     tracker = function(config.tracker, "tracker")(config.tracker, run.path, config)
@@ -141,36 +142,44 @@ def _run(config: Config, run: store.Run) -> dict[str, Any]:
     if config.eval.also:
         session.also = list(store.read_records(run.path / "also.parquet", Problem))
     session.log_step = tracker.step
-    session.phase_done = lambda: summarize(config, run, "running")
-    end = Ending()
+    summary, end = Summary(config, run), Ending()
     try:
         with ending(session, end, "run"):
-            summarize(config, run, "running")
-            _evaluate(session, -1, base)
-            _after_round(config, run, session, tracker, -1)
-            weights = base
-            for number in range(config.passes):
-                weights = run_round(session, number, weights)
-                hand_over(session, number, weights)
-                if ends_round(config, number):
-                    _evaluate(session, number, weights)
-                    _after_round(config, run, session, tracker, number)
-                    if number + 1 < config.passes and (said := over_budget(config, run, number)):
-                        end.reason = said
-                        break
-                if empty(run, number):
-                    said = f"round {run.prefix(number)[1:]}: no example was left after the filter"
-                    log.warning("%s; the policy is kept (on_empty=%s)", said, config.on_empty)
-                    if config.on_empty == "stop":
-                        end.reason = said
-                        break
+            end.reason = _passes(session, summary, tracker)
     finally:
-        summary = summarize(config, run, end.status, end.reason)
-        display.finish(summary)
-        tracker.finish(summary)
+        written = summary.write(end.status, end.reason)
+        display.finish(written)
+        tracker.finish(written)
         session.close()
         _write_report(run.path)
-    return summary
+    return store.read_json(run.path / "summary.json")  # type: ignore[no-any-return]
+
+
+def _passes(session: Session, summary: Summary, tracker: Any) -> str | None:
+    """All passes of a run, in order. Returns why it stopped before the last one; None: it did not."""
+    run = session.run
+    summary.write("running")
+    _evaluate(session, BASE, session.base)
+    _after_round(session, summary, tracker, [BASE])
+    policies = session.base
+    this_round: list[Pass] = []
+    for step in session.passes:
+        this_round = [*this_round, step] if this_round and this_round[0].round == step.round else [step]
+        summary.begin(step)
+        policies = run_pass(session, step, policies)
+        hand_over(session, step, policies)
+        if empty(run, step):
+            log.warning("round %s: no example was left after the filter; the policy is kept", run.prefix(step)[1:])
+        reached = summary.over_budget() if step is not session.passes[-1] else None
+        if step.ends_round or reached:
+            _evaluate(session, step, policies)
+            _after_round(session, summary, tracker, this_round)
+            reached = summary.over_budget() if step is not session.passes[-1] else None
+        else:
+            summary.write("running")
+        if reached:
+            return reached
+    return None
 
 
 def _write_report(path: Path) -> None:
@@ -184,18 +193,23 @@ def _write_report(path: Path) -> None:
         log.warning("report.html is not written: %s: %s", type(problem).__name__, problem)
 
 
-def _evaluate(session: Session, number: int, weights: Weights) -> None:
-    evaluate(session, number, weights)
-    drift(session, number, weights)
-    forgetting(session, number, weights)
+def _evaluate(session: Session, step: Pass, policies: Policies) -> None:
+    evaluate(session, step, policies)
+    drift(session, step, policies)
+    forgetting(session, step, policies)
 
 
-def _after_round(config: Config, run: store.Run, session: Session, tracker: Any, number: int) -> None:
-    summary = summarize(config, run, "running")
-    round_number = number if number < 0 else number // config.method.refresh
-    session.display.round(summary, round_number)
-    metrics = round_metrics(config, run, number)
-    if number >= 0:
-        store.write_json(run.round(number) / "metrics.json", metrics)
-        tracker.table(round_number, attempts(session, number))
-    tracker.round(round_number, metrics)
+def empty(run: store.Run, step: Pass) -> bool:
+    """Whether a pass's filter kept nothing."""
+    manifest = run.manifest(step, "filter")
+    return manifest is not None and not manifest["metrics"]["examples"]
+
+
+def _after_round(session: Session, summary: Summary, tracker: Any, passes: list[Pass]) -> None:
+    run, step = session.run, passes[-1]
+    session.display.round(summary.write("running"), step.round)
+    metrics = round_metrics(session.config, run, passes)
+    if step.number >= 0:
+        store.write_json(run.folder(step) / "metrics.json", metrics)
+        tracker.table(step.round, attempts(session, step))
+    tracker.round(step.round, metrics)

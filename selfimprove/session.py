@@ -1,4 +1,4 @@
-"""What all phases of one process share: the engine, the pools of checking processes, the event loop, and signals."""
+"""What all phases of one process share: engines, the pools of checking processes, the event loop, and signals."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from selfimprove import config as configuration
 from selfimprove import store
-from selfimprove.binding import Target, bind, is_group, options_of
+from selfimprove.binding import Target, bind, is_group, module_of, options_of
 from selfimprove.errors import ConfigError, RunError, Stopped
-from selfimprove.policy import Engine, Policy
+from selfimprove.made import Made, Memories
+from selfimprove.plan import Pass, plan
+from selfimprove.policy import Engine, Policy, chat, models
 from selfimprove.report.display import Display
-from selfimprove.schema import Config
-from selfimprove.types import Problem
-from selfimprove.verify import Outcome
+from selfimprove.schema import Config, Model, Stage
+from selfimprove.types import Problem, Trajectory
+from selfimprove.verify import Check, Context, Judge, Opening, Outcome
 from selfimprove.verify.pool import Pool
 
 log = logging.getLogger("selfimprove")
@@ -34,47 +38,101 @@ class Weights:
     digest: str
 
 
+Policies = dict[str, Weights]  # by role, at one moment of a run; `policy` is the one that is evaluated
+
+
 @dataclass
 class Session:
-    """What all phases of one process share. The engine is opened when the first phase needs it."""
+    """What all phases of one process share. An engine is opened when a phase first needs it."""
 
     config: Config
     run: store.Run
     display: Display
     train_problems: list[Problem]
     heldout: list[Problem]
-    base: Weights
+    base: Policies
     dev: list[Problem] = field(default_factory=list)
     also: list[Problem] = field(default_factory=list)  # held-out problems of eval.also
     log_step: Callable[[int, dict[str, float]], None] = lambda number, record: None  # a training step, for the tracker
     phase_done: Callable[[], object] = lambda: None  # called after each phase that was done now
+    restore: Callable[[Weights], object] = lambda weights: None  # makes a policy's folder again that was not kept
     loop: asyncio.Runner = field(default_factory=asyncio.Runner)
+    memories: Memories = field(default_factory=Memories)
+    made: Made = field(default_factory=Made)
     _pools: dict[str, Pool] = field(default_factory=dict)  # by verifier; workers and what they remember stay
-    _engine: Engine | None = None
-    _loaded: str = ""
+    _engines: dict[str, Engine] = field(default_factory=dict)  # by role
+    _loaded: dict[str, str] = field(default_factory=dict)  # the path of the weights in each
+    _resources: dict[str, tuple[str, Any]] = field(default_factory=dict)  # by group verifier: state, what it opened
+    _tools: dict[str, Any] = field(default_factory=dict)
     _task: asyncio.Task[Any] | None = None  # what the event loop is running
     _signal: str = ""
 
-    def policy(self, weights: Weights, *scope: str | int) -> Policy:
-        """The policy with these weights in the engine; `scope` names what its samples are for."""
-        if self._engine is None:
-            self._engine = open_engine(self.config, self.base.path, (*self.train_problems, *self.heldout))
-            self._loaded = self.base.path
-        if self._loaded != weights.path:
-            self._engine.load(weights.path)
-            self._loaded = weights.path
-        config = self.config
-        return Policy(self._engine, config.seed, weights.version, max_tokens=config.model.max_tokens, scope=scope)
+    @cached_property
+    def passes(self) -> list[Pass]:
+        return plan(self.config)
+
+    def stage(self, step: Pass) -> Stage:
+        return self.config.stages[step.stage]
+
+    def sources(self, step: Pass) -> list[Pass]:
+        """The passes whose attempts a pass learns from: itself, or with `of` those of that stage in this round, the
+        same part where both have as many parts, else all."""
+        of = self.stage(step).of
+        if of is None:
+            return [step]
+        found = [p for p in self.passes[: step.number] if p.round == step.round and p.stage == of]
+        return [p for p in found if p.part == step.part] if found and found[0].parts == step.parts else found
+
+    def policy(self, policies: Policies, role: str, *scope: str | int, others: Collection[str] = ()) -> Policy:
+        """The policy in a role, for what `scope` names; it can ask those in the roles `others`."""
+        asked = {role, *others}
+        if self.config.hardware.sleep:
+            for name in self._engines.keys() - asked:
+                self.wait(self._engines[name].sleep())
+        found = {name: self._policy(name, policies[name], scope) for name in asked}
+
+        def other(name: str) -> Policy:
+            if name not in found:
+                raise ValueError(f"the role {name!r} was not asked for: a function that uses it has a keyword `roles`")
+            return found[name]
+
+        for policy in found.values():
+            policy.others = other
+        return found[role]
+
+    def _policy(self, role: str, weights: Weights, scope: tuple[str | int, ...]) -> Policy:
+        config, model = self.config, self.config.model_of(role)
+        if role not in self._engines:
+            path = self.base[role].path
+            problems = (*self.train_problems, *self.heldout)
+            self._engines[role], self._loaded[role] = open_engine(config, path, problems, model), path
+        if self._loaded[role] != weights.path:
+            self.restore(weights)
+            self._engines[role].load(weights.path)
+            self._loaded[role] = weights.path
+        return Policy(self._engines[role], config.seed, weights.version, role, model.max_tokens, scope)
 
     def rest(self) -> None:
-        """Before training: the engine lets go of its memory until it is asked again, where `hardware.sleep` says so."""
-        if self._engine is not None and self.config.hardware.sleep:
-            self.wait(self._engine.sleep())
+        """Before training: engines let go of their memory until they are asked again, with `hardware.sleep`."""
+        if self.config.hardware.sleep:
+            self.close_resources()
+            for engine in self._engines.values():
+                self.wait(engine.sleep())
 
     @property
     def memory(self) -> int | None:
-        """Bytes of the engine's weights, keys and values; None where it has none, or does not say."""
-        return getattr(self._engine, "memory", None)
+        """Bytes of the engines' weights, keys and values; None where one does not say, or none is open."""
+        sizes = [getattr(engine, "memory", None) for engine in self._engines.values()]
+        known = [size for size in sizes if size is not None]
+        return sum(known) if sizes and len(known) == len(sizes) else None
+
+    @cached_property
+    def text(self) -> chat.Text:
+        """render, turn and encode of the policy, by its tokenizer alone where there is one."""
+        path = self.base["policy"].path
+        if Path(path).is_dir() and not (Path(path) / "tokenizer_config.json").exists():
+            return self._policy("policy", self.base["policy"], ()).engine
+        return chat.Tokenizer(models.load_tokenizer(path, trust_remote_code=self.config.model.trust_remote_code))
 
     def pool(self, node: Target) -> Pool:
         """The processes that run this check, started when it is first asked for."""
@@ -83,14 +141,65 @@ class Session:
             self._pools[name] = open_pool(self.config, node).__enter__()
         return self._pools[name]
 
-    async def check(self, text: str, problem: Problem) -> Outcome:
-        """The outcome of one text, for a solver or group verifier that asks as it goes: by the training verifier, or
-        by the data set's where that one is no check."""
-        node = self.config.training_verifier
-        node = self.config.dataset.verifier if is_group(node) else node
-        if is_group(node):
-            raise RunError(f"dataset={self.config.dataset.name} has no verifier that checks a single answer")
-        return await self.pool(node).check_one(text, problem.gold, problem.metadata)
+    def check_by(self, verifier: Target) -> Check:
+        """The outcome of one text, for a solver or group verifier that asks as it goes: by this verifier, or by the
+        data set's where this one judges groups."""
+        node = self.config.dataset.verifier if is_group(verifier) else verifier
+
+        async def check(text: str, problem: Problem) -> Outcome:
+            if is_group(node):
+                raise RunError(f"dataset={self.config.dataset.name} has no verifier that checks a single answer")
+            return await self.pool(node).check_one(text, problem.gold, problem.metadata)
+
+        return check
+
+    def judge_by(self, verifier: Target, policy: Policy, problems: list[Problem], policies: Policies) -> Judge:
+        """The outcomes of a problem's trajectories, for a solver that asks as it goes: by this verifier, of either
+        kind. `policy` is the problem's own."""
+        check = self.check_by(verifier)
+
+        async def judge(problem: Problem, trajectories: list[Trajectory]) -> list[Outcome]:
+            if not is_group(verifier):
+                return list(await asyncio.gather(*(check(t.text, problem) for t in trajectories)))
+            context = Context(policy, check, self.resource(verifier, problems, policies))
+            return await bind(verifier, "verifier")(problem, trajectories, context)  # type: ignore[no-any-return]
+
+        return judge
+
+    def resource(self, verifier: Target, problems: list[Problem], policies: Policies) -> Any:
+        """What a group verifier's module opens; None where it opens nothing. It stays open for later passes, until
+        another version of a policy is there that it may read."""
+        open_resource = getattr(module_of(verifier), "resource", None)
+        if open_resource is None:
+            return None
+        name = store.digest(verifier)
+        read = [role for role, own in self.config.roles.items() if own.kind in ("sequence", "token")]
+        state = store.digest([policies[role].digest for role in read])
+        if name in self._resources and self._resources[name][0] != state:
+            self._close(self._resources.pop(name)[1])
+        if name not in self._resources:
+            paths = {role: policies[role].path for role in read}
+            opening = Opening(self.config.model, self.config.hardware, problems, paths)
+            self._resources[name] = state, open_resource(opening, **options_of(verifier))
+        return self._resources[name][1]
+
+    def close_resources(self) -> None:
+        """Close what group verifiers opened; the next phase that needs it opens it again."""
+        while self._resources:
+            self._close(self._resources.popitem()[1][1])
+
+    @property
+    def tools(self) -> dict[str, Any]:
+        """The method's tools by name, opened when they are first asked for."""
+        for name, node in self.config.method.tools.items():
+            if name not in self._tools:
+                self._tools[name] = bind(node, f"method.tools.{name}")()
+        return self._tools
+
+    @staticmethod
+    def _close(resource: Any) -> None:
+        if hasattr(resource, "close"):
+            resource.close()
 
     def wait(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine to its end in the session's event loop. Raises Stopped when a signal came meanwhile."""
@@ -113,14 +222,25 @@ class Session:
     def close(self) -> None:
         for pool in self._pools.values():
             pool.__exit__()
-        if self._engine is not None:
-            self._engine.close()
+        self.close_resources()
+        for opened in (*self._tools.values(), *self._engines.values()):
+            self._close(opened)
         self.loop.close()
 
 
-def open_engine(config: Config, path: str, problems: tuple[Problem, ...]) -> Engine:
+def base_policies(config: Config) -> Policies:
+    """The policies that a run begins with, by role."""
+    found = {}
+    for role in config.roles:
+        model = config.model_of(role)
+        found[role] = Weights(models.resolve(model.name, model.path), 0, store.digest([model.name, model.path]))
+    return found
+
+
+def open_engine(config: Config, path: str, problems: tuple[Problem, ...], model: Model | None = None) -> Engine:
+    """The configured engine on the weights in `path`; `model` says what they are of, where not of the run's model."""
     make = bind(configuration.engine_options(config.engine), "engine")
-    return make(path, config.model, config.hardware, problems)  # type: ignore[no-any-return]
+    return make(path, model or config.model, config.hardware, problems)  # type: ignore[no-any-return]
 
 
 def open_pool(config: Config, node: Target) -> Pool:

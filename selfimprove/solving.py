@@ -24,21 +24,22 @@ import numpy as np
 from selfimprove import config as configuration
 from selfimprove import store
 from selfimprove.attempt import collect, pair
-from selfimprove.binding import Target, bind, is_group, takes_check, takes_prepared
+from selfimprove.binding import Target, asks_for, bind, is_group
 from selfimprove.config import reads_gold
 from selfimprove.environment import environment
 from selfimprove.errors import ConfigError
 from selfimprove.evaluation import choose
 from selfimprove.grading import grade
+from selfimprove.heldout import answer_rule
 from selfimprove.phase import once, policy_key, problems_key, version
-from selfimprove.policy.models import resolve
+from selfimprove.plan import BASE, Pass
 from selfimprove.ready import require_engine, require_verifiers
 from selfimprove.report.curve import Rule, Trace, baselines, curve, final, row, trace
 from selfimprove.report.display import Display, setup_logging
 from selfimprove.report.metrics import mean_over_problems, paired_difference
 from selfimprove.report.solving import show
 from selfimprove.schema import Config
-from selfimprove.session import Ending, Session, Weights, ending
+from selfimprove.session import Ending, Policies, Session, Weights, base_policies, ending
 from selfimprove.types import Attempt, Problem, Verdict
 from selfimprove.verify.answers import vote
 
@@ -48,10 +49,10 @@ log = logging.getLogger("selfimprove")
 class Folder(store.Run):
     """The folder of an evaluation: its phases lie at the top."""
 
-    def round(self, number: int) -> Path:
+    def folder(self, step: Pass) -> Path:
         return self.path
 
-    def prefix(self, number: int) -> str:
+    def prefix(self, step: Pass) -> str:
         return "eval"
 
 
@@ -72,7 +73,7 @@ def evaluate_solver(policy: str | None, overrides: Sequence[str], path: Path | N
     folder = Folder(path)
     with folder.lock():
         problems = [problem for problem in chosen.problems if problem.split != "train"]
-        weights = chosen.weights
+        weights = chosen.policies["policy"]
         if Path(weights.path).exists():  # so that it is found again from elsewhere
             weights = replace(weights, path=str(Path(weights.path).resolve()))
         store.write_records(path / "problems.parquet", problems, Problem)
@@ -109,7 +110,7 @@ def _resume(config: Config, folder: Folder) -> dict[str, Any]:
     known = store.read_json(path / "environment.json")
     known.setdefault("resumed", []).append(environment())
     store.write_json(path / "environment.json", known)
-    folder.trim_log()
+    folder.trim_log(lambda line: folder.manifest(BASE, line["phase"]) is not None)
     problems = list(store.read_records(path / "problems.parquet", Problem))
     return _run(config, folder, problems, weights)
 
@@ -131,13 +132,13 @@ def _head(config: Config, weights: Weights, status: str, reason: str | None = No
 def _run(config: Config, folder: Folder, problems: list[Problem], weights: Weights) -> dict[str, Any]:
     setup_logging(folder.path)
     log.info("evaluation folder: %s", folder.path)
-    base = Weights(resolve(config.model.name, config.model.path), 0, "base")
+    base = base_policies(config)
     heldout, dev = ([p for p in problems if p.split == side] for side in ("test", "dev"))
     session = Session(config, folder, Display(folder.path, config, outside="evaluation"), [], heldout, base, dev)
     end, figures = Ending(), dict[str, Any]()
     try:
         with ending(session, end, "evaluation"):
-            figures = compare(session, weights)
+            figures = compare(session, {**session.base, "policy": weights})
     finally:
         session.close()
         summary = _head(config, weights, end.status, end.reason) | figures
@@ -149,15 +150,15 @@ def _run(config: Config, folder: Folder, problems: list[Problem], weights: Weigh
     return summary
 
 
-def compare(session: Session, weights: Weights) -> dict[str, Any]:
+def compare(session: Session, policies: Policies) -> dict[str, Any]:
     """The solver, the baseline at equal tokens, and what came of both, for summary.json."""
     config, problems = session.config, session.heldout
-    node = config.slot("generate")
-    mine = attempt(session, "solver", node, weights)
+    node = config.solver
+    mine = attempt(session, "solver", node, policies)
     spent = mine["tokens"]["sampled"] / len(problems)
     sampling: Target = {key: node[key] for key in ("temperature", "max_tokens") if key in node}
     plain: Target = {"_target_": "selfimprove.generate.until.until", "tokens": spent, **sampling}
-    theirs = attempt(session, "baseline", plain, weights)
+    theirs = attempt(session, "baseline", config.method.baseline or plain, policies)
 
     rule = answer_rule(config)
     traces = [trace(group, right, rule) for group, right in candidates(session, "solver")]
@@ -175,7 +176,7 @@ def compare(session: Session, weights: Weights) -> dict[str, Any]:
     }
 
 
-def attempt(session: Session, name: str, solver: Target, weights: Weights) -> dict[str, Any]:
+def attempt(session: Session, name: str, solver: Target, policies: Policies) -> dict[str, Any]:
     """A phase: what a solver finds for each held-out problem, with verdicts and grades. Returns what it cost.
 
     Tokens and calls are those of the solver and of a verifier that asks a model.
@@ -186,9 +187,10 @@ def attempt(session: Session, name: str, solver: Target, weights: Weights) -> di
 
     def work(key: str) -> dict[str, Any]:
         path = folder / "trajectories.parquet"
-        cost = collect(session, -1, name, path, key, problems, solver, weights)
+        verifier = config.training_verifier
+        cost = collect(session, BASE, name, path, key, problems, solver, policies, verifier=verifier)
         counts = [
-            grade(session, -1, f"{name} {file}", folder, key, problems, node, weights, name=file)
+            grade(session, BASE, f"{name} {file}", folder, key, problems, node, policies, name=file)
             for file, node in nodes.items()
         ]
         asked = {k: cost[k] + counts[0].get(k, 0) for k in ("calls", "tokens/prompt", "tokens/sampled")}
@@ -196,11 +198,17 @@ def attempt(session: Session, name: str, solver: Target, weights: Weights) -> di
         return cost | verdicts | asked | {"memory": session.memory}
 
     limits = config.verify
-    depends: list[Any] = [solver, policy_key(config), weights.digest, problems_key(problems), problems_key(session.dev)]
+    depends: list[Any] = [
+        solver,
+        policy_key(config),
+        policies["policy"].digest,
+        problems_key(problems),
+        problems_key(session.dev),
+    ]
     depends += [[[node, version(node)] for node in nodes.values()], limits.seconds, limits.memory_mb]
     outputs = [f"{name}/{file}.parquet" for file in ("trajectories", *nodes)]
-    made = once(session, -1, name, depends, outputs, work)
-    manifest = session.run.manifest(-1, name)
+    made = once(session, BASE, name, depends, outputs, work)
+    manifest = session.run.manifest(BASE, name)
     assert manifest is not None
     return {
         "trajectories": made["trajectories"],
@@ -243,21 +251,16 @@ def candidates(session: Session, name: str) -> Iterator[tuple[list[Attempt], lis
         group = next(groups, [])
 
 
-def answer_rule(config: Config) -> Rule:
-    """The rule of `method.answer`; the first candidate where there is none."""
-    node = config.method.answer
-    return bind(node, "method.answer") if node else lambda group: 0 if group else None
-
-
 def selection(config: Config) -> str:
     """How a problem's answer is chosen, and whether that looks at gold answers."""
-    node, solver = config.method.answer, config.slot("generate")
+    node, solver = config.method.answer, config.solver
     rule = node["_target_"].rpartition(".")[2] if node else "first"
     asks = [] if rule in ("first", "vote", "last") else [reads_gold(config.training_verifier)]  # others go by rewards
-    if takes_check(solver):
+    asked = asks_for(solver)
+    if asked & {"check", "judge"}:
         checker = config.training_verifier
         asks.append(reads_gold(config.dataset.verifier if is_group(checker) else checker))
-    if takes_prepared(solver) and (config.dataset.model_extra or {}).get("dev_size", 0) != 0:
+    if "prepared" in asked and (config.dataset.model_extra or {}).get("dev_size", 0) != 0:
         asks.append(reads_gold(config.training_verifier))  # of the dev problems, on which it is prepared
     gold = any(asks) or "{gold}" in str(solver)
     return f"{rule}; reads gold answers" if gold else f"{rule}; reads no gold answer"

@@ -17,13 +17,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from selfimprove import types
 from selfimprove.errors import ConfigError
+
+if TYPE_CHECKING:
+    from selfimprove.plan import Pass
 
 
 def write_text(path: Path, text: str) -> None:
@@ -199,14 +202,12 @@ class Parts:
 
 
 class Run:
-    """A run folder, and which of its phases are done.
+    """A run folder, and which of its phases are done. A phase belongs to a pass (`selfimprove.plan`)."""
 
-    Phases are numbered by pass: a round has `refresh` of them, each by the policy that the one before trained.
-    """
-
-    def __init__(self, path: Path, refresh: int = 1) -> None:
-        self.path, self.refresh = path, refresh
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.found: list[str] = []  # phases that this process found whole
+        self._manifests: dict[tuple[str, str], dict[str, Any]] = {}  # those read so far; none changes but by `discard`
 
     def __str__(self) -> str:
         return str(self.path)
@@ -231,47 +232,56 @@ class Run:
             finally:
                 fcntl.flock(file, fcntl.LOCK_UN)  # closing does not do where a forked process has the file too
 
-    def round(self, number: int) -> Path:
-        """The folder of a pass; -1 is the base policy's, which is only evaluated."""
-        return self.path / "base" if number < 0 else self.path / "rounds" / self._label(number, 3)
+    def folder(self, step: Pass) -> Path:
+        """The folder of a pass; that of the base policy, which is only evaluated, is `base`."""
+        return self.path / "base" if step.number < 0 else self.path / "rounds" / step.label
 
-    def _label(self, number: int, digits: int = 1) -> str:
-        round_number, part = divmod(number, self.refresh)
-        width = len(str(self.refresh - 1))  # so that names sort
-        return f"{round_number:0{digits}d}" + (f".{part:0{width}d}" if self.refresh > 1 else "")
+    def prefix(self, step: Pass) -> str:
+        """What the ids of a pass's trajectories begin with."""
+        return step.prefix
 
-    def prefix(self, number: int) -> str:
-        """What the ids of a pass's trajectories begin with: "base", "r2", or "r2.1" where a round has several."""
-        return "base" if number < 0 else f"r{self._label(number)}"
+    def where(self, step: Pass) -> dict[str, int | str]:
+        """Which pass a line of metrics.jsonl is about."""
+        found: dict[str, int | str] = {"round": step.round, "pass": step.number}
+        if step.stage:
+            found["stage"] = step.stage
+        if step.parts > 1:
+            found["part"] = step.part
+        return found
 
-    def where(self, number: int) -> dict[str, int]:
-        """Which round a pass belongs to, for a line of metrics.jsonl; and which part of it, where it has several."""
-        if self.refresh == 1 or number < 0:
-            return {"round": number}
-        return {"round": number // self.refresh, "part": number % self.refresh}
+    def manifest(self, step: Pass, phase: str) -> dict[str, Any] | None:
+        known = self._manifests.get((step.label, phase))
+        if known is None and (path := self.folder(step) / f"{phase}.manifest.json").exists():
+            known = self._manifests[step.label, phase] = read_json(path)
+        return known
 
-    def manifest(self, number: int, phase: str) -> dict[str, Any] | None:
-        path = self.round(number) / f"{phase}.manifest.json"
-        return read_json(path) if path.exists() else None
-
-    def made(self, number: int, phase: str) -> dict[str, str]:
+    def made(self, step: Pass, phase: str) -> dict[str, str]:
         """The hashes of what a finished phase wrote: what the phases after it depend on."""
-        manifest = self.manifest(number, phase)
-        assert manifest is not None, f"{phase} of round {number} is not done"
+        manifest = self.manifest(step, phase)
+        assert manifest is not None, f"{phase} of pass {step.label} is not done"
         return manifest["outputs"]  # type: ignore[no-any-return]
 
-    def discard(self, number: int, phase: str) -> None:
-        """Forget what an earlier configuration made of a phase, before it is done again."""
-        if self.manifest(number, phase) is not None:
-            (self.round(number) / f"{phase}.manifest.json").unlink()
-            self.trim_log()
+    def figures(self, step: Pass) -> Iterator[tuple[str, str, Any]]:
+        """(phase, name, value) of all that the finished phases of a pass measured, in the order of their names."""
+        for path in sorted(self.folder(step).glob("*.manifest.json")):
+            phase = path.name.removesuffix(".manifest.json")
+            manifest = self.manifest(step, phase)
+            assert manifest is not None
+            yield from ((phase, name, value) for name, value in manifest["metrics"].items())
 
-    def done(self, number: int, phase: str, key: str) -> dict[str, Any] | None:
+    def discard(self, step: Pass, phase: str) -> None:
+        """Forget what an earlier configuration made of a phase, before it is done again."""
+        if self.manifest(step, phase) is not None:
+            (self.folder(step) / f"{phase}.manifest.json").unlink()
+            del self._manifests[step.label, phase]
+            self.trim_log(lambda record: (record.get("pass"), record["phase"]) != (step.number, phase))
+
+    def done(self, step: Pass, phase: str, key: str) -> dict[str, Any] | None:
         """The manifest of a phase that is whole and was made from the same things; else None."""
-        manifest = self.manifest(number, phase)
+        manifest = self.manifest(step, phase)
         if manifest is None or manifest["key"] != key:
             return None
-        folder = self.round(number)
+        folder = self.folder(step)
         for name, expected in manifest["outputs"].items():
             if not (folder / name).exists() or file_digest(folder / name) != expected:
                 return None
@@ -279,10 +289,10 @@ class Run:
         return manifest
 
     def finish(
-        self, number: int, phase: str, key: str, outputs: list[str], metrics: dict[str, Any], seconds: float
+        self, step: Pass, phase: str, key: str, outputs: list[str], metrics: dict[str, Any], seconds: float
     ) -> dict[str, Any]:
         """Write a phase's manifest, which makes it done."""
-        folder = self.round(number)
+        folder = self.folder(step)
         manifest = {
             "phase": phase,
             "key": key,
@@ -292,6 +302,7 @@ class Run:
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         write_json(folder / f"{phase}.manifest.json", manifest)
+        self._manifests[step.label, phase] = manifest
         for name in outputs:  # until now the parts were what a resume would have started from
             shutil.rmtree((folder / name).with_suffix(".parts"), ignore_errors=True)
         return manifest
@@ -301,8 +312,8 @@ class Run:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def trim_log(self) -> None:
-        """Drop the lines of phases that are not done: a resumed phase writes them again."""
+    def trim_log(self, keeps: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop the lines of metrics.jsonl that `keeps` is false of, and one that a kill cut short."""
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return
@@ -312,8 +323,6 @@ class Run:
                 record = json.loads(line)
             except json.JSONDecodeError:  # a line that a kill cut short
                 continue
-            number = record["round"]
-            number = number if number < 0 else number * self.refresh + record.get("part", 0)
-            if self.manifest(number, record["phase"]) is not None:
+            if keeps(record):
                 kept.append(line + "\n")
         write_text(path, "".join(kept))

@@ -1,66 +1,191 @@
-"""summary.json and the figures of a round, made from the manifests of the phases that are done."""
+"""summary.json and the figures of a round, made from the manifests of the phases that are done.
+
+A pass is looked at while it is the last one; once the next begins, what it counted is added to its round's totals, so
+that the cost of a summary does not grow with the passes that are done.
+"""
 
 from __future__ import annotations
 
+import json
 import signal
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from selfimprove import store
+from selfimprove.plan import BASE, Pass, plan
 from selfimprove.schema import Config
-from selfimprove.session import Weights
+from selfimprove.session import Policies, Weights
 from selfimprove.types import STATUSES
 
-PHASES = ("adapt", "generate", "verify", "filter", "train", "handover", "evaluate", "drift", "also")
-_OPTIONAL = ("adapt", "handover", "drift", "also")  # phases that many runs do not have
-ASKING = ("adapt", "generate", "verify")  # the phases of a round that spend tokens of a model on learning
+PHASES = (
+    "problems",
+    "adapt",
+    "generate",
+    "verify",
+    "make",
+    "filter",
+    "remember",
+    "train",
+    "handover",
+    "evaluate",
+    "drift",
+    "also",
+)
+ALWAYS = ("generate", "verify", "filter", "train", "evaluate")  # the phases that every round has
+ASKING = ("adapt", "generate", "verify")  # the phases of a pass that spend tokens of a model on learning
+AFTER = ("evaluate", "drift", "also")  # the phases at a round's end, which are of no stage
 
 
-def over_budget(config: Config, run: store.Run, number: int) -> str | None:
-    """The reason to stop after pass `number`, which ends a round: which budget is reached. None: go on."""
-    done = [(phase, m) for n in range(-1, number + 1) for phase in PHASES if (m := run.manifest(n, phase))]
-    spent = {
-        "sampled_tokens": sum(m["metrics"].get("tokens/sampled", 0) for phase, m in done if phase in ASKING),
-        "seconds": round(sum(m["seconds"] for _, m in done)),
-        "rounds": (number + 1) // config.method.refresh,
-    }
-    for name, limit in config.budget:
-        if limit is not None and spent[name] >= limit:
-            return f"budget.{name}={limit} is reached: {spent[name]:,} after round {run.prefix(number)[1:]}"
-    return None
+class Summary:
+    """summary.json of a run, written as the run goes on."""
+
+    def __init__(self, config: Config, run: store.Run) -> None:
+        self.config, self.run = config, run
+        self.last: dict[str, Any] | None = None  # the figures of the last evaluation after training
+        self._written: list[str] = []  # the rounds that are over, as JSON
+        self._round: int | None = None
+        self._closed: list[dict[str, Any]] = []  # the manifests of the current round's earlier passes, added up
+        self._open: Pass | None = None
+        self._spent: Counter[str] = Counter()
+
+    def begin(self, step: Pass) -> None:
+        """A pass begins: the one before is over."""
+        if self._open is not None:
+            counted = self._count(self._open)
+            self._closed, self._open = [_added([*self._closed, counted])], None
+            self._spent += _spending(counted)
+        if self._round is not None and self._round != step.round:
+            self._written.append(_indented(self._row()))
+            self._closed = []
+        self._round, self._open = step.round, step
+
+    def write(self, status: str, reason: str | None = None) -> dict[str, Any]:
+        """Write summary.json, and return what it holds of the present round and the run."""
+        manifest = self.run.manifest(BASE, "evaluate")
+        base = manifest and manifest["metrics"]
+        row = self._row() if self._round is not None else None
+        if row and row["evaluation"]:
+            self.last = row["evaluation"]
+        last, unit = self.last, self.config.dataset.score
+        head = {
+            "status": status,
+            "reason": reason,
+            "method": self.config.method.name,
+            "model": self.config.model.name,
+            "dataset": self.config.dataset.name,
+            "seed": self.config.seed,
+            "control": self.config.control,
+            "unit": unit,
+            "base": base,
+            "final": last or base,
+            "change": last and {f"{unit}{end}": last[f"change{end}"] for end in ("", "_low", "_high")},
+        }
+        rows = [*self._written, *([_indented(row)] if row else [])]
+        text = json.dumps(head, indent=2, ensure_ascii=False).removesuffix("\n}")
+        store.write_text(self.run.path / "summary.json", f'{text},\n  "rounds": [\n' + ",\n".join(rows) + "\n  ]\n}\n")
+        return head | {"rounds": [json.loads(text) for text in rows[-SHOWN:]], "rounds_done": len(rows)}
+
+    def over_budget(self) -> str | None:
+        """The reason to stop after the present pass: which budget is reached. None: go on."""
+        assert self._open is not None
+        now = self._spent + _spending(self._count(self._open))
+        base = self.run.manifest(BASE, "evaluate")
+        extra = sum(m["seconds"] for phase in AFTER if (m := self.run.manifest(BASE, phase))) if base else 0.0
+        rounds = self._open.round + 1 if self._open.ends_round else self._open.round
+        spent = {
+            "sampled_tokens": int(now["sampled_tokens"]),
+            "seconds": round(now["seconds"] + extra),
+            "rounds": rounds,
+        }
+        for name, limit in self.config.budget:
+            if limit is not None and spent[name] >= limit:
+                where = self.run.prefix(self._open)[1:]
+                return f"budget.{name}={limit} is reached: {spent[name]:,} after round {where}"
+        return None
+
+    def _count(self, step: Pass) -> dict[str, Any]:
+        """What the finished phases of a pass counted."""
+        found = {phase: m for phase in PHASES if (m := self.run.manifest(step, phase))}
+        metrics = {phase: manifest["metrics"] for phase, manifest in found.items()}
+        tokens = Counter[str]()
+        for phase in ASKING:
+            for name, count in metrics.get(phase, {}).items():
+                if name.startswith("tokens/"):
+                    tokens[name.removeprefix("tokens/")] += count
+        tokens["trained"] += metrics.get("train", {}).get("tokens", 0)
+        return {
+            "trajectories": metrics.get("generate", {}).get("trajectories", 0),
+            "verdicts": {s: metrics["verify"][f"verdicts/{s}"] for s in STATUSES} if "verify" in metrics else {},
+            "examples": metrics.get("filter", {}).get("examples", 0),
+            "tokens": {"prompt": 0, "sampled": 0, "scored": 0, "trained": 0} | dict(tokens),
+            "seconds": {phase: manifest["seconds"] for phase, manifest in found.items()},
+            "evaluation": metrics.get("evaluate"),
+            **{phase: metrics[phase] for phase in ("handover", "drift", "also") if phase in metrics},
+        }
+
+    def _row(self) -> dict[str, Any]:
+        """The row of the present round."""
+        passes = [*self._closed, *([self._count(self._open)] if self._open else [])]
+        row = {"round": self._round, **_added(passes)}
+        known = row["seconds"]
+        row["seconds"] = {p: round(known.get(p, 0), 3) for p in PHASES if p in known or p in ALWAYS}
+        return row
 
 
-def last_weights(run: store.Run, config: Config, base: Weights) -> Weights:
-    """The newest policy of a run; the base where no round has trained one."""
-    for number in reversed(range(config.passes)):
-        if run.manifest(number, "train"):
-            return Weights(str(run.round(number) / "policy"), number + 1, run.made(number, "train")["policy"])
-    return base
+SHOWN = 20  # rounds that are handed to the display
 
 
-def empty(run: store.Run, number: int) -> bool:
-    manifest = run.manifest(number, "filter")
-    return manifest is not None and not manifest["metrics"]["examples"]
+def _spending(counted: dict[str, Any]) -> Counter[str]:
+    return Counter({"sampled_tokens": counted["tokens"]["sampled"], "seconds": sum(counted["seconds"].values())})
 
 
-def ends_round(config: Config, number: int) -> bool:
-    return (number + 1) % config.method.refresh == 0
+def _added(passes: list[dict[str, Any]]) -> dict[str, Any]:
+    """The counts of several passes as one: sums, and of evaluations and their like the last."""
+    found = dict(passes[0]) if passes else {}
+    for one in passes[1:]:
+        for key, value in one.items():
+            if key in ("trajectories", "examples"):
+                found[key] += value
+            elif key in ("verdicts", "tokens", "seconds"):
+                names = dict.fromkeys((*found[key], *value))
+                found[key] = {name: found[key].get(name, 0) + value.get(name, 0) for name in names}
+            elif value is not None:
+                found[key] = value
+    return found
 
 
-def round_metrics(config: Config, run: store.Run, number: int) -> dict[str, Any]:
-    """Everything measured in the round that pass `number` ends, flat: `<phase>/<metric>`, and `seconds/<phase>`.
+def _indented(row: dict[str, Any]) -> str:
+    text = json.dumps(row, indent=2, ensure_ascii=False)
+    return "\n".join(f"    {line}" for line in text.splitlines())
 
-    Where a round has several passes, counts, tokens and seconds are sums over them, other figures are means.
+
+def last_policies(run: store.Run, config: Config, base: Policies) -> Policies:
+    """The newest policy of each role; the base where no pass has trained one."""
+    found = dict(base)
+    for step in plan(config):
+        role = config.stages[step.stage].role
+        if role and run.manifest(step, "train"):
+            found[role] = Weights(str(run.folder(step) / "policy"), step.number + 1, run.made(step, "train")["policy"])
+    return found
+
+
+def round_metrics(config: Config, run: store.Run, passes: list[Pass]) -> dict[str, Any]:
+    """Everything measured in these passes of one round, flat: `<phase>/<metric>` and `seconds/<phase>`, behind the name
+    of a named stage, e.g. `rl.train/loss`.
+
+    Where a stage has several passes, counts, tokens and seconds are sums over them, other figures are means.
     """
-    first = number if number < 0 else number - number % config.method.refresh
     gathered: dict[str, list[float]] = {}
-    for phase in PHASES:
-        for manifest in (m for n in range(first, number + 1) if (m := run.manifest(n, phase))):
-            for name, value in {**manifest["metrics"], "seconds": manifest["seconds"]}.items():
-                for key, figure in _flat(f"seconds/{phase}" if name == "seconds" else f"{phase}/{name}", value):
-                    gathered.setdefault(key, []).append(figure)
+    for step in passes:
+        for phase in PHASES:
+            if manifest := run.manifest(step, phase):
+                shown = f"{step.stage}.{phase}" if step.stage and phase not in AFTER else phase
+                for name, value in {**manifest["metrics"], "seconds": manifest["seconds"]}.items():
+                    for key, figure in _flat(f"seconds/{shown}" if name == "seconds" else f"{shown}/{name}", value):
+                        gathered.setdefault(key, []).append(figure)
     merged = {key: _merged(key, values) for key, values in gathered.items()}
-    return {"round": number if number < 0 else number // config.method.refresh, **merged}
+    return {"round": passes[0].round, **merged}
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -70,10 +195,21 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         return
     head = name.removesuffix("/overrides")
     for key, inner in value.items():
-        yield from _flat(f"{head}.{key}" if "." in head or head == name else f"{head}/{key}", inner)
+        yield from _flat(f"{head}.{key}" if head == name else f"{head}/{key}", inner)
 
 
-_COUNTED = ("tokens", "verdicts", "seconds", "dropped", "trajectories", "examples", "calls", "steps", "tokens_trained")
+_COUNTED = (
+    "tokens",
+    "verdicts",
+    "seconds",
+    "dropped",
+    "trajectories",
+    "examples",
+    "problems",
+    "calls",
+    "steps",
+    "tokens_trained",
+)
 
 
 def _merged(name: str, values: list[Any]) -> Any:
@@ -82,58 +218,7 @@ def _merged(name: str, values: list[Any]) -> Any:
     return sum(values) if any(part in _COUNTED for part in name.split("/")) else sum(values) / len(values)
 
 
-def summarize(config: Config, run: store.Run, status: str, reason: str | None = None) -> dict[str, Any]:
-    """Write summary.json from the manifests of the phases that are done, and return it."""
-    rounds: list[dict[str, Any]] = []
-    refresh = config.method.refresh
-    for number in range(config.rounds):
-        passes = range(number * refresh, (number + 1) * refresh)
-        done = [(phase, m) for n in passes for phase in PHASES if (m := run.manifest(n, phase))]
-        if not done:
-            break
-
-        def total(phase: str, name: str, done: list[tuple[str, Any]] = done) -> int:
-            return int(sum(m["metrics"].get(name, 0) for p, m in done if p == phase))
-
-        seconds = {phase: round(sum(m["seconds"] for p, m in done if p == phase), 3) for phase in PHASES}
-        evaluation: list[dict[str, Any]] = [m["metrics"] for phase, m in done if phase == "evaluate"]
-        verdicts = [f"verdicts/{s}" for s in STATUSES] if any(phase == "verify" for phase, _ in done) else []
-        rounds.append(
-            {
-                "round": number,
-                "trajectories": total("generate", "trajectories"),
-                "verdicts": {name.removeprefix("verdicts/"): total("verify", name) for name in verdicts},
-                "examples": total("filter", "examples"),
-                "tokens": {
-                    **{k: sum(total(p, f"tokens/{k}") for p in ASKING) for k in ("prompt", "sampled", "scored")},
-                    "trained": total("train", "tokens"),
-                },
-                "seconds": {phase: spent for phase, spent in seconds.items() if spent or phase not in _OPTIONAL},
-                "evaluation": evaluation[-1] if evaluation else None,
-                **{phase: m["metrics"] for phase, m in done if phase in ("handover", "drift", "also")},
-            }
-        )
-    base = run.manifest(-1, "evaluate")
-    evaluated: list[dict[str, Any]] = [r["evaluation"] for r in rounds if r["evaluation"]]
-    last = evaluated[-1] if evaluated else None
-    summary = {
-        "status": status,
-        "reason": reason,
-        "method": config.method.name,
-        "model": config.model.name,
-        "dataset": config.dataset.name,
-        "seed": config.seed,
-        "control": config.control,
-        "base": base and base["metrics"],
-        "final": last or (base and base["metrics"]),
-        "change": last and {f"accuracy{end}": last[f"change{end}"] for end in ("", "_low", "_high")},
-        "rounds": rounds,
-    }
-    store.write_json(run.path / "summary.json", summary)
-    return summary
-
-
 def exit_code(summary: Mapping[str, Any]) -> int:
-    """0: the run is done, or stopped by a rule of its own (a budget, on_empty); 128 + n: by signal n."""
+    """0: the run is done, or stopped by a budget; 128 + n: by signal n."""
     reason = summary["reason"] or ""
     return 128 + signal.Signals[reason] if reason in signal.Signals.__members__ else 0

@@ -160,6 +160,16 @@ class Example:
 
 
 @dataclass(slots=True)
+class Memory:
+    """One thing that later passes know besides weights. `key` is what it is found by."""
+
+    key: str
+    text: str | None = None
+    array: list[float] | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class Adaptation:
     """What a method that tunes itself decided for a round, from its dev problems or the rounds before."""
 
@@ -251,6 +261,14 @@ def schemas() -> dict[type, pa.Schema]:
                 "weight": pa.float64(),
                 "metadata": pa.string(),
                 "array": pa.list_(pa.float64()),
+            }
+        ),
+        Memory: pa.schema(
+            {
+                "key": pa.string(),
+                "text": pa.string(),
+                "array": pa.list_(pa.float64()),
+                "metadata": pa.string(),
             }
         ),
     }

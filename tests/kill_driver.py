@@ -2,7 +2,7 @@
 
     python tests/kill_driver.py FOLDER OVERRIDES POINT...
 
-OVERRIDES are one argument, separated by blanks, as in "method=iterative_dpo method.refresh=2". A point is `replace:K`
+OVERRIDES are one argument, separated by blanks, as in "method=iterative_dpo method.parts=2". A point is `replace:K`
 (the K-th atomic rename of the run), `manifest:PASS/PHASE` (right after that phase is done), `step:K` (the K-th decoding
 step), `train:K` (the K-th optimiser step) or `verdict:K` (the K-th check); `replace:all` is every rename. The process
 that runs is a fork, so that imports are paid once, and dies by SIGKILL, which nothing can catch. Prints a line a point
@@ -95,9 +95,9 @@ def arm(point: str) -> None:
     elif kind == "manifest":
         finish = store.Run.finish
 
-        def finished(self, number, phase, *rest):
-            finish(self, number, phase, *rest)
-            if f"{number}/{phase}" == where:
+        def finished(self, step, phase, *rest):
+            finish(self, step, phase, *rest)
+            if f"{step.number}/{phase}" == where:
                 die()
 
         store.Run.finish = finished

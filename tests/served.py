@@ -81,7 +81,9 @@ def adapter(folder: Path, seed: int, rank: int = 8, targets: str | list[str] = "
 async def answers(engine: Engine, prompts: Sequence[str], n: int = 1, **sampling: Any) -> list[list[Sample]]:
     """n samples of each prompt, all asked for at once."""
     policy = Policy(engine, seed=0, max_tokens=60)
-    return await asyncio.gather(*(policy.on(engine, str(i)).sample(p, n, **sampling) for i, p in enumerate(prompts)))
+    return await asyncio.gather(
+        *(policy.through(engine, str(i)).sample(p, n, **sampling) for i, p in enumerate(prompts))
+    )
 
 
 def greedy(loop: asyncio.Runner, engine: Engine, prompts: Sequence[str]) -> list[Sample]:

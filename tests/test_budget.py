@@ -53,7 +53,7 @@ def test_what_is_counted(two_rounds, budget, first, second):
 
 
 def test_a_round_of_several_passes_is_one_round(tmp_path):
-    config = compose(["budget.rounds=1", "rounds=3", "method.refresh=2"])
+    config = compose(["budget.rounds=1", "rounds=3", "method.parts=2"])
     assert run.over_budget(config, store.Run(tmp_path, 2), 1) == "budget.rounds=1 is reached: 1 after round 0.1"
 
 

@@ -34,7 +34,12 @@ def drive(folder, overrides, points):
         [sys.executable, DRIVER, folder, overrides, *points],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HOME": str(folder)},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "HOME": str(folder),
+            "PYTHONPATH": f"{DRIVER.parent.parent}:{os.environ.get('PYTHONPATH', '')}",
+        },
         cwd=folder,
         check=False,
     )
@@ -57,7 +62,7 @@ def test_iterative_dpo_survives_a_kill_in_training(tmp_path):
 
 def test_a_round_of_several_passes_survives_kills_in_each(tmp_path):
     points = ["manifest:0/train", "manifest:1/generate", "train:3", "manifest:3/train"]
-    drive(tmp_path, "method.refresh=2 hardware.shard=4", points)
+    drive(tmp_path, "method.parts=2 hardware.shard=4", points)
 
 
 def test_a_round_that_tunes_itself_and_asks_a_judge_survives_kills(tmp_path):

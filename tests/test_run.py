@@ -128,16 +128,15 @@ def test_one_seed_fixes_the_whole_run(finished, cli_module, tmp_path):
     assert contents(other)["rounds/000/trajectories.parquet"] != first["rounds/000/trajectories.parquet"]
 
 
-@pytest.mark.parametrize(("on_empty", "rounds"), [("continue", 2), ("stop", 1)])
-def test_a_round_without_examples_keeps_the_policy_and_says_so(cli, tmp_path, on_empty, rounds):
+def test_a_round_without_examples_keeps_the_policy_and_says_so(cli, tmp_path):
     run = tmp_path / "run"
     # Two tokens hold no answer, so nothing is correct.
-    overrides = [*SMALL, "rounds=2", "method.generate.max_tokens=2", f"on_empty={on_empty}", f"hydra.run.dir={run}"]
+    overrides = [*SMALL, "rounds=2", "method.generate.max_tokens=2", f"hydra.run.dir={run}"]
     done = cli("run", *[word.replace("method.generate.max", "+method.generate.max") for word in overrides])
     assert "no example was left after the filter" in done.stderr
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["status"] == {"continue": "complete", "stop": "stopped"}[on_empty]
-    assert len(summary["rounds"]) == rounds
+    assert summary["status"] == "complete"
+    assert len(summary["rounds"]) == 2
     assert summary["final"]["accuracy"] == summary["base"]["accuracy"]
     assert not (run / "rounds" / "000" / "policy").exists()
 

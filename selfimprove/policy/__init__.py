@@ -7,14 +7,19 @@ an engine, and the engine answers whatever is waiting in one batch.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from selfimprove import seeds
 from selfimprove.types import Message, Problem, Sample
 
+if TYPE_CHECKING:
+    from selfimprove.policy.hooks import Hook
+
 Prompt = str | list[Message] | Sequence[int]  # text, chat messages, or token ids as they are
+Base = tuple[str, tuple[str, ...], tuple[int, ...]]  # what keys and values depend on beside the weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +28,10 @@ class Request:
 
     temperature 0 is greedy; top_k 0 and top_p 1 truncate nothing; sampling stops after the end token, or as soon as
     the completion's text contains one of `stop` (which is kept, ids and text), or at `max_tokens`.
+
+    A request says all that its answer depends on. `media` are digests of pictures or arrays that the prompt shows,
+    `adapter` names an adapter that is used for this request alone, and `hook` acts inside the decoder. An engine that
+    does not have what a request asks for raises ValueError.
     """
 
     prompt_ids: tuple[int, ...]
@@ -32,6 +41,21 @@ class Request:
     top_p: float = 1.0
     top_k: int = 0
     stop: tuple[str, ...] = ()
+    media: tuple[str, ...] = ()
+    adapter: str = ""
+    hook: Hook | None = None
+
+    @property
+    def base(self) -> Base:
+        """What the keys and values of the prompt depend on. Every cache is keyed by it, never by ids alone."""
+        return self.adapter, self.media, self.prompt_ids
+
+
+def require_plain(request: Request, engine: str) -> None:
+    """Raises ValueError for a request that asks for media, an adapter or a hook, which `engine` does not have."""
+    asked = {"media": request.media, "adapter": request.adapter, "hook": request.hook}
+    if lacking := [name for name, value in asked.items() if value]:
+        raise ValueError(f"engine={engine} has no {', '.join(lacking)}")
 
 
 def require_room(request: Request, window: int) -> None:
@@ -92,19 +116,32 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass
+_KINDS = ("calls", "prompt", "sampled", "scored")
+
+
 class Meter:
     """What was asked of engines: requests, and tokens of prompts, of completions sampled and of completions scored."""
 
-    calls: int = 0
-    prompt: int = 0
-    sampled: int = 0
-    scored: int = 0
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def count(self, role: str, *, calls: int, prompt: int, sampled: int = 0, scored: int = 0) -> None:
+        """Add what one request, or several alike, cost the model in this role."""
+        for kind, number in zip(_KINDS, (calls, prompt, sampled, scored), strict=True):
+            self._counts[kind] += number
+            if role != "policy":
+                self._counts[f"{kind}@{role}"] += number
+
+    @property
+    def calls(self) -> int:
+        """Requests since the last `take`."""
+        return self._counts["calls"]
 
     def take(self) -> dict[str, int]:
-        """The counts so far, which then start again from zero."""
-        taken = {"calls": self.calls, "prompt": self.prompt, "sampled": self.sampled, "scored": self.scored}
-        self.calls = self.prompt = self.sampled = self.scored = 0
+        """The counts so far, which then start again from zero: `calls`, `prompt`, `sampled` and `scored` of all roles
+        together, and `KIND@ROLE` of each role but the policy."""
+        taken = dict.fromkeys(_KINDS, 0) | dict(self._counts)
+        self._counts.clear()
         return taken
 
 
@@ -123,14 +160,29 @@ class Policy:
     max_tokens: int = 256  # default for a sample, from the model's config
     scope: tuple[str | int, ...] = ()
     meter: Meter = field(default_factory=Meter)  # shared by all that were made from one policy
-    _calls: int = field(default=0, repr=False)
+    others: Callable[[str], Policy] | None = field(default=None, repr=False)  # the run's policy in another role
+    _calls: Counter[str] = field(default_factory=Counter, repr=False)  # by role, in this scope
 
     def for_problem(self, problem: Problem, *scope: str | int) -> Policy:
-        return replace(self, scope=(*self.scope, *scope, problem.id), _calls=0)
+        """The same policy in the scope of one problem, its calls counted from zero."""
+        return replace(self, scope=(*self.scope, *scope, problem.id), _calls=Counter())
 
-    def on(self, engine: Engine, role: str) -> Policy:
-        """Another model in another role, e.g. a judge, with the same seed, scope and meter."""
-        return replace(self, engine=engine, role=role, _calls=0)
+    def on(self, role: str) -> Policy:
+        """The run's policy in another role, at that role's own version, with the same problem, scope and meter.
+
+        Calls are counted for each role and scope, so that two ways to the same role draw different seeds. Raises
+        ValueError for a role that the method does not have.
+        """
+        if role == self.role:
+            return self
+        if self.others is None:
+            raise ValueError(f"there is no policy in the role {role!r}")
+        found = self.others(role)
+        return replace(found, scope=self.scope, meter=self.meter, _calls=self._calls)
+
+    def through(self, engine: Engine, role: str) -> Policy:
+        """Another model, e.g. a judge's, with the same seed, scope and meter."""
+        return replace(self, engine=engine, role=role)
 
     async def sample(
         self,
@@ -142,8 +194,11 @@ class Policy:
         top_k: int = 0,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        media: Sequence[str] = (),
+        adapter: str = "",
+        hook: Hook | None = None,
     ) -> list[Sample]:
-        """n completions of one prompt, in the order of their seeds.
+        """n completions of one prompt, in the order of their seeds. The options are those of a Request.
 
         Raises ValueError when the prompt leaves no room for a single token in the model's window.
         """
@@ -151,15 +206,16 @@ class Policy:
         limit = self._limit(ids, max_tokens)
         requests = []
         for _ in range(n):
-            seed = seeds.derive(self.seed, self.role, *self.scope, self._calls)
-            self._calls += 1
-            requests.append(Request(ids, limit, seed, temperature, top_p, top_k, tuple(stop)))
+            seed = seeds.derive(self.seed, self.role, *self.scope, self._calls[self.role])
+            self._calls[self.role] += 1
+            requests.append(
+                Request(ids, limit, seed, temperature, top_p, top_k, tuple(stop), tuple(media), adapter, hook)
+            )
         samples = await asyncio.gather(*map(self.engine.sample, requests))
         for sample in samples:
             sample.role, sample.version = self.role, self.version
-        self.meter.calls += n
-        self.meter.prompt += n * len(ids)
-        self.meter.sampled += sum(len(sample.completion_ids) for sample in samples)
+        sampled = sum(len(sample.completion_ids) for sample in samples)
+        self.meter.count(self.role, calls=n, prompt=n * len(ids), sampled=sampled)
         return samples
 
     async def beam(self, prompt: Prompt, width: int, *, max_tokens: int | None = None) -> Sample:
@@ -170,17 +226,13 @@ class Policy:
         ids = self.render(prompt)
         sample = await self.engine.beam(ids, width, self._limit(ids, max_tokens))
         sample.role, sample.version = self.role, self.version
-        self.meter.calls += 1
-        self.meter.prompt += len(ids)
-        self.meter.sampled += len(sample.completion_ids)
+        self.meter.count(self.role, calls=1, prompt=len(ids), sampled=len(sample.completion_ids))
         return sample
 
     async def logprobs(self, prompt: Prompt, completion_ids: Sequence[int]) -> list[float]:
         """log pi of each token of a completion, in nats at temperature 1."""
         ids = self.render(prompt)
-        self.meter.calls += 1
-        self.meter.prompt += len(ids)
-        self.meter.scored += len(completion_ids)
+        self.meter.count(self.role, calls=1, prompt=len(ids), scored=len(completion_ids))
         return await self.engine.logprobs(ids, completion_ids)
 
     def _limit(self, ids: Sequence[int], max_tokens: int | None) -> int:

@@ -6,7 +6,7 @@ and the next answer. A template that takes something out of earlier answers (rea
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from selfimprove.types import Message
 
@@ -66,6 +66,16 @@ def text(tokenizer: Any, ids: list[int]) -> str:
     return said
 
 
+class Text(Protocol):
+    """From text to token ids, without a model: what a filter has that puts words of its own between samples."""
+
+    def render(self, prompt: str | list[Message]) -> list[int]: ...
+
+    def turn(self, text: str, ended: bool) -> list[int]: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+
 class Speaker:
     """The part of selfimprove.policy.Engine that is about text, for engines with a `tokenizer`."""
 
@@ -80,3 +90,10 @@ class Speaker:
 
     def encode(self, text: str) -> list[int]:
         return encode(self.tokenizer, text)
+
+
+class Tokenizer(Speaker):
+    """The text side of a policy by its tokenizer alone."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer

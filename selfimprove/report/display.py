@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from selfimprove.types import STATUSES
+from selfimprove.units import UNITS, Unit
 
 if TYPE_CHECKING:
     from selfimprove.schema import Config
@@ -178,26 +179,30 @@ class Display:
             phase.close(complete)
 
     def round(self, summary: Mapping[str, Any], number: int) -> None:
-        """The table of all rounds up to `number`, from what summary.json holds; for the base model (-1), one line."""
+        """The table of the last rounds, from what summary.json holds; for the base model (-1), one line."""
+        unit, base = unit_of(summary), summary["base"]
         if number >= 0:
-            self._print(rounds_table(summary["base"], summary["rounds"][: number + 1]))
-        elif summary["base"]:
-            log.info("base model: held-out accuracy %s (n=%d)", _accuracy(summary["base"]), summary["base"]["n"])
+            self._print(rounds_table(base, summary["rounds"], unit))
+            if (earlier := summary.get("rounds_done", 0) - len(summary["rounds"])) > 0:
+                log.info("%d earlier rounds are in summary.json", earlier)
+        elif base:
+            log.info("base model: held-out %s %s (n=%d)", unit.label, unit.headline(base), base["n"])
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """How the run ended, from base to final accuracy, and what to do next.
 
-        `summary["change"]`, if there, has the paired difference as `accuracy`, `accuracy_low` and `accuracy_high`.
+        `summary["change"]`, if there, has the paired difference and its ends, under the name of the unit.
         """
         status, folder = summary["status"], shlex.quote(str(self._run_dir))
         rows = [("status", f"{status} ({summary['reason']})" if summary.get("reason") else status)]
+        unit = unit_of(summary)
         if summary["base"]:
-            rows.append(("base", _accuracy(summary["base"])))
+            rows.append(("base", unit.headline(summary["base"])))
         if summary["final"]:
-            rows.append(("final", _accuracy(summary["final"])))
+            rows.append(("final", unit.headline(summary["final"])))
         if change := summary.get("change"):
-            ends = f"{100 * change['accuracy_low']:+.1f}, {100 * change['accuracy_high']:+.1f}"
-            rows.append(("change", f"{100 * change['accuracy']:+.1f} points [{ends}], same problems"))
+            ends = unit.interval(change[f"{unit.name}_low"], change[f"{unit.name}_high"], signed=True)
+            rows.append(("change", f"{unit.change(change[unit.name])} {ends}, same problems"))
         rows.append(("run folder", str(self._run_dir)))
         next_command = "eval" if status == "complete" else "resume"
         more = ""
@@ -214,9 +219,12 @@ class Display:
     ) -> None:
         """The figures of `selfimprove eval`, on standard output."""
         table = Table("metric", "value", "95 % interval", box=None, pad_edge=False)
+        own = UNITS[config.dataset.score]
         for name in [name for name in figures if f"{name}_low" in figures]:
-            ends = f"{100 * figures[f'{name}_low']:.1f}, {100 * figures[f'{name}_high']:.1f}"
-            table.add_row(name, f"{100 * figures[name]:.1f} %", f"[{ends}]")
+            unit = own if name.startswith(own.name) else UNITS["accuracy"]
+            table.add_row(
+                name, unit.show(figures[name]), unit.interval(figures[f"{name}_low"], figures[f"{name}_high"])
+            )
         console = console or Console()
         title = f"{policy} on {config.dataset.name}: {int(figures['n']):,} held-out problems"
         console.print(title, markup=False, highlight=False, soft_wrap=True)
@@ -231,12 +239,12 @@ class Display:
             log.info("\n%s", text)
 
 
-def rounds_table(base: Mapping[str, Any] | None, rounds: Sequence[Mapping[str, Any]]) -> Table:
-    """One row a round, from the `base` and `rounds` of a summary.json; accuracies in %, changes in points."""
+def rounds_table(base: Mapping[str, Any] | None, rounds: Sequence[Mapping[str, Any]], unit: Unit) -> Table:
+    """One row a round, from the `base` and `rounds` of a summary.json; scores and changes as the unit writes them."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("round")
     for name in (
-        "held-out accuracy\n[95 %]",
+        f"held-out {unit.label}\n[95 %]",
         "change\nfrom base",
         "examples\nkept",
         "verdicts: correct/wrong/\nunparseable/timeout/error",
@@ -245,13 +253,15 @@ def rounds_table(base: Mapping[str, Any] | None, rounds: Sequence[Mapping[str, A
     ):
         table.add_column(name, justify="right")
     if base:
-        table.add_row("base", Text(_accuracy(base)))
+        table.add_row("base", Text(unit.headline(base)))
     for row in rounds:
         evaluation = row["evaluation"]
-        change = f"{100 * (evaluation['accuracy'] - base['accuracy']):+.1f}" if base and evaluation else "-"
+        change = (
+            unit.change(evaluation[unit.name] - base[unit.name]).removesuffix(" points") if base and evaluation else "-"
+        )
         table.add_row(
             str(row["round"]),
-            Text(_accuracy(evaluation) if evaluation else "-"),
+            Text(unit.headline(evaluation) if evaluation else "-"),
             change,
             f"{row['examples']:,}",
             "/".join(str(row["verdicts"].get(status, 0)) for status in STATUSES),
@@ -287,6 +297,6 @@ def clock_time(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _accuracy(figures: Mapping[str, float]) -> str:
-    ends = f"{100 * figures['accuracy_low']:.1f}, {100 * figures['accuracy_high']:.1f}"
-    return f"{100 * figures['accuracy']:.1f} % [{ends}]"
+def unit_of(summary: Mapping[str, Any]) -> Unit:
+    """The unit of a run's scores; runs of earlier versions have accuracies."""
+    return UNITS[summary.get("unit", "accuracy")]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,7 +23,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from selfimprove.report.runs import RunData
-from selfimprove.store import Run
 from selfimprove.types import STATUSES
 
 TEXT = 4000  # characters of one text that are kept; the page says how many there were
@@ -65,17 +65,26 @@ class Texts:
 
 def places(run: RunData) -> list[Place]:
     """The folders of a run that hold whole trajectories and verdicts, in the order they were made."""
-    refresh = int(run.config["method"].get("refresh", 1))
-    store, found = Run(run.path, refresh), []
-    for number in range(-1, int(run.config["rounds"]) * refresh):
-        folder, label = store.round(number), store.prefix(number).replace("r", "round ").replace("base", "base policy")
-        this = number if number < 0 else number // refresh
-        if number >= 0 and (folder / "verify.manifest.json").exists():
-            found.append(Place(folder, f"{label}: training", this, False, number))
-        if (folder / "evaluate.manifest.json").exists():
-            after = "base policy" if number < 0 else f"after round {this}"
-            found.append(Place(folder / "evaluation", f"{after}: held-out", this, True, number + 1))
+    found, index = list[Place](), 0
+    base = run.path / "base"
+    if (base / "evaluate.manifest.json").exists():
+        found.append(Place(base / "evaluation", "base policy: held-out", -1, True, 0))
+    for number, folders in run.passes.items():
+        for folder in folders:
+            if (folder / "verify.manifest.json").exists() and (folder / "trajectories.parquet").exists():
+                found.append(Place(folder, f"round {_name(folder)}: training", number, False, index))
+            if (folder / "evaluate.manifest.json").exists():
+                found.append(Place(folder / "evaluation", f"after round {number}: held-out", number, True, index + 1))
+            index += 1
     return found
+
+
+def _name(folder: Path) -> str:
+    """A pass's folder as it is called in the report: 3, 3.1, "3 rl 02"."""
+    number, _, rest = folder.name.partition(".")
+    stage = re.fullmatch(r"[0-9]+_(\w+?)(?:\.([0-9]+))?", rest)
+    shown = f" {stage[1]} {stage[2] or ''}".rstrip() if stage else f".{rest}" if rest else ""
+    return f"{int(number)}{shown}"
 
 
 def collect(run: RunData, trajectories: int, characters: int) -> dict[str, Any]:

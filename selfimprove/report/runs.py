@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from selfimprove.errors import ConfigError
-from selfimprove.store import Run, read_json
+from selfimprove.store import read_json
 
 KINDS = ("prompt", "sampled", "scored", "trained")
 """What tokens are counted as: of prompts, sampled, scored (log-probabilities alone), and read by a trainer."""
@@ -246,18 +247,23 @@ class RunData:
         except json.JSONDecodeError as problem:
             raise ConfigError(f"{path}: not JSON ({problem})") from None
 
-    @cached_property
-    def _run(self) -> Run:
-        return Run(self.path, int(self.config["method"].get("refresh", 1)))
-
     def _passes(self, number: int) -> list[Path]:
-        refresh = self._run.refresh
-        return [self._run.round(n) for n in range(number * refresh, (number + 1) * refresh)]
+        """The folders of a round's passes, in order."""
+        return self.passes.get(number, [])
+
+    @cached_property
+    def passes(self) -> dict[int, list[Path]]:
+        """The folders of all passes by round, in the order of passes, which their names sort in."""
+        found: dict[int, list[Path]] = {}
+        for folder in sorted((self.path / "rounds").glob("[0-9]*")):
+            if number := re.match(r"[0-9]+", folder.name):
+                found.setdefault(int(number[0]), []).append(folder)
+        return dict(sorted(found.items()))
 
     @cached_property
     def _round_folders(self) -> list[Path]:
         """The last pass's folder of each round, which has the evaluation and metrics.json."""
-        return [self._passes(number)[-1] for number in range(int(self.config["rounds"]))]
+        return [folders[-1] for folders in self.passes.values()]
 
 
 def _counts(folder: Path, decoding: str) -> dict[str, tuple[int, int]]:

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RESAMPLES = 2000  # the ends of an interval then vary by a few per cent of its width
+from selfimprove.units import Scale
 
-Scale = tuple[float, float]  # the least and the greatest value there can be
+RESAMPLES = 2000  # the ends of an interval then vary by a few per cent of its width
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,7 +181,7 @@ def distance(text: str, problem: Problem) -> Outcome:
 
 def scripted(lab: Lab) -> Iterator[Claim]:
     problems, engine = toy(200 if lab.quick else 1200)
-    prompt = compose(["method=iad", "model=other", "model.path=none"], needs=False).method.generate["prompt"]
+    prompt = compose(["method=iad", "model=other", "model.path=none"], needs=False).solver["prompt"]
 
     def run(seed: int, check: Check = distance, **options: object) -> Groups:
         solver = partial(arm, prompt=prompt, **options)  # type: ignore[arg-type]
@@ -249,7 +249,7 @@ def tiny(lab: Lab) -> Iterator[Claim]:
 
     problems = load(seed=0, train_size=0, heldout_size=20 if lab.quick else 200)
     engine = TransformersEngine(str(PACKAGED / "tiny"), device="cpu", max_batch=256)
-    options = options_of(compose(["method=iad", "model=tiny"], needs=False).method.generate)
+    options = options_of(compose(["method=iad", "model=tiny"], needs=False).solver)
     solver = partial(arm, prompt=options["prompt"])
 
     def run(seed: int, check: Check = lines, **more: object) -> Groups:

@@ -128,7 +128,7 @@ def check(text: str, problem: Problem) -> Outcome:
 def measure(name: str, folder: Path, problems: list[Problem], seeds: Sequence[int]) -> Measured:
     from selfimprove.policy.hf import TransformersEngine
 
-    node = compose(["method=perfics", "model=tiny"], needs=False).method.generate
+    node = compose(["method=perfics", "model=tiny"], needs=False).solver
     solver, heat = bind(node, "generate"), node["temperature"]
     engine = TransformersEngine(str(folder), device="cpu", max_batch=64)
     first, refined, voted = list[dict[str, float]](), list[dict[str, float]](), list[dict[str, float]]()

@@ -11,18 +11,18 @@ check needs, and returns what the run's environment.json should say of it.
 
 A group verifier is a coroutine `verify(problem, trajectories, context, **options) -> list[Outcome]`, for what needs all
 samples of a problem, or a model: agreement, a judge, a reward model. Thousands run at once in the event loop, and what
-they ask of a model is batched. Its module may have `resource(opening, **options)`, called once for a phase, which opens
-what all of them share; it is closed at the phase's end, by its `close()` where it has one.
+they ask of a model is batched. Its module may have `resource(opening, **options)`, which opens what all of them share.
+It stays open for later phases, and is closed by its `close()` where it has one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from selfimprove.types import Problem, Status
+from selfimprove.types import Problem, Status, Trajectory
 
 if TYPE_CHECKING:
     from selfimprove.policy import Policy
@@ -41,6 +41,7 @@ class Outcome:
 
 
 Check = Callable[[str, Problem], Awaitable[Outcome]]  # text, problem: the data set's own check, in its pool
+Judge = Callable[[Problem, list[Trajectory]], Awaitable[list[Outcome]]]  # a problem's trajectories, by either kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +55,13 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """What `resource` may need to know: the policy's model, the hardware, and the problems to come."""
+    """What `resource` may need to know: the policy's model, the hardware, the problems to come, and where the newest
+    weights are of each role that no engine serves (reward models)."""
 
     model: Model
     hardware: Hardware
     problems: list[Problem]
+    paths: Mapping[str, str] = field(default_factory=dict)
 
 
 _PHRASE = re.compile(r"\banswer\b(?:\s+to\s[^.\n]{0,80}?)?[*_]*\s*(?:is|are|:|=)[:*_\s]*", re.IGNORECASE)

@@ -133,7 +133,9 @@ async def verify(
     """
     form = Form(prompt, lead, correct, incorrect, reason, temperature, max_tokens)
     asked = context.resource
-    judge = context.policy.on(context.policy.engine if asked is None or isinstance(asked, Server) else asked, "judge")
+    judge = context.policy.through(
+        context.policy.engine if asked is None or isinstance(asked, Server) else asked, "judge"
+    )
 
     async def one(trajectory: Trajectory, number: int) -> Outcome:
         try:
@@ -246,10 +248,9 @@ class Server:
         """The verdict on a problem's solution `number`. Raises ValueError when the server refuses this request."""
         seed = seeds.derive(judge.seed, judge.role, *judge.scope, number) % 2**31
         reply = await self._create(chat, form, seed)
-        if reply.usage is not None:
-            judge.meter.prompt += reply.usage.prompt_tokens
-            judge.meter.sampled += reply.usage.completion_tokens
-        judge.meter.calls += 1
+        read = reply.usage.prompt_tokens if reply.usage else 0
+        written = reply.usage.completion_tokens if reply.usage else 0
+        judge.meter.count(judge.role, calls=1, prompt=read, sampled=written)
         choice = reply.choices[0]
         if choice.logprobs is None or not choice.logprobs.content:
             raise self._silent()

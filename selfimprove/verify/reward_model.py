@@ -55,8 +55,7 @@ async def verify(
             ((*others, score),) = await scorer.logits(ids)
         except ValueError as error:
             return Outcome("error", 0.0, reason=f"reward model: {error}")
-        context.policy.meter.calls += 1
-        context.policy.meter.scored += len(ids)
+        context.policy.meter.count("reward_model", calls=1, prompt=0, scored=len(ids))
         score -= sum(others)
         value = score if reward == "raw" else 0.5 * (1 + math.tanh(score / 2))  # the sigmoid, without overflow
         return Outcome("correct" if value >= threshold else "wrong", value)

@@ -70,6 +70,6 @@ async def log_probability(trajectory: Trajectory, context: Context) -> float:
         if sample.version == 0:
             total += sum(sample.logprobs)
         else:
-            base = context.policy.on(context.resource.engine, "base")
+            base = context.policy.through(context.resource.engine, "base")
             total += sum(await base.logprobs(sample.prompt_ids, sample.completion_ids))
     return total

@@ -104,8 +104,7 @@ async def verify(
             rows = await scorer.logits(ids, ends)
         except ValueError as error:
             return Outcome("error", 0.0, reason=f"process reward model: {error}")
-        context.policy.meter.calls += 1
-        context.policy.meter.scored += len(ids)
+        context.policy.meter.count("process_reward_model", calls=1, prompt=0, scored=len(ids))
         # A softmax over two is the sigmoid of their distance.
         return _outcome([0.5 * (1 + math.tanh((row[columns[0]] - row[columns[1]]) / 2)) for row in rows])
 

@@ -15,7 +15,7 @@ CONFIG = {
     "rounds": 2,
     "control": None,
     "group": None,
-    "method": {"name": "rejection_sampling", "refresh": 1, "generate": {"n": 4}},
+    "method": {"name": "rejection_sampling", "parts": 1, "generate": {"n": 4}},
     "model": {"name": "tiny", "path": str(PACKAGED / "tiny"), "max_tokens": 96, "dtype": "float32"},
     "dataset": {"name": "arithmetic", "verifier": {"_target_": "v", "form": "solve"}},
     "engine": {"name": "transformers"},

@@ -1,0 +1,60 @@
+"""The passes of a run, in order: what is done when, planned once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from selfimprove.schema import Config
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """generate → verify → filter → train once: a part of a stage of a round."""
+
+    number: int  # from 0 over the whole run: seeds and policy versions go by it
+    round: int
+    stage: str = ""  # "" where the method is one stage
+    part: int = 0  # of
+    parts: int = 1
+    turn: int = 0  # how often this stage has been gone through before; of
+    turns: int = 1
+    ends_round: bool = True
+    label: str = "base"  # of its folder: "000", "000.3", "000.1_rl.03"; labels sort in the order of passes
+    prefix: str = "base"  # of the ids of its trajectories: "r0", "r0.3", "r0.rl.03"
+
+
+BASE = Pass(number=-1, round=-1)
+"""The base policies, before any round: they are only evaluated."""
+
+
+def plan(config: Config) -> list[Pass]:
+    """All passes of a run. A stage with `when: first` is in round 0 alone."""
+    stages = config.stages
+    rounds = [
+        (number, [(i, name) for i, name in enumerate(stages) if stages[name].when == "every" or number == 0])
+        for number in range(config.rounds)
+    ]
+    turns = dict.fromkeys(stages, 0)
+    total = {name: sum(stages[name].parts for _, found in rounds for _, n in found if n == name) for name in stages}
+    passes: list[Pass] = []
+    for number, found in rounds:
+        for position, (i, name) in enumerate(found):
+            parts = stages[name].parts
+            for part in range(parts):
+                end = f".{part:0{len(str(parts - 1))}d}" if parts > 1 else ""  # padded, so that names sort
+                passes.append(
+                    Pass(
+                        number=len(passes),
+                        round=number,
+                        stage=name,
+                        part=part,
+                        parts=parts,
+                        turn=turns[name],
+                        turns=total[name],
+                        ends_round=position == len(found) - 1 and part == parts - 1,
+                        label=f"{number:03d}" + (f".{i}_{name}" if name else "") + end,
+                        prefix=f"r{number}" + (f".{name}" if name else "") + end,
+                    )
+                )
+                turns[name] += 1
+    return passes

@@ -1,0 +1,97 @@
+"""What a function of a slot may ask the runner for, by having a keyword of that name.
+
+| keyword | is |
+| --- | --- |
+| seed | int, for this phase (for a solver: of this problem too) |
+| check | async (text, problem) -> Outcome: the training verifier's, or the data set's where that one judges groups |
+| judge | async (problem, trajectories) -> list[Outcome]: the training verifier's, also where it judges groups |
+| prepared | what the module's `prepare` returned |
+| roles | Mapping[str, Policy]: the method's other policies, each at its own version |
+| text | render, turn and encode of the policy's tokenizer |
+| memory | Sequence[Memory]: what the last pass left, not to be changed |
+| tools | Mapping[str, Tool]: the method's tools, opened once a session |
+| step | Pass: which one this is |
+| made | Made: problems and examples of earlier passes |
+| figures | list of mappings: the figures of each earlier pass, `phase/name` -> value |
+
+What is asked for joins the phase's key with all that it depends on, so that nothing stale is taken over.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from selfimprove import seeds, store
+from selfimprove.binding import Target, asks_for, bind, module_of
+from selfimprove.phase import problems_key, version
+from selfimprove.plan import Pass
+from selfimprove.schema import Config
+from selfimprove.session import Policies, Session
+
+
+def key(session: Session, step: Pass, node: Target, verifier: Target) -> list[Any]:
+    """What a phase depends on through that which the node's function asks for."""
+    asked, found = asks_for(node), list[Any]()
+    if asked & {"check", "judge", "prepared"}:
+        found += [verifier, version(verifier)]
+    if "prepared" in asked:
+        found.append(problems_key(session.dev))
+    if "text" in asked:
+        found.append(["text", session.base["policy"].digest])
+    if "memory" in asked:
+        found.append(["memory", session.memories.digest])
+    if "made" in asked:
+        found.append(["made", session.made.digest])
+    if "step" in asked:
+        found.append(["step", step.round, step.stage, step.part, step.parts, step.turn, step.turns])
+    if "tools" in asked:
+        found += [["tool", name, tool, _source(tool)] for name, tool in session.config.method.tools.items()]
+    if "figures" in asked:
+        found.append(["figures", earlier_figures(session, step)])
+    return found
+
+
+def key_of_roles(config: Config, policies: Policies) -> list[Any]:
+    """What sampling depends on through the method's other policies; nothing where there is one."""
+    if len(config.roles) == 1:
+        return []
+    models = {role: own.model and own.model.model_dump() for role, own in config.roles.items()}
+    return [{role: [weights.digest, models[role]] for role, weights in policies.items()}]
+
+
+def supplied(session: Session, step: Pass, node: Target, slot: str, where: str, verifier: Target) -> Callable[..., Any]:
+    """The node's function with its options and all that it asks for, but for what differs from problem to problem."""
+    asked = asks_for(node)
+    given: dict[str, Any] = {}
+    if "seed" in asked and slot != "generate":
+        given["seed"] = seeds.derive(session.config.seed, slot, step.number)
+    if "check" in asked:
+        given["check"] = session.check_by(verifier)
+    if "text" in asked:
+        given["text"] = session.text
+    if "memory" in asked:
+        given["memory"] = session.memories.read()
+    if "made" in asked:
+        given["made"] = session.made
+    if "step" in asked:
+        given["step"] = step
+    if "tools" in asked:
+        given["tools"] = session.tools
+    if "figures" in asked:
+        given["figures"] = earlier_figures(session, step)
+    return partial(bind(node, where), **given)
+
+
+def earlier_figures(session: Session, step: Pass) -> list[dict[str, Any]]:
+    """The figures of the phases of each pass before this one; times are left out, for they change nothing."""
+    return [
+        {f"{phase}/{name}": value for phase, name, value in session.run.figures(earlier) if "seconds" not in name}
+        for earlier in session.passes[: step.number]
+    ]
+
+
+def _source(node: Target) -> str:
+    return store.digest(inspect.getsource(module_of(node)))
