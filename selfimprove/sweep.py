@@ -35,6 +35,7 @@ from selfimprove import config as configuration
 from selfimprove import store
 from selfimprove.errors import ConfigError, RunError
 from selfimprove.schema import Config
+from selfimprove.units import unit_of
 
 MANIFEST, MEMBER, STOP, OUTPUT = "sweep.json", "member.json", "stop", "console.log"
 
@@ -89,7 +90,7 @@ def _members(config: DictConfig) -> list[list[str]] | None:
     sweeper = config.hydra.sweeper
     if not sweeper["_target_"].endswith(".BasicSweeper"):
         if "direction" in sweeper and getattr(sweeper.direction, "name", sweeper.direction) != "maximize":
-            raise ConfigError("hydra.sweeper.direction: the objective is accuracy; hydra/sweeper=tune maximizes it")
+            raise ConfigError("hydra.sweeper.direction: the objective is the score; hydra/sweeper=tune maximizes it")
         sampler = sweeper.get("sampler") or {}
         if sampler.get("seed") is None:
             raise ConfigError(
@@ -224,18 +225,19 @@ def _show(folder: Path, found: Sequence[Member]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("", "member", "status"):
         table.add_column(name, overflow="fold")
-    for name in ("final accuracy, %\n[95 %]", "change, points\n[95 %]", "sampled\ntokens"):
+    for name in ("final score\n[95 %]", "change\n[95 %]", "sampled\ntokens"):
         table.add_column(name, justify="right", no_wrap=True)
     for member in found:
         final, change = member.summary.get("final"), member.summary.get("change")
+        unit = unit_of(member.summary)
         sampled = sum(row["tokens"]["sampled"] for row in member.summary.get("rounds", []))
         reason = member.summary.get("reason") if member.status == "stopped" else ""
         table.add_row(
             str(member.number),
             Text(_label(member.overrides, asked)),
             f"{member.status}: {reason.split('=')[0]}" if reason else member.status,
-            Text(_interval(final, "") if final else "-"),
-            Text(_interval(change, "+") if change else "-"),
+            Text(unit.headline(final) if final else "-"),
+            Text(unit.headline(change, signed=True) if change else "-"),
             short(sampled) if sampled else "-",
         )
     done = sum(member.code == 0 for member in found)
@@ -247,11 +249,6 @@ def _show(folder: Path, found: Sequence[Member]) -> None:
     console = standard_output()
     console.print("", table, "", sep="\n")
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
-
-
-def _interval(figures: Mapping[str, float], sign: str) -> str:
-    value, low, high = (f"{100 * figures[f'accuracy{end}']:{sign}.1f}" for end in ("", "_low", "_high"))
-    return f"{value} [{low}, {high}]"
 
 
 def _label(overrides: Sequence[str], asked: Sequence[str]) -> str:
@@ -318,7 +315,7 @@ def member(composed: DictConfig) -> float | None:
         _stop(folder, signal.Signals(code - 128).name)
     say(f"{title} {_outcome(summary, failure)} after {time.monotonic() - begin:.0f} s")
     final = summary.get("final")
-    return float(final["accuracy"]) if final and code == 0 else None
+    return float(final[unit_of(summary).name]) if final and code == 0 else None
 
 
 def say(text: str) -> None:
@@ -334,7 +331,8 @@ def _outcome(summary: Mapping[str, Any], failure: str | None) -> str:
         return f"failed: {failure}"
     final = summary.get("final")
     said = f"{summary['status']} ({summary['reason']})" if summary.get("reason") else summary["status"]
-    return f"{said}, accuracy {100 * final['accuracy']:.1f} %," if final else said
+    unit = unit_of(summary)
+    return f"{said}, {unit.label} {unit.show(final[unit.name])}," if final else said
 
 
 def _stop(folder: Path, name: str) -> None:

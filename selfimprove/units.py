@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 Scale = tuple[float, float]  # the least and the greatest value there can be
 
@@ -17,6 +18,16 @@ class Unit:
     scale: Scale | None
     percent: bool = False
 
+    @property
+    def kind(self) -> str:
+        """How a table writes scores of this unit."""
+        return "percent" if self.percent else "score"
+
+    @property
+    def change_kind(self) -> str:
+        """How a table writes differences of such scores."""
+        return "points" if self.percent else "gain"
+
     def show(self, value: float) -> str:
         """A score, as it stands in tables."""
         return f"{100 * value:.1f} %" if self.percent else f"{value:.4g}"
@@ -25,10 +36,11 @@ class Unit:
         """A difference of two scores, with its sign; of percentages in points."""
         return f"{100 * value:+.1f} points" if self.percent else f"{value:+.4g}"
 
-    def headline(self, figures: Mapping[str, float]) -> str:
-        """The mean score of an evaluation with its interval."""
-        ends = self.interval(figures[f"{self.name}_low"], figures[f"{self.name}_high"])
-        return f"{self.show(figures[self.name])} {ends}"
+    def headline(self, figures: Mapping[str, float], signed: bool = False) -> str:
+        """The mean score of an evaluation with its interval; `signed`: a difference of two."""
+        ends = self.interval(figures[f"{self.name}_low"], figures[f"{self.name}_high"], signed)
+        value = figures[self.name]
+        return f"{self.change(value) if signed else self.show(value)} {ends}"
 
     def interval(self, low: float, high: float, signed: bool = False) -> str:
         """The ends of an interval, in brackets."""
@@ -48,3 +60,8 @@ UNITS = {
         Unit("log_likelihood", "mean log-likelihood (nats)", None),
     )
 }
+
+
+def unit_of(summary: Mapping[str, Any]) -> Unit:
+    """The unit of a run's scores, by its summary; runs of earlier versions have accuracies."""
+    return UNITS[summary.get("unit", "accuracy")]

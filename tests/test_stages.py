@@ -149,6 +149,26 @@ def test_a_score_that_is_a_reward_goes_through_a_run(tmp_path):
         mine = [v for v, group in zip(found.values, found.groups, strict=True) if group == level]
         assert summary["final"][f"return/level={level}"] == pytest.approx(sum(mine) / len(mine))
     assert "return" in (tmp_path / "run.log").read_text()
+    show_everywhere(tmp_path, summary)
+
+
+def show_everywhere(folder, summary):
+    """A score without a scale of 0 to 1 is a number in tables, plots and the report, and not a share."""
+    from selfimprove.report.compare import compare, shown
+    from selfimprove.report.export import export
+    from selfimprove.report.html import write_report
+    from selfimprove.report.runs import RunData
+
+    found = compare([folder])
+    table = found.tables[0]
+    assert table.title == "Held-out mean return"
+    row = dict(zip([label for label, _ in table.columns], table.rows[0], strict=True))
+    assert row["final"].value == pytest.approx(summary["final"]["return"])
+    assert shown(row["final"], "score").startswith(f"{summary['final']['return']:.4g} [")
+    assert {"return_over_rounds.pdf"} <= {path.name for path in export(found, folder / "export")}
+    page = write_report([RunData(folder)], folder / "again.html").read_text()
+    assert "final mean return" in page
+    assert "final accuracy" not in page
 
 
 @pytest.mark.parametrize(

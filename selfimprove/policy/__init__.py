@@ -51,6 +51,11 @@ class Request:
         return self.adapter, self.media, self.prompt_ids
 
 
+def plain(prompt_ids: Sequence[int]) -> Base:
+    """The base of a request without media or an adapter."""
+    return "", (), tuple(prompt_ids)
+
+
 def require_plain(request: Request, engine: str) -> None:
     """Raises ValueError for a request that asks for media, an adapter or a hook, which `engine` does not have."""
     asked = {"media": request.media, "adapter": request.adapter, "hook": request.hook}

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from selfimprove.errors import ConfigError
+from selfimprove.policy import Request
 from selfimprove.policy.draws import Distribution, Draw
 
 WEIGHTS = "probabilities.safetensors"
@@ -18,8 +19,8 @@ def read(path: str) -> Distribution:
     ends = np.cumsum(probabilities(path))
     logprobs = np.log(np.maximum(np.diff(ends, prepend=0.0), math.ulp(0.0)))
 
-    def draw(seeds: list[int]) -> list[Draw]:
-        uniforms = [np.random.default_rng(seed).random() for seed in seeds]
+    def draw(requests: list[Request]) -> list[Draw]:
+        uniforms = [np.random.default_rng(request.seed).random() for request in requests]
         chosen = np.searchsorted(ends, np.array(uniforms) * ends[-1], side="right").tolist()
         return [Draw(str(outcome), float(logprobs[outcome]), ids=(outcome,)) for outcome in chosen]
 

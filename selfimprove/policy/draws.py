@@ -1,6 +1,6 @@
 """Policies that are no language models: each sample is one draw from a distribution, and a prompt says nothing to it.
 
-A distribution is a function from seeds to draws; `selfimprove.policy.categorical` and `selfimprove.policy.flow` read
+A distribution is a function from requests to draws; `selfimprove.policy.categorical` and `selfimprove.policy.flow` read
 one from a policy folder. It goes through the same rounds as text: ids where it is discrete, an array where it is not,
 and a text that checks read.
 """
@@ -22,14 +22,14 @@ class Draw(NamedTuple):
     array: tuple[float, ...] | None = None
 
 
-Distribution = Callable[[list[int]], list[Draw]]  # one draw for each seed
+Distribution = Callable[[list[Request]], list[Draw]]  # one draw for each request
 
 
 class DrawsEngine:
     """Implements selfimprove.policy.Engine for the distribution that `read` finds in a policy folder.
 
-    A draw depends on the request's seed alone: temperature 0 is no mode here, so that held-out accuracy is the share of
-    fresh draws that are correct. Requests that wait together are drawn together. There is no text to score and no beam.
+    A draw depends on the request: of tables and flows on its seed alone. Temperature 0 is no mode here, so that
+    held-out accuracy is the share of fresh draws that are correct. Requests that wait together are drawn together. There is no text to score and no beam.
     """
 
     max_length = 1
@@ -68,7 +68,7 @@ class DrawsEngine:
 
     def _answer(self) -> None:
         waiting, self._waiting = self._waiting, []
-        for (_, future), draw in zip(waiting, self._draw([r.seed for r, _ in waiting]), strict=True):
+        for (_, future), draw in zip(waiting, self._draw([request for request, _ in waiting]), strict=True):
             if not future.done():
                 future.set_result(draw)
 

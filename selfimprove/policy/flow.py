@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from selfimprove.errors import ConfigError
+from selfimprove.policy import Request
 from selfimprove.policy.draws import Distribution, Draw
 
 WEIGHTS = "flow.safetensors"
@@ -67,8 +68,8 @@ def read(path: str) -> Distribution:
     """Draws from the flow in a policy folder. Raises ConfigError when there is none."""
     flow = load(path).double()  # whose rounding, unlike float32's, does not show how many are drawn together
 
-    def draw(seeds: list[int]) -> list[Draw]:
-        normals = np.stack([np.random.default_rng(seed).standard_normal(2) for seed in seeds])
+    def draw(requests: list[Request]) -> list[Draw]:
+        normals = np.stack([np.random.default_rng(request.seed).standard_normal(2) for request in requests])
         with torch.inference_mode():
             points = flow(torch.tensor(normals)).float()
             densities = flow.log_density(points.double()).float()

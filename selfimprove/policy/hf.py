@@ -30,7 +30,7 @@ import torch
 from transformers import DynamicCache
 
 from selfimprove.errors import ConfigError
-from selfimprove.policy import Request, chat, models, require_fit, require_room
+from selfimprove.policy import Base, Request, chat, models, require_fit, require_plain, require_room
 from selfimprove.policy.sampling import Settings, choose
 from selfimprove.policy.slots import GROUPED, Pair, Prefixes, Slots
 from selfimprove.types import Sample
@@ -151,8 +151,8 @@ class TransformersEngine(chat.Speaker):
         self._pump: asyncio.Task[None] | None = None
         self._arrivals = 0
         self._open: set[asyncio.Future[Any]] = set()  # whoever awaits an answer
-        self._groups: dict[tuple[int, ...], list[_Row]] = {}  # waiting rows by prompt
-        self._queue: list[tuple[int, int, tuple[int, ...]]] = []  # heap of the keys of _groups, longest first
+        self._groups: dict[Base, list[_Row]] = {}  # waiting rows
+        self._queue: list[tuple[int, int, Base]] = []  # heap of the keys of _groups, longest first
         self._scores: list[tuple[int, int, _Score]] = []  # heap, longest first
         self._beams: list[_Beam] = []
         self._rows: list[_Row] = []  # row i is in slot i
@@ -170,18 +170,20 @@ class TransformersEngine(chat.Speaker):
     # What a policy calls
 
     async def sample(self, request: Request) -> Sample:
-        """One completion. Raises ValueError for a request that does not fit the window, and what the model raises."""
+        """One completion. Raises ValueError for a request that does not fit the window, or asks for media, an adapter
+        or a hook, and what the model raises."""
+        require_plain(request, "transformers")
         require_room(request, self.max_length)
         row = _Row(request, asyncio.get_running_loop().create_future(), self._watch(request.stop))
-        if request.prompt_ids not in self._groups:
-            self._groups[request.prompt_ids] = []
-            heapq.heappush(self._queue, (-len(request.prompt_ids), self._arrivals, request.prompt_ids))
-        self._groups[request.prompt_ids].append(row)
+        if request.base not in self._groups:
+            self._groups[request.base] = []
+            heapq.heappush(self._queue, (-len(request.prompt_ids), self._arrivals, request.base))
+        self._groups[request.base].append(row)
         self.stats.waiting += 1
         try:
             return await self._answer(row.future)
         except asyncio.CancelledError:
-            if row in (group := self._groups.get(request.prompt_ids, [])):
+            if row in (group := self._groups.get(request.base, [])):
                 group.remove(row)
                 self.stats.waiting -= 1
             raise
@@ -319,34 +321,35 @@ class TransformersEngine(chat.Speaker):
         free = self.max_batch - len(self._rows)
         if not self._queue or free * 8 < self.max_batch:
             return
-        live = {row.request.prompt_ids: slot for slot, row in enumerate(self._rows)}
-        fresh: dict[tuple[int, ...], list[int]] = {}  # prompt -> its new slots
+        live = {row.request.base: slot for slot, row in enumerate(self._rows)}
+        fresh: dict[Base, list[int]] = {}  # new slots
         while self._queue and free:
-            prompt = self._queue[0][-1]
-            group = self._groups[prompt]
+            base = self._queue[0][-1]
+            group = self._groups[base]
             taken, rest = group[:free], group[free:]
             if rest:
-                self._groups[prompt] = rest
+                self._groups[base] = rest
             else:
                 heapq.heappop(self._queue)
-                del self._groups[prompt]
+                del self._groups[base]
             slots = list(range(len(self._rows), len(self._rows) + len(taken)))
             self._rows += taken
             free -= len(taken)
-            if slots and len(prompt) > 1:
-                if prompt in live:
-                    self._cache.copy([live[prompt]] * len(slots), slots, len(prompt) - 1)
+            if slots and (length := len(base[-1])) > 1:
+                if base in live:
+                    self._cache.copy([live[base]] * len(slots), slots, length - 1)
                 else:
-                    fresh[prompt] = slots
+                    fresh[base] = slots
         self.stats.waiting -= len(self._rows) - self.stats.running
         self.stats.running = len(self._rows)
         self.stats.peak_rows = max(self.stats.peak_rows, len(self._rows))
         self._settings = None
         self._prefill(fresh)
 
-    def _prefill(self, prompts: dict[tuple[int, ...], list[int]]) -> None:
-        """Fill the cache with all but the last token of each prompt."""
-        starts = {prompt[:-1]: slots for prompt, slots in prompts.items()}
+    def _prefill(self, prompts: dict[Base, list[int]]) -> None:
+        """Fill the cache with all but the last token of each prompt. Only plain requests come here, so that their ids
+        are all that keys and values depend on."""
+        starts = {ids[:-1]: slots for (_, _, ids), slots in prompts.items()}
         self._share(list(starts))
         for batch in self._batches([_Read(ids, len(ids)) for ids in starts]):
             _, layers = self._read(batch, self.model.base_model)

@@ -20,7 +20,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from typing import Any
 
 from selfimprove.binding import Target, bind
 from selfimprove.errors import ConfigError, RunError
-from selfimprove.policy import Engine, Request, chat, models
+from selfimprove.policy import Engine, Request, chat, models, plain
 from selfimprove.schema import Hardware, Model
 from selfimprove.types import Problem, Sample
 
@@ -101,7 +101,7 @@ class Actor:
 
 @dataclass(eq=False, slots=True)
 class _Call:
-    prompt_ids: tuple[int, ...]
+    base: Hashable  # calls that share it go to one actor, which has its keys and values
     method: str
     arguments: tuple[Any, ...]
     future: asyncio.Future[Any]
@@ -129,21 +129,24 @@ class Handout:
         self.open = 0  # requests without an answer
         self.members = [_Member(handle) for handle in handles]
         self._most, self._shard = AHEAD * max_batch, max(1, max_batch // 2)
-        self._waiting: dict[tuple[int, ...], list[_Call]] = {}  # by prompt, in order of arrival
+        self._waiting: dict[Hashable, list[_Call]] = {}  # by base, in order of arrival
         self._due = False
         self._started = False
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def ask(self, prompt_ids: Sequence[int], method: str, *arguments: Any) -> Any:
-        """What an engine's method answers. Raises what it raises, and RunError when actors do not stay up."""
+    async def ask(self, base: Hashable, method: str, *arguments: Any) -> Any:
+        """What an engine's method answers; calls with one `base` are handed out together.
+
+        Raises what the method raises, and RunError when actors do not stay up.
+        """
         loop = asyncio.get_running_loop()
         if not self._started:
             self._started = True
             for member in self.members:
                 self._spawn(self._rise(member))
             loop.call_later(BUSY, self._say_if_none)
-        call = _Call(tuple(prompt_ids), method, arguments, loop.create_future())
-        self._waiting.setdefault(call.prompt_ids, []).append(call)
+        call = _Call(base, method, arguments, loop.create_future())
+        self._waiting.setdefault(call.base, []).append(call)
         self.open += 1
         if not self._due:  # after all that speak in this turn of the loop
             self._due = True
@@ -211,7 +214,7 @@ class Handout:
 
     def _lose(self, member: _Member, shard: list[_Call], problem: Exception) -> None:
         member.up, member.down = False, True
-        again: dict[tuple[int, ...], list[_Call]] = {}
+        again: dict[Hashable, list[_Call]] = {}
         for call in shard:
             call.losses += 1
             if call.losses == LOSSES:
@@ -219,7 +222,7 @@ class Handout:
                     call, RunError(f"engine=ray: {LOSSES} actors were lost with the same request: {_line(problem)}")
                 )
             elif not call.future.done():
-                again.setdefault(call.prompt_ids, []).append(call)
+                again.setdefault(call.base, []).append(call)
                 member.lost += 1
         for prompt, calls in self._waiting.items():
             again.setdefault(prompt, []).extend(calls)
@@ -295,15 +298,15 @@ class RayEngine(chat.Speaker):
 
     async def sample(self, request: Request) -> Sample:
         """One completion. Raises what the inner engine raises, RunError when actors do not stay up."""
-        sample: Sample = await self.handout.ask(request.prompt_ids, "sample", request)
+        sample: Sample = await self.handout.ask(request.base, "sample", request)
         return sample
 
     async def logprobs(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
-        scores: list[float] = await self.handout.ask(prompt_ids, "logprobs", prompt_ids, completion_ids)
+        scores: list[float] = await self.handout.ask(plain(prompt_ids), "logprobs", prompt_ids, completion_ids)
         return scores
 
     async def beam(self, prompt_ids: Sequence[int], width: int, max_tokens: int) -> Sample:
-        sample: Sample = await self.handout.ask(prompt_ids, "beam", prompt_ids, width, max_tokens)
+        sample: Sample = await self.handout.ask(plain(prompt_ids), "beam", prompt_ids, width, max_tokens)
         return sample
 
     def load(self, path: str) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from selfimprove import seeds
-from selfimprove.policy import Request
+from selfimprove.policy import Request, require_plain
 from selfimprove.types import Message, Sample
 
 ANSWER = "The answer is "  # what every verifier reads
@@ -99,6 +99,7 @@ class ScriptedEngine:
 
     async def sample(self, request: Request) -> Sample:
         """One outcome, then END. Raises ValueError for a prompt that follows none of the rules."""
+        require_plain(request, "scripted")
         outcomes = self.outcomes("".join(map(chr, request.prompt_ids)))
         draw = np.random.default_rng(seeds.derive(request.seed, "scripted")).random()
         return self._sample(outcomes, next(text for text, p in _ends(outcomes) if draw < p), request)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from selfimprove.errors import RunError
-from selfimprove.policy import Request, chat, models, require_fit, require_room
+from selfimprove.policy import Request, chat, models, require_fit, require_plain, require_room
 from selfimprove.types import Sample
 
 
@@ -35,8 +35,9 @@ class ServedEngine(chat.Speaker):
         self._open = 0  # requests in flight
 
     async def sample(self, request: Request) -> Sample:
-        """One completion. Raises ValueError for a request that does not fit the window, RunError when vLLM does not
-        stay up."""
+        """One completion. Raises ValueError for a request that does not fit the window, or asks for media, an adapter
+        or a hook, and RunError when vLLM does not stay up."""
+        require_plain(request, "vllm or openai")
         require_room(request, self.max_length)
         answer = await self._ask(
             request.prompt_ids,

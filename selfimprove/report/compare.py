@@ -19,6 +19,7 @@ from selfimprove.report import compute, fair
 from selfimprove.report.runs import KINDS, RunData, find
 from selfimprove.report.statistics import Estimate, difference, matrix, over_seeds
 from selfimprove.types import STATUSES
+from selfimprove.units import Unit
 
 log = logging.getLogger("selfimprove")
 
@@ -39,7 +40,7 @@ Cell = str | float | Estimate | None
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under columns, each a label and a kind: text, number, percent, points, nats, flops."""
+    """Rows under columns, each a label and a kind: text, number, percent, points, score, gain, nats, flops."""
 
     title: str
     columns: list[tuple[str, str]]
@@ -63,25 +64,31 @@ class Group:
         """How many rounds all runs have."""
         return min(len(run.heldout) - 1 for run in self.runs)
 
-    def correct(self, index: int, seed: int) -> dict[str, float]:
-        """Greedy correctness on each held-out problem of an evaluation (-1: the last), mean over runs of a seed."""
+    def scores(self, index: int, seed: int) -> dict[str, float]:
+        """The score of each held-out problem in an evaluation (-1: the last), mean over runs of a seed."""
         found = [run.heldout[index] for run in self.runs if run.seed == seed]
         return {problem: sum(run[problem] for run in found) / len(found) for problem in found[0]}
 
-    def accuracy(self, index: int) -> Estimate:
-        return over_seeds(matrix([self.correct(index, seed) for seed in self.seeds]), (0.0, 1.0))
+    @property
+    def unit(self) -> Unit:
+        return self.runs[0].unit
+
+    def score(self, index: int) -> Estimate:
+        """The mean score of an evaluation, over problems and seeds."""
+        return over_seeds(matrix([self.scores(index, seed) for seed in self.seeds]), self.unit.scale)
 
     def change(self, index: int = -1) -> Estimate:
         """Paired difference from the base policy."""
         seeds = self.seeds
-        return difference([self.correct(index, s) for s in seeds], [self.correct(0, s) for s in seeds])
+        return difference([self.scores(index, s) for s in seeds], [self.scores(0, s) for s in seeds], self.unit.scale)
 
     def against(self, other: Group, index: int = -1, its: int = -1) -> Estimate | None:
         """Paired difference from another group, over the seeds that both have; None where there are none."""
         seeds = [seed for seed in self.seeds if seed in other.seeds]
         if not seeds:
             return None
-        return difference([self.correct(index, s) for s in seeds], [other.correct(its, s) for s in seeds])
+        mine, others = [self.scores(index, s) for s in seeds], [other.scores(its, s) for s in seeds]
+        return difference(mine, others, self.unit.scale)
 
     def spent(self, rounds: int | None = None) -> dict[str, float]:
         """Tokens by kind up to and with a number of rounds (None: all), mean over runs."""
@@ -152,6 +159,8 @@ def compare(paths: Sequence[Path], by: str | None = None, baseline: str | None =
     """
     runs, warnings = usable([RunData(path) for path in find(paths)])
     groups = grouped(runs, by)
+    if len(units := sorted({run.unit.label for run in runs})) > 1:
+        raise ConfigError(f"the runs are scored in different units ({', '.join(units)}): compare those of one unit")
     other_models = by is not None and by.split(".")[0] == "model"
     fair.refuse(runs, other_models)
     if other_models:
@@ -162,7 +171,8 @@ def compare(paths: Sequence[Path], by: str | None = None, baseline: str | None =
     if base is None and len(groups) > 1:
         warnings.append(f"no baseline: not one group is all of method={BASELINE}; --baseline NAME chooses one")
     tables = [accuracies(groups, base), *costs(groups), *aside(groups)]
-    samples = None if other_models else base_samples(groups, ask)
+    plain = runs[0].unit.name == "accuracy"  # the base policy's best and majority are of right answers
+    samples = base_samples(groups, ask) if plain and not other_models else None
     for kind in ("sampled", "flops"):
         if not other_models and all(group.budget(kind, 1) is not None for group in groups):
             tables.append(equal(groups, base, kind, samples))
@@ -294,19 +304,20 @@ def chosen(groups: Sequence[Group], name: str | None) -> Group | None:
 
 
 def accuracies(groups: Sequence[Group], baseline: Group | None) -> Table:
-    columns = [("group", "text"), ("seeds", "text"), ("rounds", "number"), ("base", "percent"), ("final", "percent")]
-    columns.append(("change from base", "points"))
+    unit = groups[0].unit
+    columns = [("group", "text"), ("seeds", "text"), ("rounds", "number"), ("base", unit.kind), ("final", unit.kind)]
+    columns.append(("change from base", unit.change_kind))
     if baseline:
-        columns.append((f"difference from {baseline.name}", "points"))
+        columns.append((f"difference from {baseline.name}", unit.change_kind))
     rows: list[list[Cell]] = []
     for group in groups:
-        row: list[Cell] = [group.name, _seeds(group), _rounds(group), group.accuracy(0), group.accuracy(-1)]
+        row: list[Cell] = [group.name, _seeds(group), _rounds(group), group.score(0), group.score(-1)]
         row.append(group.change())
         if baseline:
             row.append("baseline" if group is baseline else group.against(baseline) or "no seed in common")
         rows.append(row)
-    n = groups[0].accuracy(0).n
-    note = f"Greedy answers to {n:,} held-out problems. 95 % intervals over problems"
+    n = groups[0].score(0).n
+    note = f"One answer to each of {n:,} held-out problems. 95 % intervals over problems"
     several = any(len(group.seeds) > 1 for group in groups)
     note += " and seeds" if several else "; what another seed would give is not in them"
     note += (
@@ -314,7 +325,7 @@ def accuracies(groups: Sequence[Group], baseline: Group | None) -> Table:
     )
     note += " Differences are paired by problem and seed. * : the interval leaves out 0"
     note += "; not corrected for several groups." if len(groups) > 2 else "."
-    return Table("Held-out accuracy", columns, rows, note)
+    return Table(f"Held-out {unit.label}", columns, rows, note)
 
 
 def _seeds(group: Group) -> str:
@@ -410,12 +421,13 @@ def base_samples(groups: Sequence[Group], ask: bool) -> compute.Base | None:
 
 def equal(groups: Sequence[Group], baseline: Group | None, kind: str, samples: compute.Base | None) -> Table:
     """Each round of each group beside what the base policy and the baseline do with the same tokens or operations."""
-    what, unit = ("sampled tokens", "number") if kind == "sampled" else ("FLOPs", "flops")
-    columns = [("group", "text"), ("seeds", "text"), ("round", "number"), (what, unit), ("accuracy", "percent")]
+    what, form = ("sampled tokens", "number") if kind == "sampled" else ("FLOPs", "flops")
+    unit = groups[0].unit
+    columns = [("group", "text"), ("seeds", "text"), ("round", "number"), (what, form), (unit.label, unit.kind)]
     columns += [("n", "number"), ("base, best of n", "percent"), ("base, majority of n", "percent")]
     if baseline:
-        columns.append(("baseline at no more", "percent"))
-        columns.append(("difference from it", "points"))
+        columns.append(("baseline at no more", unit.kind))
+        columns.append(("difference from it", unit.change_kind))
     rows: list[list[Cell]] = []
     missing = False
     for group in groups:
@@ -423,7 +435,7 @@ def equal(groups: Sequence[Group], baseline: Group | None, kind: str, samples: c
             budget = group.budget(kind, index)
             assert budget is not None
             n = max(1, round(budget / samples.cost(kind))) if samples else None
-            row: list[Cell] = [group.name, _seeds(group), f"{index - 1}", budget, group.accuracy(index), n and f"{n}"]
+            row: list[Cell] = [group.name, _seeds(group), f"{index - 1}", budget, group.score(index), n and f"{n}"]
             there = samples is not None and n is not None and n <= samples.n
             missing |= not there
             row += [samples.best(n), samples.majority(n)] if samples and n and there else [None, None]
@@ -442,12 +454,12 @@ def equal(groups: Sequence[Group], baseline: Group | None, kind: str, samples: c
 
 
 def _at_no_more(group: Group, baseline: Group, kind: str, index: int, budget: float) -> list[Cell]:
-    """The baseline's accuracy after the last round that was paid for by `budget`, and the difference from it."""
+    """The baseline's score after the last round that was paid for by `budget`, and the difference from it."""
     if group is baseline:
         return [None, None]
     spent = [baseline.budget(kind, number) or 0.0 for number in range(baseline.rounds + 1)]
     its = max(number for number, cost in enumerate(spent) if number == 0 or cost <= (1 + SLACK) * budget)
-    return [baseline.accuracy(its), group.against(baseline, index, its) or "no seed in common"]
+    return [baseline.score(its), group.against(baseline, index, its) or "no seed in common"]
 
 
 def curves(samples: compute.Base | None) -> dict[str, list[tuple[float, Estimate]]]:
@@ -467,15 +479,17 @@ def curves(samples: compute.Base | None) -> dict[str, list[tuple[float, Estimate
 
 
 def shown(cell: Cell, kind: str) -> str:
-    """A cell as text: accuracies in %, differences in points with a star where the interval leaves out 0."""
+    """A cell as text: accuracies in %, differences in points. A star: the interval of a difference leaves out 0."""
     if cell is None:
         return "-"
     if isinstance(cell, Estimate) and kind == "nats":
         return f"{cell.value:.2g} [{cell.low:.2g}, {cell.high:.2g}]"
     if isinstance(cell, Estimate):
-        sign = "+" if kind == "points" else ""
-        value, low, high = (f"{100 * x:{sign}.1f}" for x in (cell.value, cell.low, cell.high))
-        return f"{value} [{low}, {high}]" + ("*" if kind == "points" and cell.apart else "")
+        gain = kind in ("points", "gain")
+        form = f"{'+' if gain else ''}{'.1f' if kind in ('percent', 'points') else '.4g'}"
+        factor = 100 if kind in ("percent", "points") else 1
+        value, low, high = (format(factor * x, form) for x in (cell.value, cell.low, cell.high))
+        return f"{value} [{low}, {high}]" + ("*" if gain and cell.apart else "")
     if isinstance(cell, str):
         return cell
     if kind == "flops":
@@ -514,7 +528,8 @@ def print_tables(comparison: Comparison) -> None:
 def _heading(label: str, kind: str) -> str:
     words = label.replace("/unparseable", "/\nunparseable").replace("difference from ", "difference from\n")
     words = words.replace("base, ", "base,\n").replace(" at no more", "\nat no more")
-    return words + {"percent": "\n% [95 %]", "points": "\npoints [95 %]"}.get(kind, "")
+    ends = {"percent": "\n% [95 %]", "points": "\npoints [95 %]", "score": "\n[95 %]", "gain": "\n[95 %]"}
+    return words + ends.get(kind, "")
 
 
 def write_json(comparison: Comparison, path: Path) -> None:

@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from selfimprove.types import STATUSES
-from selfimprove.units import UNITS, Unit
+from selfimprove.units import UNITS, Unit, unit_of
 
 if TYPE_CHECKING:
     from selfimprove.schema import Config
@@ -295,8 +295,3 @@ def clock_time(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def unit_of(summary: Mapping[str, Any]) -> Unit:
-    """The unit of a run's scores; runs of earlier versions have accuracies."""
-    return UNITS[summary.get("unit", "accuracy")]

@@ -86,11 +86,12 @@ def _latex_cell(cell: Cell, kind: str) -> str:
 
 
 def plots(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
-    """Accuracy over rounds, over sampled tokens and over FLOPs; the last two beside the base policy's answers."""
-    yield "accuracy_over_rounds", _plot(comparison, "round", "rounds of training")
-    yield "accuracy_over_tokens", _plot(comparison, "sampled", "tokens sampled for learning")
+    """Scores over rounds, over sampled tokens and over FLOPs; the last two beside the base policy's answers."""
+    name = comparison.groups[0].unit.name
+    yield f"{name}_over_rounds", _plot(comparison, "round", "rounds of training")
+    yield f"{name}_over_tokens", _plot(comparison, "sampled", "tokens sampled for learning")
     if all(group.flops() is not None for group in comparison.groups):
-        yield "accuracy_over_flops", _plot(comparison, "flops", "estimated FLOPs of learning")
+        yield f"{name}_over_flops", _plot(comparison, "flops", "estimated FLOPs of learning")
 
 
 def _plot(comparison: Comparison, over: str, label: str) -> Figure:
@@ -98,22 +99,24 @@ def _plot(comparison: Comparison, over: str, label: str) -> Figure:
     from matplotlib.figure import Figure  # not pyplot: it opens no window and keeps no figure
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
+    unit = comparison.groups[0].unit
+    factor = 100 if unit.percent else 1
     figure = Figure(figsize=INCHES, layout="constrained")
     axes = figure.add_subplot()
     for group, style in zip(comparison.groups, _styles(), strict=False):
-        points = [(_at(group, over, i), group.accuracy(i)) for i in range(group.rounds + 1)]
-        _line(axes, group.name, points, **style)
+        points = [(_at(group, over, i), group.score(i)) for i in range(group.rounds + 1)]
+        _line(axes, group.name, points, factor, **style)
         if len(group.seeds) > 1:
             for seed in group.seeds:
-                each = [group.correct(i, seed) for i in range(group.rounds + 1)]
-                ys = [100 * sum(found.values()) / len(found) for found in each]
+                each = [group.scores(i, seed) for i in range(group.rounds + 1)]
+                ys = [factor * sum(found.values()) / len(found) for found in each]
                 axes.plot([x for x, _ in points], ys, color=style["color"], linewidth=0.5, alpha=0.5)
     if over != "round":
         for (name, points), dash in zip(comparison.curves.items(), ((0, (1, 1)), (0, (5, 2))), strict=False):
             scaled = [(x * comparison.flops_a_token if over == "flops" else x, e) for x, e in points]
-            _line(axes, name, scaled, color="0.45", marker=".", linestyle=dash)
+            _line(axes, name, scaled, factor, color="0.45", marker=".", linestyle=dash)
     axes.set_xlabel(label)
-    axes.set_ylabel("held-out accuracy, %")
+    axes.set_ylabel(f"held-out {unit.label}{', %' if unit.percent else ''}")
     if over == "round":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:
@@ -128,10 +131,10 @@ def _at(group: Group, over: str, index: int) -> float:
     return index if over == "round" else group.budget(over, index) or 0.0
 
 
-def _line(axes, name, points, **style) -> None:  # type: ignore[no-untyped-def]
+def _line(axes, name, points, factor, **style) -> None:  # type: ignore[no-untyped-def]
     xs, found = [x for x, _ in points], [e for _, e in points]
-    axes.plot(xs, [100 * e.value for e in found], label=name, linewidth=1.4, markersize=4, **style)
-    low, high = [100 * e.low for e in found], [100 * e.high for e in found]
+    axes.plot(xs, [factor * e.value for e in found], label=name, linewidth=1.4, markersize=4, **style)
+    low, high = [factor * e.low for e in found], [factor * e.high for e in found]
     axes.fill_between(xs, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 

@@ -28,6 +28,7 @@ from selfimprove.report import calibration, explorer
 from selfimprove.report.metrics import pass_at_k
 from selfimprove.report.runs import RunData
 from selfimprove.report.statistics import matrix, over_seeds
+from selfimprove.units import Unit
 
 TRAJECTORIES = 100_000  # of a report, at most, and
 CHARACTERS = 32_000_000  # of text: what a browser opens in under 3 s, in less than 30 MB
@@ -101,6 +102,7 @@ def _gather(runs: Sequence[RunData], comparison: Mapping[str, Any]) -> tuple[dic
         "cards": _cards(runs[0]) if one else [],
         "tables": _tables(runs, labels, groups, comparison),
         "curves": _caption(groups),
+        "unit": {"name": runs[0].unit.name, "label": runs[0].unit.label},
         "axes": _axes(entries),
         "groups": [_group(name, chosen, runs, entries) for name, chosen in groups],
         "runs": entries,
@@ -225,7 +227,8 @@ def _paired(runs: Sequence[RunData], index: int, names: Mapping[str, Point]) -> 
     """The figures that are known problem by problem, with intervals over problems and seeds together."""
     if len({run.seed for run in runs}) < len(runs):  # runs that differ in more than their seed
         return {}
-    values: dict[str, list[dict[str, float]]] = {"accuracy": [run.heldout[index] for run in runs]}
+    unit = runs[0].unit
+    values: dict[str, list[dict[str, float]]] = {unit.name: [run.heldout[index] for run in runs]}
     drawn = [run.sampled[index] for run in runs]
     if all(drawn):
         for name in names:
@@ -235,7 +238,7 @@ def _paired(runs: Sequence[RunData], index: int, names: Mapping[str, Point]) -> 
     found: dict[str, Point] = {}
     for name, each in values.items():
         if all(run.keys() == each[0].keys() for run in each):
-            estimate = over_seeds(matrix(each), (0.0, 1.0))
+            estimate = over_seeds(matrix(each), unit.scale if name == unit.name else (0.0, 1.0))
             found[name] = [_short(estimate.value), _short(estimate.low), _short(estimate.high)]
     return found
 
@@ -268,7 +271,7 @@ def _caption(groups: Sequence[tuple[str, list[int]]]) -> str:
     if all(len(chosen) == 1 for _, chosen in groups):
         return "Bands: 95 % intervals over the held-out problems. 0 is the base policy."
     return (
-        "Means over a group's runs. Bands: 95 % intervals, of accuracy, mean@k and pass@k over problems and seeds, of "
+        "Means over a group's runs. Bands: 95 % intervals, of scores, mean@k and pass@k over problems and seeds, of "
         "other figures, and where seeds repeat, over runs (Student's t); of a single run over its problems. 0 is the "
         "base policy."
     )
@@ -303,19 +306,17 @@ def _noted(diagrams: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _cards(run: RunData) -> list[tuple[str, str, str]]:
     """Name, figure and what more there is to say of it."""
 
-    def of(figures: Mapping[str, Any], name: str, scale: str = ".1f", sign: str = "") -> tuple[str, str]:
-        value, low, high = (100 * figures[f"{name}{end}"] for end in ("", "_low", "_high"))
-        return f"{value:{sign}{scale}}", f"95 %: {low:{sign}{scale}} … {high:{sign}{scale}}"
+    unit, summary, cards = run.unit, run.summary, []
 
-    summary, cards = run.summary, []
+    def ends(figures: Mapping[str, Any], signed: bool = False) -> str:
+        low, high = figures[f"{unit.name}_low"], figures[f"{unit.name}_high"]
+        return "95 %: " + unit.interval(low, high, signed).strip("[]").replace(", ", " … ")
+
     if base := summary.get("base"):
-        value, ends = of(base, "accuracy")
-        cards.append(("base accuracy", f"{value} %", f"{ends}, {base['n']} held-out problems"))
-    if (final := summary.get("final")) and summary.get("change"):
-        value, ends = of(final, "accuracy")
-        cards.append(("final accuracy", f"{value} %", ends))
-        value, ends = of(summary["change"], "accuracy", sign="+")
-        cards.append(("change, paired", f"{value} points", ends))
+        cards.append((f"base {unit.label}", unit.show(base[unit.name]), f"{ends(base)}, {base['n']} held-out problems"))
+    if (final := summary.get("final")) and (change := summary.get("change")):
+        cards.append((f"final {unit.label}", unit.show(final[unit.name]), ends(final)))
+        cards.append(("change, paired", unit.change(change[unit.name]), ends(change, signed=True)))
     done, asked = len(run.rounds), int(run.config["rounds"])
     cards.append(("rounds", f"{done} of {asked}", run.status))
     cards.append(("tokens sampled", f"{sum(t['sampled'] for t in run.tokens):,}", "for learning, without evaluation"))
@@ -324,11 +325,12 @@ def _cards(run: RunData) -> list[tuple[str, str, str]]:
     return cards
 
 
-_RUN_COLUMNS: list[tuple[str, str]] = [
-    ("run", "text"), ("group", "text"), ("seed", "number"), ("status", "text"), ("rounds", "number"),
-    ("base", "percent"), ("final", "percent"), ("change", "points"),
-    ("held-out n", "number"), ("tokens sampled", "number"), ("tokens trained", "number"), ("time", "seconds"),
-]  # fmt: skip
+def _run_columns(unit: Unit) -> list[tuple[str, str]]:
+    return [
+        ("run", "text"), ("group", "text"), ("seed", "number"), ("status", "text"), ("rounds", "number"),
+        ("base", unit.kind), ("final", unit.kind), ("change", unit.change_kind),
+        ("held-out n", "number"), ("tokens sampled", "number"), ("tokens trained", "number"), ("time", "seconds"),
+    ]  # fmt: skip
 
 
 def _tables(
@@ -344,22 +346,23 @@ def _tables(
     rows = []
     for i, run in enumerate(runs):
         summary, tokens = run.summary, run.tokens
-        change = _folded(summary.get("change") or {}).get("accuracy")
-        accuracies = [_folded(summary.get(key) or {}).get("accuracy") for key in ("base", "final")]
+        change = _folded(summary.get("change") or {}).get(run.unit.name)
+        scores = [_folded(summary.get(key) or {}).get(run.unit.name) for key in ("base", "final")]
         spent = [sum(entry[kind] for entry in tokens) for kind in ("sampled", "trained")]
         seconds = sum(sum(entry.values()) for entry in run.seconds)
         n = (summary.get("base") or {}).get("n")
-        rows.append([labels[i], of[i], run.seed, run.status, len(run.rounds), *accuracies, change, n, *spent, seconds])
-    return [*comparison.get("tables", []), _table("Runs", _RUN_COLUMNS, rows)]
+        rows.append([labels[i], of[i], run.seed, run.status, len(run.rounds), *scores, change, n, *spent, seconds])
+    return [*comparison.get("tables", []), _table("Runs", _run_columns(runs[0].unit), rows)]
 
 
 def _round_rows(run: RunData) -> tuple[list[tuple[str, str]], list[list[Any]]]:
     entries = [{"evaluation": run.summary.get("base")}, *run.summary.get("rounds", [])]
     estimates = [_folded(entry["evaluation"] or {}) for entry in entries]
-    names = sorted((key for key in estimates[0] if "@" in key), key=lambda key: int(key.partition("@")[2]))
+    names = sorted((k for k in estimates[0] if "@" in k), key=lambda k: int(k.partition("@")[2].lstrip("t")))
     more = list({name.partition("@")[0]: name for name in names}.values())  # of each the largest k
-    columns = [("after", "text"), ("accuracy", "percent"), ("change", "points")]
-    columns += [(name, "percent") for name in more]
+    unit = run.unit
+    columns = [("after", "text"), (unit.label, unit.kind), ("change", unit.change_kind)]
+    columns += [(name, unit.kind if name.startswith(unit.name) else "percent") for name in more]
     columns += [("answers", "number"), ("correct", "number"), ("examples", "number"), ("tokens sampled", "number")]
     columns += [("tokens trained", "number"), ("time", "seconds")]
     rows = []
@@ -367,7 +370,7 @@ def _round_rows(run: RunData) -> tuple[list[tuple[str, str]], list[list[Any]]]:
         spent = [entry["tokens"][kind] for kind in ("sampled", "trained")] if i else [None, None]
         counts = [entry["trajectories"], entry["verdicts"].get("correct"), entry["examples"]] if i else [None] * 3
         seconds = sum(entry["seconds"].values()) if i else None
-        figures = [estimate.get(name) for name in ("accuracy", "change", *more)]
+        figures = [estimate.get(name) for name in (unit.name, "change", *more)]
         rows.append([f"round {entry['round']}" if i else "base policy", *figures, *counts, *spent, seconds])
     return columns, rows
 

@@ -31,8 +31,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
+from selfimprove import scores
 from selfimprove.errors import ConfigError
 from selfimprove.store import read_json
+from selfimprove.units import UNITS, Unit
 
 KINDS = ("prompt", "sampled", "scored", "trained")
 """What tokens are counted as: of prompts, sampled, scored (log-probabilities alone), and read by a trainer."""
@@ -145,10 +147,23 @@ class RunData:
         """
         return answers(self.evaluations[index])
 
+    @property
+    def unit(self) -> Unit:
+        """What a held-out problem's score is."""
+        return UNITS[self.config["dataset"].get("score", "accuracy")]
+
     @cached_property
     def heldout(self) -> list[dict[str, float]]:
-        """Greedy correctness, an entry an evaluation: problem id -> 1.0 or 0.0, in the order of the problems."""
-        return [_shares(_counts(folder, "greedy")) for folder in self.evaluations]
+        """The scores of each evaluation: held-out problem id -> score, in the order of the problems.
+
+        A run of an earlier version has greedy answers, right (1) or wrong (0).
+        """
+        return [
+            dict(scores.read(folder / scores.FILE).by_problem)
+            if (folder / scores.FILE).exists()
+            else _shares(_counts(folder, "greedy"))
+            for folder in self.evaluations
+        ]
 
     @cached_property
     def sampled(self) -> list[dict[str, tuple[int, int]]]:

@@ -165,10 +165,13 @@ def matrix(runs: Sequence[Mapping[str, float]]) -> np.ndarray:
     return np.array([[run[name] for name in names] for run in runs], dtype=float)
 
 
-def difference(after: Sequence[Mapping[str, float]], before: Sequence[Mapping[str, float]]) -> Estimate:
-    """Mean over seeds and problems of after - before, values in [0, 1], paired seed by seed and problem by problem.
+def difference(
+    after: Sequence[Mapping[str, float]], before: Sequence[Mapping[str, float]], scale: Scale | None = (0.0, 1.0)
+) -> Estimate:
+    """Mean over seeds and problems of after - before, paired seed by seed and problem by problem.
 
-    Raises ValueError when the problems differ.
+    `scale` is that of the values; None: it has no ends. Raises ValueError when the problems differ.
     """
     both = matrix([*after, *before])
-    return over_seeds(both[: len(after)] - both[len(after) :], (-1.0, 1.0))
+    span = scale and scale[1] - scale[0]
+    return over_seeds(both[: len(after)] - both[len(after) :], None if span is None else (-span, span))

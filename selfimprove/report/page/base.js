@@ -45,6 +45,7 @@ const KINDS = {
   seconds: duration,
   percent: (value) => percent(value),
   points: (value) => (value > 0 ? "+" : "") + percent(value),
+  gain: (value) => (value > 0 ? "+" : "") + number(value),
 };
 const sortable = (cell) => (Array.isArray(cell) ? cell[0] : cell);
 const cell = (value, kind) => {
@@ -52,7 +53,7 @@ const cell = (value, kind) => {
   const show = KINDS[kind] ?? number;
   if (!Array.isArray(value)) return [typeof value === "string" ? value : String(show(value))];
   const [middle, low, high] = value;
-  const apart = kind === "points" && (low > 0 || high < 0) ? "*" : "";
+  const apart = (kind === "points" || kind === "gain") && (low > 0 || high < 0) ? "*" : "";
   return low === undefined ? [show(middle)] : [show(middle), el("small", {}, ` [${show(low)}, ${show(high)}]${apart}`)];
 };
 

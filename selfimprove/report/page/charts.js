@@ -124,19 +124,20 @@ const metricChart = (parent, report, { title, note, metrics, unit, small, apart 
   });
 };
 
-const accuracyChart = (parent, report) => {
+const scoreChart = (parent, report) => {
   const names = [...new Set(report.groups.flatMap((group) => group.evals.flatMap((e) => Object.keys(e.m))))];
   if (!names.length) {
     parent.append(el("p", { class: "empty" }, "No evaluation on the held-out problems is whole yet."));
     return;
   }
-  let metric = names.includes("accuracy") ? "accuracy" : names[0];
+  const score = report.unit.name;
+  let metric = names.includes(score) ? score : names[0];
   let over = report.axes[0][0], band = report.groups.length <= 6, each = false, base = true;
   const several = report.runs.length > report.groups.length;
   figure(parent, {
-    title: "Held-out accuracy", first: true, figures: { x: "x", y: "accuracy" }, note: report.curves,
+    title: `Held-out ${report.unit.label}`, first: true, figures: { x: "x", y: report.unit.label }, note: report.curves,
     controls: (redraw) => [
-      choose("Figure", names.map((name) => [name, name === "accuracy" ? "accuracy (greedy)" : name]), (key) => { metric = key; redraw(); }, metric),
+      choose("Figure", names.map((name) => [name, name === score ? report.unit.label : name]), (key) => { metric = key; redraw(); }, metric),
       choose("Over", report.axes, (key) => { over = key; redraw(); }),
       tick("95 % intervals", band, (on) => { band = on; redraw(); }),
       several && tick("each run", each, (on) => { each = on; redraw(); }),
@@ -148,7 +149,7 @@ const accuracyChart = (parent, report) => {
         ...(each && group.runs.length > 1 ? group.runs.flatMap((run) => line(report.runs[run].name, points(report.runs[run].evals), style(i), { band: false, thin: true, legend: false })) : []),
         ...line(group.name, points(group.evals), style(i), { band, shade: report.groups.length > 2 ? 0.07 : 0.14 }),
       ]);
-      const extra = base && over === "sampled" && metric === "accuracy" ? report.baselines : [];
+      const extra = base && over === "sampled" && metric === score ? report.baselines : [];
       extra.forEach((baseline, i) => traces.push(...line(baseline.name, baseline.points, { color: colour("--dim"), dash: DASHES[1 + (i % 3)] }, { band: false })));
       if (!traces.some((trace) => trace.figures?.length)) return { message: "No run has this figure." };
       const last = Math.max(...report.groups.map((group) => group.evals.length - 1));

@@ -19,7 +19,7 @@ const overview = (report) => {
   report.tables.forEach((one) => made.append(el("div", {}, el("h3", {}, one.title), one.note && el("p", { class: "note" }, one.note), table(one))));
 };
 
-const curves = (report) => accuracyChart(section("curves", "Curves"), report);
+const curves = (report) => scoreChart(section("curves", "Curves"), report);
 
 const exploration = (report) => {
   const made = section("exploration", "Exploration and exploitation", "How wide each round looked on its training problems, and what the filter kept of what was there.", "Exploration");
@@ -52,7 +52,7 @@ const changes = (report) => {
   made.append(grid);
   const held = ["wrong → right", "right → wrong"];
   barChart(grid, report, {
-    title: "Transitions between evaluations", note: "Held-out problems whose greedy answer became right (above zero) or wrong (below).", order: held, relative: true, y: "problems",
+    title: "Transitions between evaluations", note: "Held-out problems whose score rose (above zero) or fell (below): of an accuracy, that became right or wrong.", order: held, relative: true, y: "problems",
     paint: (part) => colour(part === held[0] ? "--correct" : "--wrong"),
     parts: (run) => run.transitions.map(([gained, lost], i) => [i ? `round ${i - 1} → ${i}` : "base → 0", { [held[0]]: gained, [held[1]]: -lost }]),
   });
