@@ -29,7 +29,8 @@ class DrawsEngine:
     """Implements selfimprove.policy.Engine for the distribution that `read` finds in a policy folder.
 
     A draw depends on the request: of tables and flows on its seed alone. Temperature 0 is no mode here, so that
-    held-out accuracy is the share of fresh draws that are correct. Requests that wait together are drawn together. There is no text to score and no beam.
+    held-out accuracy is the share of fresh draws that are correct. Requests that wait together are drawn together.
+    There is no text to score and no beam.
     """
 
     max_length = 1
