@@ -107,6 +107,20 @@ def million(trajectories: int = 1_000_000, samples: int = 16) -> dict[str, Any]:
         }
 
 
+def passes_256() -> Result:
+    """Seconds a pass of a run of 256 passes ÷ those of a run of 16: the exact model of 20 outcomes, a pass a round."""
+    each = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for passes in (16, 256):
+            path = Path(scratch) / str(passes)
+            sizes = ["dataset.train_size=64", "dataset.heldout_size=20", "verify.workers=1"]
+            _run(path, ["experiment=curated_categorical", f"rounds={passes}", *sizes])
+            begun = (path / "base" / "evaluate.manifest.json").stat().st_mtime
+            ended = (path / "rounds" / f"{passes - 1:03d}" / "metrics.json").stat().st_mtime
+            each[passes] = (ended - begun) / passes
+    return {"value": each[256] / each[16], "seconds_a_pass": {str(n): round(s, 4) for n, s in each.items()}}
+
+
 def _run(path: Path, overrides: Sequence[str]) -> float:
     """`selfimprove run` into the folder `path`: its peak memory in GB."""
     return _peak(["run", f"hydra.run.dir={path}", "tracker=none", *overrides], path.parent)

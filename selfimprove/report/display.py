@@ -182,7 +182,7 @@ class Display:
         """The table of the last rounds, from what summary.json holds; for the base model (-1), one line."""
         unit, base = unit_of(summary), summary["base"]
         if number >= 0:
-            self._print(rounds_table(base, summary["rounds"], unit))
+            self._print(rounds_table(base, [row for row in summary["rounds"] if row["round"] <= number], unit))
             if (earlier := summary.get("rounds_done", 0) - len(summary["rounds"])) > 0:
                 log.info("%d earlier rounds are in summary.json", earlier)
         elif base:

@@ -41,6 +41,7 @@ def configuration() -> Any:
     names = {
         group: SimpleNamespace(name=name) for group, name in [("method", "sft"), ("model", "tiny"), ("dataset", "d")]
     }
+    names["dataset"].score = "accuracy"
     return SimpleNamespace(**names, seed=0, rounds=2)
 
 
