@@ -107,7 +107,7 @@ def million(trajectories: int = 1_000_000, samples: int = 16) -> dict[str, Any]:
         }
 
 
-def passes_256() -> Result:
+def passes_256() -> dict[str, Any]:
     """Seconds a pass of a run of 256 passes ÷ those of a run of 16: the exact model of 20 outcomes, a pass a round."""
     each = {}
     with tempfile.TemporaryDirectory() as scratch:

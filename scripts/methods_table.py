@@ -1,7 +1,7 @@
 """The table of methods in README.md, made of conf/method/ and docs/methods/found.yaml.
 
-    python scripts/methods_table.py            # writes it into README.md
-    python scripts/methods_table.py --check    # exit 1 where README.md has another one
+python scripts/methods_table.py            # writes it into README.md
+python scripts/methods_table.py --check    # exit 1 where README.md has another one
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def row(name: str, twins: list[str], found: dict[str, str]) -> list[str]:
     return [
         f"{shown} {link if paper.startswith('arXiv') else ''}".rstrip(),
         _each(_function(stage.generate) for stage in stages if stage.of is None),
-        _each(_function(config.verifier_of(stage)) if stage.verifier else "the data set's verifier" for stage in stages),
+        _each(_function(stage.verifier) if stage.verifier else "the data set's verifier" for stage in stages),
         _each(_learns(stage) for stage in stages if stage.train) or "nothing: it thinks longer",
         _function(config.method.evaluate) if config.method.evaluate else _evaluated(config),
         ", ".join(sorted({*config.method.needs, *_needs(stages)} - {"weights"})) or "-",

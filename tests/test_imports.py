@@ -21,10 +21,10 @@ def imports(path: Path) -> set[str]:
     }
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("selfimprove") and node not in typing:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("selfimprove") and node not in typing:
             for alias in node.names:
                 inside = f"{node.module}.{alias.name}"
-                found.add(inside if file_of(inside) else node.module)
+                found.add(inside if file_of(inside) else str(node.module))
     return found
 
 
