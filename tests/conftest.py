@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE
+
 # Before anything loads torch: tests run side by side, and pools of threads that share the cores wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -35,7 +37,7 @@ def run_cli(
         env={"PATH": os.environ["PATH"], "HOME": str(folder / "home"), "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         stdin=subprocess.DEVNULL,
     )
     if check is not None:

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 
 import pytest
 import yaml
@@ -13,6 +12,7 @@ from selfimprove import run, store
 from selfimprove.config import compose
 from selfimprove.errors import ConfigError
 from tests.conftest import SCRIPT, SMALL
+from tests.waiting import wait_for
 
 
 def write(path, number, phase, seconds, **metrics):
@@ -91,9 +91,7 @@ def test_a_run_stops_is_killed_and_goes_on_with_a_higher_budget(cli, tmp_path):
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     ) as process:
-        deadline = time.monotonic() + 120
-        while not (folder / "rounds/001/generate.manifest.json").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_for((folder / "rounds/001/generate.manifest.json").exists)
         os.killpg(process.pid, signal.SIGKILL)
     assert yaml.safe_load((folder / "config.yaml").read_text())["budget"]["sampled_tokens"] == 1500
 
