@@ -62,7 +62,7 @@ def test_a_slurm_job_that_is_preempted_goes_on_where_it_was_and_stops_no_other(t
     process = subprocess.Popen(
         arguments, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    wait_for((first / "base/evaluate.manifest.json").exists)
+    wait_for((first / "base/evaluate.manifest.json").exists, process)
     job = int((state / "71_0.pid").read_text())
     for number in (signal.SIGTERM, signal.SIGUSR2):  # what Slurm sends
         os.kill(job, number)

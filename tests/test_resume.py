@@ -83,7 +83,7 @@ def test_a_signal_stops_cleanly_and_resume_finishes(cli, tmp_path, number):
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     arguments = [SCRIPT, "run", *SMALL, "rounds=2", "dataset.train_size=200", f"hydra.run.dir={run}"]
     with subprocess.Popen(arguments, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        wait_for(lambda: (run / "rounds/000/trajectories.parts").exists() or process.poll() is not None)
+        wait_for((run / "rounds/000/trajectories.parts").exists, process)
         process.send_signal(number)
         _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + number, errors

@@ -87,7 +87,7 @@ def test_a_sweep_that_was_killed_and_then_stopped_is_finished_by_resume(cli, tmp
     folder = tmp_path / "sweep"
     first, second = (folder / f"{n}_curated_loop_categorical_categories_s{n}" for n in (0, 1))
     process = launch(tmp_path, "run", "-m", *TABLE, "seed=0,1", "rounds=20")
-    wait_for((first / "base/evaluate.manifest.json").exists)
+    wait_for((first / "base/evaluate.manifest.json").exists, process)
     member = int((first / ".lock").read_text())
     process.kill()
     process.communicate()
@@ -96,7 +96,7 @@ def test_a_sweep_that_was_killed_and_then_stopped_is_finished_by_resume(cli, tmp
     assert not second.exists()
 
     process = launch(tmp_path, "resume", "sweep")
-    wait_for((second / "base/evaluate.manifest.json").exists)
+    wait_for((second / "base/evaluate.manifest.json").exists, process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.SIGINT, err
@@ -114,7 +114,7 @@ def test_a_member_ended_by_a_signal_ends_the_sweep(tmp_path):
     folder = tmp_path / "sweep"
     first = folder / "0_curated_loop_categorical_categories_s0"
     process = launch(tmp_path, "run", "-m", *TABLE, "seed=0,1", "rounds=20")
-    wait_for((first / "base/evaluate.manifest.json").exists)
+    wait_for((first / "base/evaluate.manifest.json").exists, process)
     os.kill(int((first / ".lock").read_text()), signal.SIGTERM)
     out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.SIGTERM

@@ -358,10 +358,10 @@ def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
             except OSError:
-                return process.poll() is not None
+                return False
             return True
 
-        wait_for(up)
+        wait_for(lambda: up() or process.poll() is not None)
         assert process.poll() is None, (folder / "log").read_text()[-2000:]
         yield f"http://127.0.0.1:{port}/v1"
     finally:
@@ -428,5 +428,5 @@ def test_a_whole_run_and_its_evaluation_sample_with_vllm_serve(vllm_server, tmp_
     assert [r["examples"] > 0 for r in summary["rounds"]] == [True, True]
     done = run_cli(tmp_path, "eval", "run", *words, "eval.samples=0", "--out", "figures.json", SERVER_KEY=KEY)
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["accuracy"] == pytest.approx(summary["final"]["accuracy"], abs=0.051)  # one answer of twenty
+    assert figures["accuracy"] == pytest.approx(summary["final"]["accuracy"], abs=0.126)  # one answer of eight
     assert KEY not in done.stdout + done.stderr

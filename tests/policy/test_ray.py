@@ -334,7 +334,7 @@ def test_a_run_that_was_ended_leaves_no_ray_behind_and_is_resumed(cli, tmp_path,
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
     arguments = [SCRIPT, "run", *sized, *here, "hydra.run.dir=run"]
     with subprocess.Popen(arguments, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        wait_for(lambda: list((tmp_path / "run/rounds/000").rglob("*.parquet")) or process.poll() is not None)
+        wait_for(lambda: list((tmp_path / "run/rounds/000").rglob("*.parquet")), process)
         family = descendants(process.pid)
         assert [called(pid) for pid in family].count("ray::Actor") == 2
         process.send_signal(number)

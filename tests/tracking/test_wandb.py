@@ -153,7 +153,7 @@ def test_killed_run_goes_on_and_nothing_is_doubled(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"logged\n"
-        wait_for(lambda: len(history(tmp_path)) == 6)
+        wait_for(lambda: len(history(tmp_path)) == 6, process)
         os.killpg(process.pid, signal.SIGKILL)
     before = (tmp_path / "wandb_id").read_text()
     assert len(history(tmp_path)) == 6
