@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 
 import pytest
 import yaml
@@ -12,7 +11,8 @@ import yaml
 from selfimprove import run, store
 from selfimprove.config import compose
 from selfimprove.errors import ConfigError
-from tests.conftest import SCRIPT, SMALL
+from tests.conftest import HELDOUT, SCRIPT, SMALL
+from tests.waiting import wait_for
 
 
 def write(path, number, phase, seconds, **metrics):
@@ -86,21 +86,19 @@ def test_a_run_stops_is_killed_and_goes_on_with_a_higher_budget(cli, tmp_path):
     assert not (folder / "rounds/001").exists()
 
     with subprocess.Popen(
-        [SCRIPT, "resume", folder, "budget.rounds=null", "budget.sampled_tokens=1500"],
+        [SCRIPT, "resume", folder, "budget.rounds=null", "budget.sampled_tokens=750"],
         env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     ) as process:
-        deadline = time.monotonic() + 120
-        while not (folder / "rounds/001/generate.manifest.json").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_for((folder / "rounds/001/generate.manifest.json").exists, process)
         os.killpg(process.pid, signal.SIGKILL)
-    assert yaml.safe_load((folder / "config.yaml").read_text())["budget"]["sampled_tokens"] == 1500
+    assert yaml.safe_load((folder / "config.yaml").read_text())["budget"]["sampled_tokens"] == 750
 
-    done = cli("resume", folder)  # the tokens of before the kill count: about 1,000 a round
+    done = cli("resume", folder)  # the tokens of before the kill count: about 500 a round
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["reason"].startswith("budget.sampled_tokens=1500 is reached"), summary
-    assert summary["final"]["n"] == 20
+    assert summary["reason"].startswith("budget.sampled_tokens=750 is reached"), summary
+    assert summary["final"]["n"] == HELDOUT
     sampled = [row["tokens"]["sampled"] for row in summary["rounds"]]
-    assert sum(sampled[:-1]) < 1500 <= sum(sampled)
+    assert sum(sampled[:-1]) < 750 <= sum(sampled)
     assert store.read_json(folder / "rounds/000/train.manifest.json") == trained

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from tests.conftest import SMALL
+from tests.conftest import SMALL, TRAIN
 
 PAGE = Path(__file__).parent.parent / "CONTRIBUTING.md"
 
@@ -26,4 +26,4 @@ def test_the_documented_method_runs(cli, tmp_path):
     cli("run", *SMALL, *overrides, PYTHONPATH=str(tmp_path))
     summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "complete"
-    assert 0 < summary["rounds"][0]["examples"] <= 24
+    assert 0 < summary["rounds"][0]["examples"] <= TRAIN

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from selfimprove import sweep
 from tests.conftest import SCRIPT, SMALL
 from tests.test_sweep import TABLE, statuses
+from tests.waiting import PATIENCE, wait_for
 
 FAKE = Path(__file__).parent / "slurm.py"
 
@@ -62,14 +62,11 @@ def test_a_slurm_job_that_is_preempted_goes_on_where_it_was_and_stops_no_other(t
     process = subprocess.Popen(
         arguments, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 120
-    while not (first / "base/evaluate.manifest.json").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for((first / "base/evaluate.manifest.json").exists, process)
     job = int((state / "71_0.pid").read_text())
     for number in (signal.SIGTERM, signal.SIGUSR2):  # what Slurm sends
         os.kill(job, number)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, out + err
     assert statuses(folder) == [("complete", 0)] * 2
     assert "resuming" in (first / "console.log").read_text()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from selfimprove import store
+from selfimprove.cli import _main
 from selfimprove.config import compose
 from selfimprove.methods.mcts_dpo import Judge
 from selfimprove.types import Example, Problem, Trajectory
-from tests.conftest import SMALL
+from tests.conftest import TRAIN, run_here
 
 BUDGET = [
     "method.generate.iterations=2",
@@ -48,18 +49,16 @@ def test_ablations_are_overrides(override: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["solve", "choice"])
-def test_a_small_run_keeps_trees_and_trains_on_them(cli, tmp_path: Path, form: str) -> None:
+def test_a_small_run_keeps_trees_and_trains_on_them(tmp_path: Path, capsys: Any, form: str) -> None:
     run = tmp_path / "run"
-    options = ["method=mcts_dpo", "rounds=1", f"dataset.form={form}", f"hydra.run.dir={run}"]
-    cli("run", *SMALL, *BUDGET, *options)
-    summary = json.loads((run / "summary.json").read_text())
+    summary = run_here(run, "method=mcts_dpo", "rounds=1", *BUDGET, f"dataset.form={form}")
     assert summary["status"] == "complete"
     assert summary["rounds"][0]["examples"] > 0
     problems = {p.id: p for p in store.read_records(run / "problems.parquet", Problem)}
     trees = {
         t.problem_id: t for f in run.glob("rounds/*/trajectories.parquet") for t in store.read_records(f, Trajectory)
     }
-    assert len(trees) == 24
+    assert len(trees) == TRAIN
     for problem, trajectory in trees.items():
         assert problems[problem].split == "train"
         assert "".join(node.text for node in trajectory.tree if node.chosen) == trajectory.text
@@ -68,8 +67,8 @@ def test_a_small_run_keeps_trees_and_trains_on_them(cli, tmp_path: Path, form: s
         prompt = trees[example.problem_id].samples[0].prompt_ids
         assert example.prompt_ids[: len(prompt)] == prompt
         assert 0 <= example.metadata["label_smoothing"] <= 1
-    shown = cli("show", run, "--problem", next(iter(trees)))
-    assert "start  N " in shown.stdout
-    missing = cli("show", run, "--problem", "nothing", check=None)
-    assert missing.returncode == 2
-    assert len(missing.stderr.strip().splitlines()) == 1
+    capsys.readouterr()
+    assert _main(["show", str(run), "--problem", next(iter(trees))]) == 0
+    assert "start  N " in capsys.readouterr().out
+    assert _main(["show", str(run), "--problem", "nothing"]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -6,12 +6,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import SCRIPT, SMALL
+from tests.waiting import PATIENCE, wait_for
 
 DRIVER = Path(__file__).parent / "kill_driver.py"
 
@@ -83,11 +83,9 @@ def test_a_signal_stops_cleanly_and_resume_finishes(cli, tmp_path, number):
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     arguments = [SCRIPT, "run", *SMALL, "rounds=2", "dataset.train_size=200", f"hydra.run.dir={run}"]
     with subprocess.Popen(arguments, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        while not (run / "rounds" / "000" / "trajectories.parts").exists():
-            assert process.poll() is None
-            time.sleep(0.01)
+        wait_for((run / "rounds/000/trajectories.parts").exists, process)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + number, errors
     assert "Traceback" not in errors
     summary = json.loads((run / "summary.json").read_text())

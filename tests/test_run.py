@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from selfimprove import store
+from selfimprove.cli import _main
 from selfimprove.types import Example, Problem, Sample, Trajectory, Verdict
-from tests.conftest import SMALL
+from tests.conftest import HELDOUT, SMALL, TRAIN, run_here
 from tests.kill_driver import contents
 
 
@@ -45,14 +46,14 @@ def test_the_summary_has_the_documented_form(finished):
     )
     for part in (summary["base"], summary["final"]):
         assert part["accuracy_low"] <= part["accuracy"] <= part["accuracy_high"]
-        assert part["n"] == 20
+        assert part["n"] == HELDOUT
         assert {"mean@4", "pass@4", "maj@4"} <= part.keys()
     for number, row in enumerate(summary["rounds"]):
         assert row["round"] == number
-        assert row["trajectories"] == 24 * 4 == sum(row["verdicts"].values())
+        assert row["trajectories"] == TRAIN * 4 == sum(row["verdicts"].values())
         assert min(row["tokens"][kind] for kind in ("prompt", "sampled", "trained")) > 0
         assert row["seconds"].keys() == {"generate", "verify", "filter", "train", "handover", "evaluate"}
-        assert row["evaluation"]["n"] == 20
+        assert row["evaluation"]["n"] == HELDOUT
 
 
 def test_every_example_traces_to_its_sample_problem_verdict_and_policy(finished):
@@ -107,43 +108,42 @@ def test_the_policy_loads_with_transformers_alone(finished):
     assert model.generate(**ids, max_new_tokens=3).shape[1] > ids["input_ids"].shape[1]
 
 
-def test_eval_reads_a_run_and_a_model(finished, cli_module, tmp_path):
+def test_eval_reads_a_run_and_a_model(finished, tmp_path, capsys):
     run, _ = finished
     out = tmp_path / "figures.json"
-    printed = cli_module("eval", str(run), "eval.samples=4", "--out", str(out)).stdout
+    assert _main(["eval", str(run), "eval.samples=4", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
     figures = json.loads(out.read_text())
     assert figures["accuracy"] == json.loads((run / "summary.json").read_text())["final"]["accuracy"]
     assert all(word in printed for word in ("accuracy", "pass@4", "maj@4", "mean@4"))
-    base = cli_module("eval", "tiny", "dataset.heldout_size=20", "dataset.train_size=24", "eval.samples=2").stdout
-    assert "pass@2" in base
+    assert _main(["eval", "tiny", f"dataset.heldout_size={HELDOUT}", "dataset.train_size=0", "eval.samples=2"]) == 0
+    assert "pass@2" in capsys.readouterr().out
 
 
-def test_one_seed_fixes_the_whole_run(finished, cli_module, tmp_path):
+def test_one_seed_fixes_the_whole_run(finished, tmp_path):
     again = tmp_path / "again"
-    cli_module("run", *SMALL, "rounds=2", "eval.samples=4", f"hydra.run.dir={again}")
+    run_here(again, "rounds=2", "eval.samples=4")
     first, second = contents(finished[0]), contents(again)
     assert {name for name in first.keys() | second.keys() if first.get(name) != second.get(name)} == set()
     other = tmp_path / "other"
-    cli_module("run", *SMALL, "rounds=1", "seed=1", f"hydra.run.dir={other}")
+    run_here(other, "rounds=1", "seed=1")
     assert contents(other)["rounds/000/trajectories.parquet"] != first["rounds/000/trajectories.parquet"]
 
 
-def test_a_round_without_examples_keeps_the_policy_and_says_so(cli, tmp_path):
+def test_a_round_without_examples_keeps_the_policy_and_says_so(tmp_path):
     run = tmp_path / "run"
     # Two tokens hold no answer, so nothing is correct.
-    overrides = [*SMALL, "rounds=2", "method.generate.max_tokens=2", f"hydra.run.dir={run}"]
-    done = cli("run", *[word.replace("method.generate.max", "+method.generate.max") for word in overrides])
-    assert "no example was left after the filter" in done.stderr
-    summary = json.loads((run / "summary.json").read_text())
+    summary = run_here(run, "rounds=2", "+method.generate.max_tokens=2")
+    assert "no example was left after the filter" in (run / "run.log").read_text()
     assert summary["status"] == "complete"
     assert len(summary["rounds"]) == 2
     assert summary["final"]["accuracy"] == summary["base"]["accuracy"]
     assert not (run / "rounds" / "000" / "policy").exists()
 
 
-def test_the_control_keeps_the_rate_and_loses_the_meaning(finished, cli, tmp_path):
+def test_the_control_keeps_the_rate_and_loses_the_meaning(finished, tmp_path):
     run = tmp_path / "run"
-    cli("run", *SMALL, "rounds=1", "control=shuffled_verdicts", f"hydra.run.dir={run}")
+    run_here(run, "rounds=1", "control=shuffled_verdicts")
     true = pq.read_table(finished[0] / "rounds" / "000" / "verdicts.parquet")
     dealt = pq.read_table(run / "rounds" / "000" / "verdicts.parquet")
     assert true["trajectory_id"] == dealt["trajectory_id"]
@@ -172,10 +172,10 @@ def test_checks_that_do_not_end_stop_the_run_with_examples(cli, tmp_path):
         "    return 'gold'\n"
     )
     run = tmp_path / "run"
-    overrides = [f"hydra.run.dir={run}", "dataset.heldout_size=4", "verify.seconds=0.2"]
+    overrides = [f"hydra.run.dir={run}", "dataset.heldout_size=2", "verify.seconds=1"]
     verifier = ["~dataset.verifier.form", "dataset.verifier._target_=slow_check.check"]
     done = cli("run", *SMALL, *verifier, *overrides, check=1, PYTHONPATH=str(tmp_path))
-    assert re.search(r"4 of 4 checks ended as timeout or error, more than verify.stop_above=0.05; e.g. ", done.stderr)
+    assert re.search(r"2 of 2 checks ended as timeout or error, more than verify.stop_above=0.05; e.g. ", done.stderr)
     summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "failed"
     assert "timeout" in summary["reason"]

@@ -17,7 +17,7 @@ from selfimprove.config import compose, reads_gold
 from selfimprove.errors import ConfigError
 from selfimprove.filter.distinct import answered, distinct
 from selfimprove.types import Attempt, Example, Problem, Sample, Trajectory, Verdict
-from tests.conftest import SMALL
+from tests.conftest import TRAIN, run_here
 
 SCRIPTED = [
     "engine=scripted",
@@ -158,6 +158,12 @@ def test_what_cannot_be_run_is_refused_by_its_key(word, said):
         compose([word])
 
 
+def test_the_list_of_methods_says_which_only_think_longer(capsys):
+    assert _main(["methods", "--json"]) == 0
+    kinds = {method["name"]: method["kind"] for method in json.loads(capsys.readouterr().out)}
+    assert (kinds["dser"], kinds["rejection_sampling"]) == ("test-time method", "training loop")
+
+
 def test_a_solver_says_what_it_needs_wherever_it_is_used(monkeypatch):
     from selfimprove.methods import dser
 
@@ -192,14 +198,14 @@ def test_an_example_answers_the_problems_own_prompt():
     assert [e.completion_ids for e in distinct(group, 8, 0)] == [[3, 9], [7, 9]]
 
 
-def test_training_on_what_thinking_found_imitates_answers_to_the_problems_own_prompts(cli, tmp_path):
+def test_training_on_what_thinking_found_imitates_answers_to_the_problems_own_prompts(tmp_path):
     run = tmp_path / "run"
     thinking = ["generate=dser", "generate.chains=2", "generate.iterations=1", "generate.temperature=1.0"]
-    cli("run", *SMALL, "method=rejection_sampling", *thinking, "rounds=1", f"hydra.run.dir={run}")
+    summary = run_here(run, "method=rejection_sampling", *thinking, "rounds=1")
     found = {t.id: t for t in store.read_records(run / "rounds/000/trajectories.parquet", Trajectory)}
     own = {t.problem_id: t.samples[0].prompt_ids for t in found.values() if len(t.samples) == 1}
     examples = list(store.read_records(run / "rounds/000/examples.parquet", Example))
-    assert len(own) == 24
+    assert len(own) == TRAIN
     assert all(e.prompt_ids == own[e.problem_id] for e in examples)
     refined = [e for e in examples if found[e.trajectory_ids[0]].metadata["stage"]]
     assert refined
@@ -207,6 +213,4 @@ def test_training_on_what_thinking_found_imitates_answers_to_the_problems_own_pr
         thought = found[example.trajectory_ids[0]]
         assert example.completion_ids == thought.samples[-1].completion_ids
         assert thought.samples[-1].prompt_ids != example.prompt_ids
-    assert json.loads((run / "summary.json").read_text())["status"] == "complete"
-    listed = json.loads(cli("methods", "--json").stdout)
-    assert next(m for m in listed if m["name"] == "dser")["kind"] == "test-time method"
+    assert summary["status"] == "complete"

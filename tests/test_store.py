@@ -110,7 +110,7 @@ def test_a_folder_in_use_is_refused_and_a_killed_owner_frees_it(tmp_path):
         from pathlib import Path
         from selfimprove.store import Run
         with Run(Path({str(tmp_path)!r})).lock():
-            print("locked", flush=True); time.sleep(60)
+            print("locked", flush=True); time.sleep(600)
         """
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:

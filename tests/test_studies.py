@@ -9,7 +9,7 @@ import pytest
 from selfimprove import studies
 from selfimprove.errors import RunError
 from selfimprove.report.metrics import Estimate
-from selfimprove.studies import Claim, Lab, claim_above, difference
+from selfimprove.studies import Claim, Lab, advantage, claim_above, difference, gain
 
 SMALL = (
     "rounds=1",
@@ -36,6 +36,24 @@ def test_a_difference_is_paired_over_problems_and_its_interval_is_over_seeds_too
     apart = [{p: v for p, v in run.items()} for run in before]
     apart[0] = dict.fromkeys(before[0], 1.0)  # one seed that went otherwise widens the interval
     assert difference(apart, before).high - difference(apart, before).low > found.high - found.low
+
+
+class Measured:
+    """A finished run by what its policies solve: before any training, and after the last round."""
+
+    def __init__(self, base, last):
+        self.scores = {"base": {"p": base, "q": base}, "last": {"p": last, "q": last}}
+
+    def heldout(self, folder="last"):
+        return self.scores[folder]
+
+
+def test_a_gain_is_last_minus_base_and_an_advantage_that_over_the_others():
+    ours, theirs = [Measured(0.25, 0.75)], [Measured(0.25, 0.5)]
+    assert gain(ours).value == pytest.approx(0.5)
+    assert gain([Measured(0.75, 0.25)]).value == pytest.approx(-0.5)
+    assert advantage(ours, theirs).value == pytest.approx(0.25)
+    assert advantage(theirs, ours).value == pytest.approx(-0.25)
 
 
 def test_a_difference_of_other_problems_is_refused():

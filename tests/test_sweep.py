@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 
 import pytest
 import yaml
@@ -15,6 +14,7 @@ import yaml
 from selfimprove import sweep
 from selfimprove.config import CONF, compose, methods
 from tests.conftest import SCRIPT
+from tests.waiting import PATIENCE, wait_for
 
 # Draws from a table: all of a run, without a model to load.
 TABLE = [
@@ -83,29 +83,22 @@ def launch(folder, *arguments):
     )
 
 
-def wait_for(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_a_sweep_that_was_killed_and_then_stopped_is_finished_by_resume(cli, tmp_path):
     folder = tmp_path / "sweep"
     first, second = (folder / f"{n}_curated_loop_categorical_categories_s{n}" for n in (0, 1))
     process = launch(tmp_path, "run", "-m", *TABLE, "seed=0,1", "rounds=20")
-    wait_for((first / "base/evaluate.manifest.json").exists)
+    wait_for((first / "base/evaluate.manifest.json").exists, process)
     member = int((first / ".lock").read_text())
     process.kill()
     process.communicate()
-    wait_for(lambda: not os.path.exists(f"/proc/{member}"), 30)  # it does not go on alone
+    wait_for(lambda: not os.path.exists(f"/proc/{member}"))  # it does not go on alone
     assert json.loads((folder / "sweep.json").read_text())["members"][1][-1] == "seed=1"
     assert not second.exists()
 
     process = launch(tmp_path, "resume", "sweep")
-    wait_for((second / "base/evaluate.manifest.json").exists)
+    wait_for((second / "base/evaluate.manifest.json").exists, process)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.SIGINT, err
     assert "Traceback" not in err
     assert statuses(folder) == [("complete", 0), ("stopped", 128 + signal.SIGINT)]
@@ -121,9 +114,9 @@ def test_a_member_ended_by_a_signal_ends_the_sweep(tmp_path):
     folder = tmp_path / "sweep"
     first = folder / "0_curated_loop_categorical_categories_s0"
     process = launch(tmp_path, "run", "-m", *TABLE, "seed=0,1", "rounds=20")
-    wait_for((first / "base/evaluate.manifest.json").exists)
+    wait_for((first / "base/evaluate.manifest.json").exists, process)
     os.kill(int((first / ".lock").read_text()), signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.SIGTERM
     assert statuses(folder) == [("stopped", 128 + signal.SIGTERM), ("not started", 1)]
     assert re.search(r"^1 +seed=1 +not started", out, re.MULTILINE)

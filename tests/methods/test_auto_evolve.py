@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from selfimprove import store
+from selfimprove import run, store
 from selfimprove.methods.auto_evolve import applied, parse
 from selfimprove.studies import Lab
 from selfimprove.studies.auto_evolve import (
@@ -32,7 +32,7 @@ from selfimprove.studies.auto_evolve import (
 )
 from selfimprove.studies.solving import shipped
 from selfimprove.types import Problem, Trajectory
-from tests.conftest import SMALL
+from tests.conftest import TRAIN, run_here
 
 
 @pytest.mark.parametrize(
@@ -146,23 +146,16 @@ SHORT = {
 }
 
 
-def test_a_resumed_run_keeps_to_the_plan_that_it_began_with(cli, tmp_path):
-    run = tmp_path / "run"
-    cli(
-        "run",
-        *SMALL,
-        "generate=auto_evolve",
-        "rounds=1",
-        "dataset.levels=[2]",
-        f"hydra.run.dir={run}",
-        *(f"generate.{key}={value}" for key, value in SHORT.items()),
-    )
-    folder = run / "rounds" / "000"
+def test_a_resumed_run_keeps_to_the_plan_that_it_began_with(tmp_path):
+    path = tmp_path / "run"
+    options = [f"generate.{key}={value}" for key, value in SHORT.items()]
+    run_here(path, "generate=auto_evolve", "rounds=1", "dataset.levels=[2]", *options)
+    folder = path / "rounds" / "000"
     kept = store.read_json(folder / "prepared.json")
     assert kept["asked"]["calls"] == kept["prepared"][""]["calls"] == 3
     manifest = store.read_json(folder / "generate.manifest.json")
     assert "prepared.json" in manifest["outputs"]
-    assert manifest["metrics"]["calls"] == 24 + 3
+    assert manifest["metrics"]["calls"] == TRAIN + 3
     sampled = sum(t.sampled_tokens for t in store.read_records(folder / "trajectories.parquet", Trajectory))
     assert manifest["metrics"]["tokens/sampled"] == sampled + kept["asked"]["sampled"]
 
@@ -173,9 +166,9 @@ def test_a_resumed_run_keeps_to_the_plan_that_it_began_with(cli, tmp_path):
         shutil.rmtree(folder / name, ignore_errors=True)
     for file in folder.glob("*.manifest.json"):
         file.unlink()
-    summary = store.read_json(run / "summary.json")
-    store.write_json(run / "summary.json", summary | {"status": "stopped"})
-    cli("resume", run)
+    summary = store.read_json(path / "summary.json")
+    store.write_json(path / "summary.json", summary | {"status": "stopped"})
+    run.resume(path)
     engine = shipped()
     for trajectory in store.read_records(folder / "trajectories.parquet", Trajectory):
         assert plan in engine.tokenizer.decode(trajectory.samples[0].prompt_ids)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -12,10 +13,13 @@ from selfimprove import store
 from selfimprove.config import compose
 from selfimprove.errors import ConfigError
 from selfimprove.methods.bstar import Grid, Response, adapt, balance, distinct, rate_of_round, select, smallest_cap
+from selfimprove.report.metrics import normalise
+from selfimprove.report.runs import RunData
 from selfimprove.studies import Claim, Lab, Result
 from selfimprove.types import Attempt, Example, Problem, Sample, Trajectory, Verdict
 
 THRESHOLDS = Grid(-1.0, 1.0, 0.1)
+SMALLER = ("dataset.levels=[2,3]", "dataset.train_size=16", "dataset.dev_size=6")
 
 
 def attempt(
@@ -179,10 +183,42 @@ def test_without_dev_problems_it_says_so_before_anything_is_loaded(tmp_path: Any
 
 
 def test_the_study_measures_its_claims(done: tuple[list[Claim], Lab]) -> None:
-    claims, _ = done
+    claims, lab = done
     assert len(claims) == 7
     assert all(claim.command.startswith("selfimprove run method=bstar") for claim in claims)
-    assert all(claim.interval for claim in claims if not isinstance(claim.value, str))
+    runs = [RunData(path.parent) for path in lab.folder.glob("*/summary.json")]
+    chosen, fixed, plain = sorted(runs, key=lambda run: (run.method, not run.config["method"]["adapt"]))
+
+    def solved(run: RunData, which: int) -> float:
+        return float(np.mean([right > 0 for _, right in run.sampled[which].values()]))
+
+    def unique(run: RunData, folder: str) -> float:
+        groups: dict[str, list[str]] = {}
+        for t in store.read_records(run.path / folder / "evaluation/trajectories.parquet", Trajectory):
+            if t.metadata["decoding"] == "sampled":
+                groups.setdefault(t.problem_id, []).append(normalise(t.text))
+        return float(np.mean([len(set(texts)) / len(texts) for texts in groups.values()]))
+
+    def greedy(run: RunData) -> float:
+        return float(np.mean(list(run.heldout[-1].values())))
+
+    last = "rounds/001"
+    expected = {
+        "with fixed T pass@8 falls": solved(fixed, 0) - solved(fixed, -1),
+        "with fixed T the share of unique solutions falls": unique(fixed, "base") - unique(fixed, last),
+        "final pass@8 is above": solved(chosen, -1) - solved(fixed, -1),
+        "final share of unique solutions is above": unique(chosen, last) - unique(fixed, last),
+        "final pass@1 (greedy) is no lower": greedy(chosen) - greedy(fixed),
+        "final pass@1 is above rejection sampling": greedy(chosen) - greedy(plain),
+    }
+    assert any(abs(value) > 0.01 for value in expected.values())
+    for said, value in expected.items():
+        (claim,) = [claim for claim in claims if claim.claim.startswith(said)]
+        assert claim.value == pytest.approx(value), said
+        assert claim.interval
+        low, high = claim.interval
+        assert low <= claim.value <= high
+        assert claim.holds == (low >= 0 or (None if high >= 0 else False) if "no lower" in said else low > 0)
 
 
 def test_a_round_samples_and_filters_by_what_was_chosen(done: tuple[list[Claim], Lab]) -> None:

@@ -40,7 +40,7 @@ from selfimprove.studies.iad import (
 from selfimprove.studies.solving import attempts, solve
 from selfimprove.types import Problem
 from selfimprove.verify import Outcome, arithmetic
-from tests.conftest import SMALL
+from tests.conftest import run_here
 
 OTHER = ["method=iad", "model=other", "model.path=none"]
 PROMPT = compose(OTHER, needs=False).method.generate["prompt"]
@@ -160,14 +160,14 @@ def test_what_is_trained_on_answers_the_problems_own_prompt():
         assert text_of(example.completion_ids[:-1]).startswith(ANSWER)
 
 
-def test_rejection_sampling_trains_on_what_it_found(cli, tmp_path):
+def test_rejection_sampling_trains_on_what_it_found(tmp_path):
     from transformers import AutoTokenizer
 
     from selfimprove.policy import chat
 
     graded = ["verifier=arithmetic", "verifier.partial=true"]
-    options = ["method=rejection_sampling", "generate=iad", "generate.n=2", *graded, "rounds=1"]
-    cli("run", *SMALL, *options, f"hydra.run.dir={tmp_path / 'run'}")
+    options = ["method=rejection_sampling", "generate=iad", "generate.n=2", "generate.iterations=2", "rounds=1"]
+    run_here(tmp_path / "run", *options, *graded)
     folder = tmp_path / "run" / "rounds" / "000"
     problems = {p.id: p for p in read_records(tmp_path / "run" / "problems.parquet", Problem)}
     stages = {t["id"]: t["metadata"] for t in pq.read_table(folder / "trajectories.parquet").to_pylist()}

@@ -16,7 +16,7 @@ from selfimprove.studies.solving import attempts, shipped, solve
 from selfimprove.types import Attempt, Example, Problem, Sample, Trajectory, Verdict
 from selfimprove.verify import Outcome
 from selfimprove.verify.answers import vote
-from tests.conftest import SMALL
+from tests.conftest import run_here
 
 WAIT = "\nWait.\n"
 PROBLEM = Problem("p", "Q?", "5")
@@ -140,18 +140,11 @@ def test_a_vote_over_chains_wins_or_loses_as_triggers_improve_or_degrade(tmp_pat
     assert strong.holds is False, "a vote over plain samples needs no triggers where they are right as a rule"
 
 
-def test_a_run_learns_chains_with_their_triggers(cli, tmp_path):
+def test_a_run_learns_chains_with_their_triggers(tmp_path):
     run = tmp_path / "run"
     ids = {"chains": 4, "first": 24, "triggers": 1, "trigger": f'"{WAIT}"', "max_tokens": 80}
-    cli(
-        "run",
-        *SMALL,
-        "dataset.levels=[2]",
-        "generate=ids",
-        "rounds=1",
-        f"hydra.run.dir={run}",
-        *(f"generate.{key}={value}" for key, value in ids.items()),
-    )
+    options = [f"generate.{key}={value}" for key, value in ids.items()]
+    run_here(run, "dataset.levels=[2]", "generate=ids", "rounds=1", *options)
     round_0 = run / "rounds" / "000"
     known = {t.id: t for t in store.read_records(round_0 / "trajectories.parquet", Trajectory)}
     wait, continued = shipped().encode(WAIT), 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections import Counter
 
@@ -23,7 +22,7 @@ from selfimprove.policy.scripted import ANSWER, ScriptedEngine
 from selfimprove.report.consistency import DECODERS, agreement, consistency, entropy
 from selfimprove.studies.internal_consistency import constant, correlation, guesser
 from selfimprove.types import Attempt, Problem, Sample, Trajectory, Verdict
-from tests.conftest import SMALL
+from tests.conftest import HELDOUT, TRAIN, run_here
 
 
 @pytest.mark.parametrize(
@@ -125,23 +124,13 @@ def test_an_engine_without_beam_search_is_refused():
         compose(["experiment=curated_categorical", "eval.consistency={samples:4}"])
 
 
-def test_a_run_says_how_consistent_the_policy_is_before_and_after_a_round(cli, tmp_path):
-    run = tmp_path / "run"
+def test_a_run_says_how_consistent_the_policy_is_before_and_after_a_round(tmp_path):
     measured = "eval.consistency={samples:4,temperature:0.7}"
-    cli(
-        "run",
-        *SMALL,
-        "method=internal_consistency",
-        "rounds=1",
-        measured,
-        f"hydra.run.dir={run}",
-        "method.generate.n=4",
-    )
-    summary = json.loads((run / "summary.json").read_text())
+    summary = run_here(tmp_path, "method=internal_consistency", "rounds=1", measured, "method.generate.n=4")
     for figures in (summary["base"], summary["final"]):
         assert 0.2 <= figures["consistency/agreement"] <= 1
         assert 0 <= figures["consistency/entropy"] <= math.log(4)
         assert 0.2 <= figures["consistency/decoding"] <= 1
-        assert figures["n"] == 20
+        assert figures["n"] == HELDOUT
         assert "mean@4" not in figures, "accuracy is the greedy answers', as without consistency"
-    assert 0 < summary["rounds"][0]["examples"] <= 24 * 4
+    assert 0 < summary["rounds"][0]["examples"] <= TRAIN * 4

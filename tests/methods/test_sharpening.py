@@ -20,6 +20,7 @@ from selfimprove.types import Attempt, Example, Problem, Sample, Trajectory, Ver
 from selfimprove.verify import Context, Outcome
 from selfimprove.verify.self_reward import self_reward
 
+SMALLER = ("dataset.train_size=16",)
 PROBLEM = Problem("p", "1 + 1?")
 
 
@@ -164,7 +165,7 @@ def test_training_reads_no_gold_answer(done: tuple[list[Claim], Lab]) -> None:
     trajectories = {t.id: t for t in store.read_records(folder / "trajectories.parquet", Trajectory)}
     problems = {p.id: p for p in store.read_records(folder.parent.parent / "problems.parquet", Problem)}
     examples = list(store.read_records(folder / "examples.parquet", Example))
-    assert len(examples) == 32
+    assert len(examples) == 16
     wrong = 0
     for example in examples:
         kept = trajectories[example.trajectory_ids[0]]

@@ -21,6 +21,7 @@ from selfimprove.policy import Request, slots
 from selfimprove.policy.hf import TransformersEngine
 from selfimprove.policy.sampling import uniforms
 from selfimprove.types import Sample
+from tests.waiting import PATIENCE
 
 BOS, EOS = 0, 1
 SIZE = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
@@ -281,7 +282,7 @@ def test_a_failure_reaches_every_waiter(engine: TransformersEngine) -> None:
     async def every() -> list[Any]:
         calls: list[Coroutine[Any, Any, Any]] = [engine.sample(Request(p, 8, seed=0)) for p in prompts(20)]
         calls.append(engine.logprobs([2, 3], [4]))
-        return await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), timeout=20)
+        return await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), PATIENCE)
 
     hook = engine.model.get_output_embeddings().register_forward_hook(fail)
     assert {type(answer) for answer in asyncio.run(every())} == {MemoryError}

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +28,7 @@ from selfimprove.policy.openai import OpenAIEngine
 from tests import served
 from tests.conftest import SMALL, run_cli
 from tests.served import CLOSE, PREAMBLE, TINY, WINDOW, answers, gap, greedy, questions, same_answers
+from tests.waiting import PATIENCE, wait_for
 
 KEY = "sk-7c1e-do-not-print"
 SAID = "The answer is 4"
@@ -51,7 +51,9 @@ class Handler(BaseHTTPRequestHandler):
             state.now += 1
             state.most = max(state.most, state.now)
             failure = state.failures.pop(0) if state.failures else None
-        time.sleep(state.pause)
+            if state.now == state.together:
+                state.open.set()
+        state.open.wait(PATIENCE)
         with state.lock:
             state.now -= 1
         if failure:
@@ -96,8 +98,10 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     said = [*tokenizer(SAID, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
     httpd.state = SimpleNamespace(
-        lock=threading.Lock(), asked=[], now=0, most=0, failures=[], pause=0.0, models=["tiny"], ids=True, said=said
+        lock=threading.Lock(), asked=[], now=0, most=0, failures=[], models=["tiny"], ids=True, said=said
     )
+    httpd.state.open, httpd.state.together = threading.Event(), 0  # while it is not open, nobody gets an answer,
+    httpd.state.open.set()  # until so many requests are there together
     httpd.state.takes = ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"]
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
@@ -156,10 +160,11 @@ def test_given_ids_are_scored_the_last_of_a_full_window_as_the_only_one_that_may
 
 
 def test_no_more_requests_at_once_than_allowed(fake, loop, engine) -> None:
-    fake.state.pause = 0.02
+    fake.state.open.clear()
+    fake.state.together = 5
     found = loop.run(answers(engine, questions(40)))
     assert [group[0].text for group in found] == [SAID] * 40
-    assert 1 < fake.state.most <= 5
+    assert fake.state.most == 5
 
 
 def test_a_busy_server_is_asked_again_until_it_answers(fake, loop, engine) -> None:
@@ -234,11 +239,13 @@ def test_whole_weights_are_taken_by_a_paused_server_which_goes_on_whatever_comes
 
 def test_weights_do_not_change_while_requests_are_in_flight(fake, loop, engine) -> None:
     async def change_on_the_way() -> None:
-        fake.state.pause = 0.1
+        fake.state.open.clear()
         asked = asyncio.create_task(answers(engine, questions(4)))
-        await asyncio.sleep(0.05)
+        while not fake.state.asked:
+            await asyncio.sleep(0.001)
         with pytest.raises(RuntimeError, match="in flight"):
             engine.load("elsewhere")
+        fake.state.open.set()
         await asked
 
     loop.run(change_on_the_way())
@@ -346,14 +353,15 @@ def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, env=os.environ | settings, cwd=folder, stdout=log, stderr=log)
     try:
-        for _ in range(240):
-            if process.poll() is not None:
-                break
+
+        def up() -> bool:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
-                break
             except OSError:
-                time.sleep(0.5)
+                return False
+            return True
+
+        wait_for(lambda: up() or process.poll() is not None)
         assert process.poll() is None, (folder / "log").read_text()[-2000:]
         yield f"http://127.0.0.1:{port}/v1"
     finally:
@@ -420,5 +428,5 @@ def test_a_whole_run_and_its_evaluation_sample_with_vllm_serve(vllm_server, tmp_
     assert [r["examples"] > 0 for r in summary["rounds"]] == [True, True]
     done = run_cli(tmp_path, "eval", "run", *words, "eval.samples=0", "--out", "figures.json", SERVER_KEY=KEY)
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["accuracy"] == pytest.approx(summary["final"]["accuracy"], abs=0.051)  # one answer of twenty
+    assert figures["accuracy"] == pytest.approx(summary["final"]["accuracy"], abs=0.126)  # one answer of eight
     assert KEY not in done.stdout + done.stderr

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from selfimprove.policy.ray import AHEAD, LOSSES, SETTINGS, Actor, Handout, RayE
 from selfimprove.session import open_engine
 from selfimprove.types import Problem, Sample
 from tests.conftest import SCRIPT, SMALL
+from tests.waiting import PATIENCE, wait_for
 
 os.environ.update(SETTINGS)  # before Ray is imported: it reads some of them then
 
@@ -306,7 +306,7 @@ def test_a_node_that_is_lost_midway_costs_its_own_shards_and_one_that_joins_take
         while not all(member.up for member in engine.handout.members):
             await asyncio.sleep(0.1)
 
-    loop.run(asyncio.wait_for(back(), 60))
+    loop.run(asyncio.wait_for(back(), PATIENCE))
     engine.load(str(PACKAGED / "tiny"))
     assert ids(loop.run(answers(engine, problems))) == ids(want)
 
@@ -334,17 +334,12 @@ def test_a_run_that_was_ended_leaves_no_ray_behind_and_is_resumed(cli, tmp_path,
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
     arguments = [SCRIPT, "run", *sized, *here, "hydra.run.dir=run"]
     with subprocess.Popen(arguments, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        while not (tmp_path / "run/rounds/000").exists() or not list((tmp_path / "run/rounds/000").rglob("*.parquet")):
-            assert process.poll() is None
-            time.sleep(0.01)
+        wait_for(lambda: list((tmp_path / "run/rounds/000").rglob("*.parquet")), process)
         family = descendants(process.pid)
         assert [called(pid) for pid in family].count("ray::Actor") == 2
         process.send_signal(number)
-        _, err = process.communicate(timeout=60)
-    deadline = time.monotonic() + 60
-    while {called(pid) for pid in family} & {"raylet", "gcs_server", "ray::Actor"}:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+        _, err = process.communicate(timeout=PATIENCE)
+    wait_for(lambda: not {called(pid) for pid in family} & {"raylet", "gcs_server", "ray::Actor"})
     if number == signal.SIGTERM:
         assert json.loads((tmp_path / "run/summary.json").read_text())["reason"] == "SIGTERM", err
     assert not (tmp_path / "run/rounds/000/generate.manifest.json").exists()

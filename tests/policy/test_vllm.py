@@ -21,6 +21,7 @@ from selfimprove.types import Sample
 from tests import served
 from tests.conftest import SMALL
 from tests.served import CLOSE, PREAMBLE, TINY, WINDOW, answers, gap, greedy, questions, same_answers
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.vllm
 
@@ -169,7 +170,8 @@ def _noting(called: list[str], name: str, real):
 def test_weights_do_not_change_while_requests_are_in_flight(loop, engine, other) -> None:
     async def change_on_the_way() -> None:
         asked = asyncio.create_task(answers(engine, questions(4)))
-        await asyncio.sleep(0.05)
+        while not engine._open:
+            await asyncio.sleep(0)
         with pytest.raises(RuntimeError, match="in flight"):
             engine.load(other)
         with pytest.raises(RuntimeError, match="in flight"):
@@ -230,7 +232,7 @@ def test_a_core_that_died_unnoticed_can_be_told_to_sleep(loop, engine) -> None:
         while not engine._llm.errored:
             await asyncio.sleep(0.01)
 
-    loop.run(asyncio.wait_for(noticed(), 30))
+    loop.run(asyncio.wait_for(noticed(), PATIENCE))
     loop.run(engine.sleep())
     assert engine._llm is None  # the next request starts another
 

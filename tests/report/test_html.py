@@ -25,6 +25,7 @@ from selfimprove.report.runs import RunData
 from selfimprove.report.statistics import matrix, over_seeds
 from selfimprove.types import STATUSES, Example, Node, Problem, Sample, Trajectory, Verdict
 from tests.conftest import CHROMEDRIVER, CHROMIUM
+from tests.waiting import wait_for
 
 EVIL = '</script><img src=x onerror="window.harmed = 1"><b>bold</b> <!-- {{data}} ${1} \\u003c'
 
@@ -370,13 +371,9 @@ def browser(tmp_path_factory):
     driver.quit()
 
 
-def until(browser, script, seconds=40):
+def until(browser, script):
     """The value of a script once it is true."""
-    end = time.monotonic() + seconds
-    while not (found := browser.execute_script(f"return {script}")):
-        assert time.monotonic() < end, f"never true: {script}"
-        time.sleep(0.05)
-    return found
+    return wait_for(lambda: browser.execute_script(f"return {script}"))
 
 
 def open_page(browser, path):

@@ -1,17 +1,20 @@
 """The data layer: what a run folder holds, read by column."""
 
 import json
-import time
+from collections import Counter
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from folders import problems, write_answers, write_run
 
+from selfimprove import types
 from selfimprove.errors import ConfigError
 from selfimprove.policy.models import PACKAGED, load_model
 from selfimprove.report import runs
 from selfimprove.report.runs import RunData, find
 from selfimprove.store import write_json
+from tests.counting import lines
 
 BASE, AFTER = [True, False, False], [True, True, False]
 
@@ -88,16 +91,24 @@ def test_parameters_are_counted_from_headers_as_the_loaded_model_counts_them(tmp
     assert runs.parameters(tmp_path) is None
 
 
-def test_fifty_runs_load_in_seconds(tmp_path):
+def test_a_run_is_read_by_column_and_each_file_once(tmp_path, monkeypatch):
     heldout, rng = problems(500), np.random.default_rng(0)
     path = write_run(tmp_path / "r", [rng.random(500) < 0.5 for _ in range(6)], heldout=heldout)
-    begin = time.perf_counter()
-    for _ in range(10):  # a fresh reader each time
-        run = RunData(path)
+    opened = Counter()
+    real = pq.ParquetFile
+    monkeypatch.setattr(pq, "ParquetFile", lambda file: opened.update([file]) or real(file))
+    run = RunData(path)
+
+    def load():
         assert len(run.heldout) == 6
         assert len(run.problems) == 505
         assert len(run.rounds) == 5
-    assert time.perf_counter() - begin < 5, "ten runs take a fifth of this when the machine is idle"
+
+    assert lines(load, types) == 0, "no record becomes an object"
+    assert len(opened) == 6 * 2 + 1
+    assert set(opened.values()) == {1}
+    assert lines(load, runs) < 50, "what was read is kept"
+    assert lines(lambda: RunData(path).heldout, runs) < 6 * 500 * 8, "a few lines an answer"
 
 
 def test_answers_that_do_not_belong_together_are_refused(tmp_path):

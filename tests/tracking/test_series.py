@@ -11,7 +11,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +21,7 @@ import pytest
 from selfimprove.tracking import SERIES
 from tests.conftest import SMALL
 from tests.tracking.test_wandb import history, records, series
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -172,12 +172,11 @@ def test_the_trackio_dashboard_draws_the_run(runs: dict[str, Path], dashboard: s
     title = (runs["trackio"] / "trackio_name").read_text().strip()
     with webdriver.Chrome(options=options, service=Service(driver)) as browser:
         browser.get(dashboard)
-        deadline = time.monotonic() + 60
-        text = ""
-        while time.monotonic() < deadline and not (title in text and "accuracy" in text):
-            time.sleep(0.5)
+
+        def drawn() -> bool:
             text = browser.execute_script("return document.body.innerText")
-        assert title in text
-        assert "accuracy" in text
+            return title in text and "accuracy" in text
+
+        wait_for(drawn)
         addresses = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
         assert not [a for a in addresses if not a.startswith(("http://127.0.0.1", "data:", "blob:"))]

@@ -1,8 +1,7 @@
-"""A tiny random Llama with a byte-level tokenizer, and rows of random ids, for the training tests."""
+"""A tiny random Llama with a byte-level tokenizer, for the training tests."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from selfimprove.train import TrainContext
-from selfimprove.types import Example
 
-LORA = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
 torch.set_num_threads(1)
 
 
@@ -64,36 +61,3 @@ def context(base: str, tmp_path: Path) -> Callable[..., TrainContext]:
         return TrainContext(out=tmp_path / out, **(defaults | fields))
 
     return make
-
-
-def rows(n: int, *, pairs: bool = False, seed: int = 0) -> list[Example]:
-    """n examples of random ids and lengths. Completions neither start with BOS nor end with EOS."""
-    rng = random.Random(seed)
-
-    def ids(low: int, high: int) -> list[int]:
-        return [rng.randrange(256) for _ in range(rng.randint(low, high))]
-
-    return [
-        Example(f"p{i}", [f"t{i}"], ids(3, 12), ids(2, 14), rejected_ids=ids(2, 14) if pairs else None)
-        for i in range(n)
-    ]
-
-
-def weights(folder: str | Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    files = list(Path(folder).glob("*.safetensors"))
-    assert len(files) == 1
-    return load_file(files[0])
-
-
-def logprob(folder: str | Path, prompt: list[int], completion: list[int], lora: bool = False) -> torch.Tensor:
-    """log pi of each completion token, by a plain forward of a model loaded as a user would load it."""
-    from peft import AutoPeftModelForCausalLM
-    from transformers import AutoModelForCausalLM
-
-    model = (AutoPeftModelForCausalLM if lora else AutoModelForCausalLM).from_pretrained(folder, dtype=torch.float32)
-    with torch.no_grad():
-        logits = model(torch.tensor([[*prompt, *completion]])).logits[0]
-    table = logits.log_softmax(-1)
-    return torch.stack([table[len(prompt) + i - 1, token] for i, token in enumerate(completion)])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import rows
+from small_rows import rows
 from transformers import Trainer
 
 from selfimprove.schema import Training

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import logprob, rows, weights
+from small_rows import logprob, rows, weights
 from transformers import LlamaForCausalLM
 
 from selfimprove.errors import ConfigError

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import train_parts
-from conftest import LORA, rows, weights
+from small_rows import LORA, rows, weights
 
 from selfimprove import store
 from selfimprove.errors import ConfigError, RunError, Stopped
@@ -23,6 +22,7 @@ from selfimprove.train import TrainContext, checkpoint, launch, unfinished
 from selfimprove.train.refit import categorical
 from selfimprove.train.sft import sft
 from selfimprove.types import Example
+from tests.waiting import wait_for
 
 Make = Callable[..., TrainContext]
 Figures = list[dict[str, float]]
@@ -63,15 +63,6 @@ def processes_of(folder: Path) -> list[int]:
         except (FileNotFoundError, ProcessLookupError):
             continue
     return [pid for pid in found if pid != os.getpid()]
-
-
-def gone(folder: Path, seconds: float = 10) -> bool:
-    end = time.monotonic() + seconds
-    while processes_of(folder):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def difference(one: Path, other: Path) -> float:
@@ -139,7 +130,7 @@ def test_processes_end_with_a_run_that_is_killed(own: Make, tmp_path: Path) -> N
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
     assert (tmp_path / "seen").read_text() == "3"  # the launcher and its two
-    assert gone(tmp_path)
+    wait_for(lambda: not processes_of(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import LORA, logprob, rows, weights
 from peft import AutoPeftModelForCausalLM
+from small_rows import LORA, logprob, rows, weights
 
 from selfimprove.errors import ConfigError
 from selfimprove.train import TrainContext

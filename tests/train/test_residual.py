@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from conftest import logprob, rows
+from small_rows import logprob, rows
 
 from selfimprove.train import TrainContext
 from selfimprove.train.residual import residual

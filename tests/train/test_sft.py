@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import logprob, rows, weights
+from small_rows import logprob, rows, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from selfimprove.errors import ConfigError, RunError
