@@ -6,6 +6,7 @@ package, and `selfimprove.binding` checks its keys.
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +30,7 @@ from selfimprove.binding import (
     require_supplies,
 )
 from selfimprove.errors import ConfigError
-from selfimprove.schema import Config
+from selfimprove.schema import Config, Stage
 from selfimprove.units import UNITS
 
 _PACKAGED = Path(__file__).parent / "conf"
@@ -170,6 +171,26 @@ def check_stages(config: Config, needs: bool) -> None:
                 label = slot if chosen else (f"{where}.{slot}" if slot in given else f"method.{slot}")
                 bind(node, label)
                 require_supplies(node, "generate" if slot == "probe" else slot, label)
+        if stage.train and stage.train.get("carry"):
+            check_carry(config, stage, where)
+        if stage.train and stage.role and needs:
+            fits = getattr(inspect.getmodule(function(stage.train, where)), "require_stage", None)
+            if fits:  # what a train function's module asks of the stage that it stands in
+                fits(config, stage, where)
+
+
+def check_carry(config: Config, stage: Stage, where: str) -> None:
+    """Raises ConfigError where training cannot go on from the last phase's moments."""
+    if stage.start == "base":
+        raise ConfigError(
+            f"{where}.train.carry=true: goes on from the last policy, and {where}.start=base does not", where
+        )
+    how = config.hardware.training
+    if how.processes > 1 and how.strategy != "ddp":
+        raise ConfigError(
+            f"hardware.training.strategy={how.strategy}: {where}.train.carry=true needs ddp, or false",
+            "hardware.training.strategy",
+        )
 
 
 def check_solver(config: Config) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from selfimprove.schema import Budget, Config
 from selfimprove.session import Ending, Policies, Session, base_policies, ending
 from selfimprove.summary import PHASES, Summary, round_metrics
 from selfimprove.types import Problem
+from selfimprove.update import restore
 
 log = logging.getLogger("selfimprove")
 
@@ -142,6 +144,7 @@ def _run(config: Config, run: store.Run) -> dict[str, Any]:
     if config.eval.also:
         session.also = list(store.read_records(run.path / "also.parquet", Problem))
     session.log_step = tracker.step
+    session.restore = partial(restore, session)
     summary, end = Summary(config, run), Ending()
     try:
         with ending(session, end, "run"):

@@ -32,6 +32,7 @@ class LearningRates(Section):
     sft: NonNegative
     dpo: NonNegative
     step_dpo: NonNegative | None = None  # DPO between single steps; None: as between whole answers
+    policy_gradient: NonNegative | None = None  # None: what the method says
 
 
 class Shape(Section):

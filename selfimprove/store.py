@@ -271,8 +271,10 @@ class Run:
 
     def discard(self, step: Pass, phase: str) -> None:
         """Forget what an earlier configuration made of a phase, before it is done again."""
-        if self.manifest(step, phase) is not None:
+        if (manifest := self.manifest(step, phase)) is not None:
             (self.folder(step) / f"{phase}.manifest.json").unlink()
+            for name in manifest["outputs"]:
+                self._mark(step, name).unlink(missing_ok=True)
             del self._manifests[step.label, phase]
             self.trim_log(lambda record: (record.get("pass"), record["phase"]) != (step.number, phase))
 
@@ -283,10 +285,32 @@ class Run:
             return None
         folder = self.folder(step)
         for name, expected in manifest["outputs"].items():
-            if not (folder / name).exists() or file_digest(folder / name) != expected:
+            if not self._mark(step, name).exists() and not self._is(step, name, expected):
                 return None
         self.found.append(f"{folder.name}/{phase}")
         return manifest
+
+    def let_go(self, step: Pass, phase: str) -> None:
+        """Remove the folders that a finished phase wrote; it stays done. Each leaves a mark, NAME.let_go."""
+        for name in self.made(step, phase):
+            mark = self._mark(step, name)
+            if not mark.exists():
+                write_text(mark, "")
+            shutil.rmtree(self.folder(step) / name, ignore_errors=True)
+
+    def whole(self, step: Pass, phase: str) -> bool:
+        """Whether all that a finished phase wrote is there. What was let go of and made again is compared by hash."""
+        return all(
+            self._is(step, name, expected) if self._mark(step, name).exists() else (self.folder(step) / name).exists()
+            for name, expected in self.made(step, phase).items()
+        )
+
+    def _is(self, step: Pass, name: str, expected: str) -> bool:
+        path = self.folder(step) / name
+        return path.exists() and file_digest(path) == expected
+
+    def _mark(self, step: Pass, name: str) -> Path:
+        return self.folder(step) / f"{name}.let_go"
 
     def finish(
         self, step: Pass, phase: str, key: str, outputs: list[str], metrics: dict[str, Any], seconds: float

@@ -139,7 +139,8 @@ class Example:
     """One row for a trainer, with where it came from.
 
     A completion to imitate (`completion_ids`), or a preference pair (`completion_ids` is the chosen one, and
-    `rejected_ids` the other). `mask[i]` is 1 where completion token i bears loss; None means all of them.
+    `rejected_ids` the other). `mask[i]` is 1 where completion token i bears loss; None means all of them. For policy
+    gradients, `advantages[i]` is the advantage of completion token i, and `logprobs[i]` what its sampler said of it.
     """
 
     problem_id: str
@@ -151,6 +152,8 @@ class Example:
     weight: float = 1.0
     metadata: dict[str, Any] = field(default_factory=dict)
     array: list[float] | None = None  # in place of `completion_ids`, for a policy of numbers
+    advantages: list[float] | None = None  # one a completion token
+    logprobs: list[float] | None = None  # as in Sample, one a completion token
 
     @property
     def tokens(self) -> int:
@@ -261,6 +264,8 @@ def schemas() -> dict[type, pa.Schema]:
                 "weight": pa.float64(),
                 "metadata": pa.string(),
                 "array": pa.list_(pa.float64()),
+                "advantages": pa.list_(pa.float64()),
+                "logprobs": floats,
             }
         ),
         Memory: pa.schema(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +18,90 @@ from selfimprove.supplies import key as supplies_key
 from selfimprove.supplies import supplied
 from selfimprove.types import Example, Trajectory
 
+log = logging.getLogger("selfimprove")
+
 
 def train(session: Session, step: Pass, policies: Policies, node: Target) -> Weights:
-    """The train slot's update of the stage's learner on the pass's examples: policy/."""
+    """The train slot's update of the stage's learner on the pass's examples: policy/, and with `carry` state/."""
     config, stage, folder = session.config, session.stage(step), session.run.folder(step)
     role = stage.role
     assert role is not None
     model = config.model_of(role)
     lora = model.lora.model_dump() if model.lora else None
+    last = _trained(session, policies[role])
     start = policies[role] if stage.start == "last" else session.base[role]
     verifier = config.verifier_of(stage)
 
     def work(key: str) -> dict[str, Any]:
-        return _work(session, step, node, role, start, key)
+        return _work(session, step, node, start, key)
 
     made = session.run.made(step, "filter")
     depends: list[Any] = [node, lora, model.dtype, config.seed, start.digest, session.base[role].digest, made]
     depends.append([step.turn, step.turns])
     depends += [["pass", step.number]] if step.stage else []
+    depends += [["state", last and session.run.made(last, "train").get("state")]] if node.get("carry") else []
     depends += supplies_key(session, step, node, verifier)
-    once(session, step, "train", depends, ["policy"], work)
+    once(session, step, "train", depends, ["policy", *["state"] * bool(node.get("carry"))], work)
+    if last and not _stays(session, last):
+        session.run.let_go(last, "train")
     return Weights(str(folder / "policy"), step.number + 1, session.run.made(step, "train")["policy"])
 
 
-def _work(session: Session, step: Pass, node: Target, role: str, start: Weights, key: str) -> dict[str, Any]:
+def _trained(session: Session, weights: Weights) -> Pass | None:
+    """The pass that trained these weights; None: they are a base model's."""
+    return session.passes[weights.version - 1] if weights.version else None
+
+
+def _stays(session: Session, step: Pass) -> bool:
+    """Whether `keep` has a pass's policy stay on disk when the next one is trained."""
+    keep = session.stage(step).keep
+    return keep is None or (step.turn + 1) % keep == 0
+
+
+def restore(session: Session, weights: Weights) -> None:
+    """Make the folder of a policy again that was not kept, or that is damaged: train from the last one that is whole,
+    on the examples of each pass since. Nothing is sampled; on a CPU the bytes are those there were."""
+    chain: list[tuple[Pass, Weights]] = []
+    step = _trained(session, weights)
+    while step is not None and not session.run.whole(step, "train"):
+        chain.append((step, _start(session, step)))
+        step = _trained(session, chain[-1][1])
+    for number, (step, start) in enumerate(reversed(chain)):
+        manifest = session.run.manifest(step, "train")
+        node = session.stage(step).train
+        assert manifest is not None
+        assert node is not None
+        adapted = session.run.manifest(step, "adapt")
+        node = node | (adapted["metrics"]["overrides"].get("train", {}) if adapted else {})
+        log.info("round %s: its policy is made again from its examples", session.run.prefix(step)[1:])
+        _work(session, step, node, start, manifest["key"], again=True)
+        if any(store.file_digest(session.run.folder(step) / n) != h for n, h in manifest["outputs"].items()):
+            log.warning("round %s: the policy made again differs from the first by rounding", step.label)
+        if number:  # the one before was only needed for this one
+            before = _trained(session, start)
+            assert before is not None
+            session.run.let_go(before, "train")
+
+
+def _start(session: Session, step: Pass) -> Weights:
+    """What the training of a finished pass started from."""
+    stage = session.stage(step)
+    assert stage.role is not None
+    if stage.start == "last":
+        for earlier in reversed(session.passes[: step.number]):
+            if session.stage(earlier).role == stage.role and session.run.manifest(earlier, "train"):
+                path = session.run.folder(earlier) / "policy"
+                return Weights(str(path), earlier.number + 1, session.run.made(earlier, "train")["policy"])
+    return session.base[stage.role]
+
+
+def _work(session: Session, step: Pass, node: Target, start: Weights, key: str, again: bool = False) -> dict[str, Any]:
+    """Train. `again`: it was done before, so that its steps are not logged."""
     from selfimprove.train import TrainContext, launch, unfinished
 
-    config, folder, model = session.config, session.run.folder(step), session.config.model_of(role)
-    how = config.hardware.training
+    config, folder, role = session.config, session.run.folder(step), session.stage(step).role
+    assert role is not None
+    how, model = config.hardware.training, config.model_of(role)
     own = how.own_process or how.processes > 1
     session.rest()
     session.restore(start)
@@ -50,16 +109,19 @@ def _work(session: Session, step: Pass, node: Target, role: str, start: Weights,
     if own or how.checkpoint_steps:  # removed when the phase is done, as other parts are
         same = [key, how.model_dump(), config.hardware.micro_batch]
         parts = unfinished(folder / "policy.parts", store.digest(same))
-    before = steps_before(session, step)
+    before, last = steps_before(session, step), _trained(session, start)
+    carry = bool(node.get("carry"))
     with (
+        store.new_folder(folder / "state") if carry else nullcontext() as state,
         store.new_folder(folder / "policy") as out,
         show(session, step, "train", store.count_records(examples), "examples") as progress,
     ):
 
         def log_step(record: dict[str, float]) -> None:
-            session.run.log({**session.run.where(step), "phase": "train", **record})
-            session.log_step(step.round, record | {"step": record["step"] + before})
             progress.set(record["progress"])
+            if not again:
+                session.run.log({**session.run.where(step), "phase": "train", **record})
+                session.log_step(step.round, record | {"step": record["step"] + before})
 
         context = TrainContext(
             start=start.path,
@@ -77,11 +139,21 @@ def _work(session: Session, step: Pass, node: Target, role: str, start: Weights,
             rounds=step.turns,
             training=how,
             parts=parts,
+            state=state,
+            last_state=session.run.folder(last) / "state" if carry and last and _carries(session, last) else None,
         )
         if own:
-            return launch.train(node, examples, context)
-        update = supplied(session, step, node, "train", "train", config.verifier_of(session.stage(step)))
-        return update(list(store.read_records(examples, Example)), context)  # type: ignore[no-any-return]
+            result = launch.train(node, examples, context)
+        else:
+            update = supplied(session, step, node, "train", "train", config.verifier_of(session.stage(step)))
+            result = update(list(store.read_records(examples, Example)), context)
+    if again and parts:
+        shutil.rmtree(parts, ignore_errors=True)
+    return result
+
+
+def _carries(session: Session, step: Pass) -> bool:
+    return "state" in session.run.made(step, "train")
 
 
 def steps_before(session: Session, step: Pass) -> int:

@@ -130,7 +130,7 @@ def contents(folder: Path) -> dict[str, object]:
             value = timeless(json.loads(path.read_text()))
             if name.endswith(".manifest.json"):
                 # Parquet and JSON files are compared by content above and below; weights here, byte for byte.
-                value["outputs"] = {k: v for k, v in value["outputs"].items() if k == "policy"}
+                value["outputs"] = {k: v for k, v in value["outputs"].items() if k in ("policy", "state")}
             found[name] = value
         elif path.suffix == ".jsonl":
             found[name] = [timeless(json.loads(line)) for line in path.read_text().splitlines()]

@@ -39,6 +39,12 @@ Answer = tuple[list[int], list[int]]  # token ids of a prompt and of a completio
 Schedule = Literal["constant", "linear", "cosine"]
 BATCH_SIZE = 64
 SAVING = "saving"  # in the folder of unfinished work: the checkpoint that is being written
+FIGURES = {  # of a policy gradient's steps, whose means are figures of the phase: name in TRL's log -> name here
+    "entropy": "entropy",
+    "clip_ratio/region_mean": "clipped",
+    "kl": "kl",
+    "sampler_ratio": "sampler_ratio",
+}
 HANDOVER = "handover.json"  # in a policy's folder: what the trainer says of a few answers (selfimprove.train.probe)
 
 
@@ -61,6 +67,8 @@ class TrainContext:
     rounds: int = 1  # the run's training phases this is, for schedules that span them
     training: Training = field(default_factory=Training)  # `hardware.training`
     parts: Path | None = None  # folder for what is unfinished, see `unfinished`; without one nothing is kept
+    state: Path | None = None  # with `carry`: folder for what the next phase goes on with (selfimprove.train.carry)
+    last_state: Path | None = None  # and where the last phase left it; None: this is the first
 
 
 class Optimization(TypedDict, total=False):
@@ -73,6 +81,7 @@ class Optimization(TypedDict, total=False):
     schedule: Schedule  # default constant
     weight_decay: float  # default 0
     max_grad_norm: float  # default 1
+    carry: bool  # the optimizer's moments and the schedule go on from the policy's last training phase; default false
 
 
 def planned(lengths: Sequence[int], context: TrainContext, options: Optimization) -> list[int]:
@@ -144,7 +153,10 @@ def arguments(context: TrainContext, folder: str, rows: int, options: Optimizati
         "learning_rate": options["learning_rate"],
         "lr_scheduler_type": "constant_with_warmup" if schedule == "constant" else schedule,
         # Rounded down: a warm-up step may have a learning rate of 0, and a short phase must not be all warm-up.
-        "warmup_steps": math.floor(options.get("warmup_ratio", 0.0) * math.ceil(rows / batch_size)),
+        # A schedule that goes on is made by the trainer, which takes the ratio itself.
+        "warmup_steps": options.get("warmup_ratio", 0.0)
+        if context.state
+        else math.floor(options.get("warmup_ratio", 0.0) * math.ceil(rows / batch_size)),
         "weight_decay": options.get("weight_decay", 0.0),
         "max_grad_norm": options.get("max_grad_norm", 1.0),
         "seed": _seed32(context),
@@ -305,9 +317,12 @@ def run(make: Maker, context: TrainContext) -> dict[str, float]:
     """
     from transformers import AutoTokenizer
 
+    from selfimprove.train import carry
     from selfimprove.train.probe import Probe
 
     model, tokenizer = load(context)
+    if context.last_state:
+        carry.restore_weights(model, context.last_state)
     # Trainers edit the configs they are given (special tokens, use_cache); a policy keeps those it came with.
     configs = copy.deepcopy((model.config, model.generation_config))
     learned = {name: weight.data for name, weight in _adapters_on_bits(model)}
@@ -319,11 +334,15 @@ def run(make: Maker, context: TrainContext) -> dict[str, float]:
             weight.data = learned.pop(name).to(weight.device)
         probe = Probe(context.probe, context.dtype, context.parts / "probe.json" if context.parts else None)
         trainer.add_callback(probe)
+        if context.last_state:
+            trainer.add_callback(carry.Moments(context.last_state))
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     weights = whole_weights(trainer)
     context.out.mkdir(parents=True, exist_ok=True)
     if trainer.accelerator.is_main_process:
         model = trainer.accelerator.unwrap_model(trainer.model)
+        if context.state:
+            carry.save(trainer, model, context)
         if context.lora is None:
             import torch
 
@@ -340,11 +359,16 @@ def run(make: Maker, context: TrainContext) -> dict[str, float]:
         AutoTokenizer.from_pretrained(context.start).save_pretrained(context.out)
         if context.probe:
             probe.write(context.out)
-    losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
+    steps = [record for record in trainer.state.log_history if "loss" in record]
     return {
-        "loss": sum(losses) / len(losses),
+        "loss": sum(record["loss"] for record in steps) / len(steps),
         "steps": float(trainer.state.global_step),
         "seconds": trainer.seconds,
+        **{
+            ours: sum(record[name] for record in steps) / len(steps)
+            for name, ours in FIGURES.items()
+            if all(record.get(name) is not None for record in steps)
+        },
     }
 
 

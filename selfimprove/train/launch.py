@@ -25,7 +25,7 @@ from selfimprove import store
 from selfimprove.binding import Target
 from selfimprove.errors import ConfigError, RunError
 from selfimprove.train import TrainContext, require
-from selfimprove.train.worker import RESULT, STEPS, die_with
+from selfimprove.train.worker import PATHS, RESULT, STEPS, die_with
 
 JOB, ACCELERATE, DEEPSPEED = "job.json", "accelerate.json", "deepspeed.json"
 KILLED = "killed"  # of several processes: which was killed, and by what signal
@@ -75,7 +75,7 @@ def train(node: Target, rows: Path, context: TrainContext) -> dict[str, float]:
 def job(node: Target, rows: Path, context: TrainContext) -> dict[str, Any]:
     """What a worker needs, as JSON."""
     told = {field.name: getattr(context, field.name) for field in fields(context) if field.name != "log"}
-    told |= {key: str(told[key]) for key in ("out", "parts")} | {"training": context.training.model_dump()}
+    told |= {key: told[key] and str(told[key]) for key in PATHS} | {"training": context.training.model_dump()}
     return {"node": node, "rows": str(rows), "context": told}
 
 

@@ -20,6 +20,7 @@ from datasets import Dataset
 from peft import PeftModel
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl.models.utils import prepare_deepspeed
@@ -30,8 +31,9 @@ from trl.trainer.utils import FusedCausalLMOutput
 from selfimprove import store
 from selfimprove.errors import RunError
 from selfimprove.train import SAVING, TrainContext, checkpoint, device_steps
+from selfimprove.train.carry import rate
 
-LOGGED = ("loss", "learning_rate", "grad_norm", "rewards/", "logps/")
+LOGGED = ("loss", "learning_rate", "grad_norm", "rewards/", "logps/", "entropy", "clip_ratio/region", "kl", "sampler_")
 SPENT = "seconds.json"  # in a checkpoint: what training took until then
 
 
@@ -95,13 +97,14 @@ def _processes(count: int) -> str:
     return "1 process" if count == 1 else f"{count} processes"
 
 
-def score_labelled_positions(model: Any) -> None:
+def score_labelled_positions(model: Any, entropy: bool = False) -> None:
     """On a CPU, replace the head that TRL puts on a model by one that only scores positions with a label.
 
     Without a GPU, TRL 1.16's fused head (`add_fused_lm_head` in trl/trainer/utils.py) multiplies every position, prompt
     and padding too, by the whole vocabulary, twice, and adds passes for entropy and accuracy. This one asks the model's
-    own forward for the columns where some row has a label. The fields that only feed metrics are zero. Models whose
-    forward cannot choose columns, and mixtures of experts (router loss), keep TRL's head.
+    own forward for the columns where some row has a label. The fields that only feed metrics are zero, but for the
+    entropy (nats) where it is asked for. Models whose forward cannot choose columns, and mixtures of experts (router
+    loss), keep TRL's head.
     """
     if isinstance(model, PeftModel):
         model = model.get_base_model()
@@ -121,8 +124,13 @@ def score_labelled_positions(model: Any) -> None:
         nll = F.cross_entropy(logits[chosen].float(), labels[:, columns][chosen], reduction="none")
         log_probs = nll.new_zeros(mask.shape).masked_scatter(mask, -nll)
         zeros = torch.zeros_like(log_probs)
+        spread = zeros
+        if entropy:
+            with torch.no_grad():
+                table = logits[chosen].float().log_softmax(-1)
+                spread = zeros.masked_scatter(mask, -(table.exp() * table).sum(-1))
         return FusedCausalLMOutput(
-            log_probs=log_probs, label_mask=mask, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool()
+            log_probs=log_probs, label_mask=mask, entropy=spread, mean_logits=zeros, is_top1=zeros.bool()
         )
 
     model.forward = types.MethodType(forward, model)
@@ -161,6 +169,15 @@ class _Planned(Trainer):
         return prepare_data_loader(
             loader, self.accelerator.device, num_processes=1, process_index=0, put_on_device=True
         )
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The Trainer's, or with `carry` one that spans all the run's phases of this policy."""
+        context, args = self.context, self.args
+        if context.state and self.lr_scheduler is None:
+            kind = args.lr_scheduler_type.removeprefix("constant_with_")
+            share = rate(kind, args.warmup_steps, num_training_steps, context.round, context.rounds)
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, share)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Past TRL's own, which writes a model card besides. A folder with its final name holds a whole checkpoint."""

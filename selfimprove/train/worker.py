@@ -22,6 +22,7 @@ from selfimprove.train import TrainContext
 from selfimprove.types import Example
 
 STEPS, RESULT = "steps.jsonl", "result.json"
+PATHS = ("out", "parts", "state", "last_state")  # fields of the context that are paths, or None
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -35,7 +36,7 @@ def die_with(parent: int) -> None:
 def work(job: dict[str, Any], folder: Path) -> dict[str, float]:
     """Do what a job says; returns the figures of its train function. Step figures are appended to `STEPS`."""
     fields = job["context"]
-    fields |= {key: Path(fields[key]) for key in ("out", "parts")} | {"training": Training(**fields["training"])}
+    fields |= {key: fields[key] and Path(fields[key]) for key in PATHS} | {"training": Training(**fields["training"])}
     with (folder / STEPS).open("a", encoding="utf-8", buffering=1) as lines:  # a line at a time
         context = TrainContext(**fields, log=lambda figures: print(json.dumps(figures), file=lines))
         rows = list(store.read_records(Path(job["rows"]), Example))

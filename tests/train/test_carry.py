@@ -1,0 +1,98 @@
+"""Training that goes on: several phases with `carry` are one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from conftest import LORA, rows, weights
+
+from selfimprove import store
+from selfimprove.train import TrainContext
+from selfimprove.train.carry import STEPS, WEIGHTS, rate
+from selfimprove.train.sft import sft
+
+Make = Callable[..., TrainContext]
+HOW = {"batch_size": 8, "learning_rate": 1e-3}
+
+
+def far(first: Any, second: Any) -> float:
+    before, after = weights(first), weights(second)
+    return max((before[k].float() - after[k].float()).abs().max().item() for k in before)
+
+
+def passes(context: Make, name: str, count: int, carry: bool, schedule: str = "constant", **fields: Any) -> Any:
+    """The policy of `count` phases of one step each."""
+    last: TrainContext | None = None
+    for i in range(count):
+        own = context(f"{name}{i}", round=i, rounds=count, **fields)
+        if last:
+            own = replace(own, start=str(last.out), last_state=last.state)
+        if carry:
+            own = replace(own, state=own.out.with_name(f"{name}{i}_state"))
+        sft(rows(8), own, schedule=schedule, **HOW)  # type: ignore[arg-type]
+        last = own
+    assert last
+    return last
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_phases_that_carry_are_one_phase_of_as_many_steps(context: Make, lora: Any) -> None:
+    whole = context("whole", lora=lora)
+    sft(rows(8), whole, epochs=3, **HOW)  # type: ignore[arg-type]
+    carried = passes(context, "carried", 3, carry=True, lora=lora)
+    assert far(carried.out, whole.out) < 2e-6
+    assert far(passes(context, "anew", 3, carry=False, lora=lora).out, whole.out) > 1e-4
+    assert store.read_json(carried.state / STEPS) == {"steps": 3}
+    assert not list(carried.state.glob("*.pt")) + list(carried.state.glob("*.bin"))
+
+
+def test_a_schedule_goes_on_over_all_phases(context: Make) -> None:
+    logged: list[float] = []
+    passes(context, "carried", 4, carry=True, schedule="linear", log=lambda f: logged.append(f["learning_rate"]))
+    assert logged == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+
+
+def test_the_rate_of_a_schedule_by_hand() -> None:
+    rising = [rate("cosine", 0.5, 1, turn, 4)(0) for turn in range(4)]
+    assert rising == pytest.approx([0.5, 1.0, 1.0, 0.5])
+    assert [rate("constant", 0.0, 2, 0, 1)(step) for step in (0, 1, 2)] == [1, 1, 1]
+    assert [rate("linear", 0.0, 2, 1, 2)(step) for step in (0, 1, 2)] == pytest.approx([0.5, 0.25, 0.0])
+
+
+def test_steps_too_small_for_bfloat16_add_up(context: Make) -> None:
+    """Each would be rounded away: a bfloat16 weight of 0.2 is 0.001 from the next."""
+    small = {**HOW, "learning_rate": 2e-5}
+    ends = {}
+    for carry in (True, False):
+        last: TrainContext | None = None
+        for i in range(3):
+            own = context(f"{carry}{i}", dtype="bfloat16")
+            if last:
+                own = replace(own, start=str(last.out), last_state=last.state)
+            if carry:
+                own = replace(own, state=own.out.with_name(f"{carry}{i}_state"))
+            sft(rows(8), own, **small)  # type: ignore[arg-type]
+            last = own
+        assert last
+        ends[carry] = last
+    assert ends[True].state
+    kept = torch.cat([w.flatten() for w in _load(ends[True].state / WEIGHTS).values()])
+    assert kept.dtype == torch.float32
+    assert not torch.equal(kept, kept.bfloat16().float())
+    moved = _distance(ends[True].out, context().base)
+    assert moved > _distance(ends[False].out, context().base)
+
+
+def _load(path: Any) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _distance(policy: Any, base: str) -> float:
+    before, after = weights(base), weights(policy)
+    return sum((before[k].bfloat16() != after[k].bfloat16()).sum().item() for k in before)
