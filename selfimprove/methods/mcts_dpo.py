@@ -27,7 +27,6 @@ from typing import Literal
 from selfimprove.filter.step_pairs import step_pairs
 from selfimprove.generate.critique import fill
 from selfimprove.generate.mcts import (
-    Branch,
     Rules,
     Steps,
     backup,
@@ -37,10 +36,9 @@ from selfimprove.generate.mcts import (
     prior_outside,
     propose,
     puct,
-    records,
     search,
-    solution,
 )
+from selfimprove.generate.tree import Branch, records, solution
 from selfimprove.policy import Policy
 from selfimprove.train.dpo import dpo
 from selfimprove.types import Count, Message, NonNegative, Problem, Share, Trajectory

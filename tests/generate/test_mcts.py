@@ -11,7 +11,6 @@ import pytest
 
 from selfimprove.datasets import arithmetic
 from selfimprove.generate.mcts import (
-    Branch,
     Rules,
     Steps,
     backup,
@@ -23,10 +22,9 @@ from selfimprove.generate.mcts import (
     prior_outside,
     propose,
     puct,
-    records,
     search,
-    solution,
 )
+from selfimprove.generate.tree import Branch, records, solution
 from selfimprove.methods.mcts_dpo import Judge, ask, generate, outcome_score, state_value
 from selfimprove.policy import Policy, Request
 from selfimprove.types import Problem, Sample, Trajectory
