@@ -26,6 +26,9 @@ Count = Annotated[int, Ge(1)]
 Share = Annotated[float, Ge(0), Le(1)]
 NonNegative = Annotated[float, Ge(0)]
 
+# `__pydantic_config__` of a dataclass that is such a type hint: a key that it does not have is refused.
+CLOSED = {"extra": "forbid"}
+
 
 @dataclass(slots=True)
 class Problem:

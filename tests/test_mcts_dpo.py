@@ -9,15 +9,16 @@ import pytest
 
 from selfimprove import store
 from selfimprove.config import compose
+from selfimprove.errors import ConfigError
 from selfimprove.methods.mcts_dpo import Judge
 from selfimprove.types import Example, Problem, Trajectory
 from tests.conftest import SMALL
 
 BUDGET = [
-    "method.generate.iterations=2",
-    "method.generate.first_iterations=6",
-    "method.generate.candidates=2",
-    "method.generate.first_candidates=3",
+    "method.generate.search.iterations=2",
+    "method.generate.search.first_iterations=6",
+    "method.generate.search.candidates=2",
+    "method.generate.search.first_candidates=3",
 ]
 
 
@@ -35,8 +36,8 @@ def test_a_model_is_asked_in_its_own_form(method: str) -> None:
     "override",
     [
         "method.generate.judge=null",
-        "method.generate.confidence=0",
-        "method.generate.outcome=0",
+        "method.generate.worth.confidence=0",
+        "method.generate.worth.outcome=0",
         "method.filter.rejected=random",
         "filter=instance_pairs",
         "method.sampler=base",
@@ -45,6 +46,13 @@ def test_a_model_is_asked_in_its_own_form(method: str) -> None:
 )
 def test_ablations_are_overrides(override: str) -> None:
     compose(["method=mcts_dpo", override])
+
+
+@pytest.mark.parametrize("noun", ["search", "worth", "steps", "judge"])
+def test_an_unknown_key_of_a_noun_is_refused(noun: str) -> None:
+    with pytest.raises(ConfigError, match=rf"method\.generate\.{noun}\b.*iteratons") as refused:
+        compose(["method=mcts_dpo", f"+method.generate.{noun}.iteratons=3"])
+    assert len(str(refused.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("form", ["solve", "choice"])

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from selfimprove.datasets import lettered
-from selfimprove.types import Message, Problem
+from selfimprove.types import CLOSED, Message, Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +16,8 @@ class Critique:
     In `verify` and `refine`, {question}, {options} and {solution} are replaced, and in `refine` {review} too, which is
     what the policy said when it verified. `correct` and `incorrect` are the verdict words of a review.
     """
+
+    __pydantic_config__ = CLOSED
 
     verify: list[Message]
     refine: list[Message]

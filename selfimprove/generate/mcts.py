@@ -14,7 +14,7 @@ from difflib import SequenceMatcher
 
 from selfimprove.generate.tree import Branch, Search, step
 from selfimprove.policy import Policy
-from selfimprove.types import Sample
+from selfimprove.types import CLOSED, Count, NonNegative, Sample, Share
 
 
 @dataclass(frozen=True)
@@ -116,27 +116,28 @@ def most_visited(node: Branch) -> tuple[float, ...]:
 class Steps:
     """How a policy is asked for candidate steps."""
 
-    stop: tuple[str, ...]  # what ends a step
-    temperature: float
-    step_tokens: int  # most tokens of a step
-    total_tokens: int  # and of a whole solution
-    threshold: float  # candidates that are more alike than this are one; see `alike`
-    finish_at: int | None = None  # from this depth on, the one candidate is all the rest of the solution
+    __pydantic_config__ = CLOSED
+
+    stop: tuple[str, ...] = ("\n",)  # what ends a step
+    temperature: NonNegative = 1.0
+    step_tokens: Count | None = None  # most tokens of a step; None: only the solution has a limit
+    max_tokens: Count | None = None  # most tokens of a solution; None: the policy's own limit
+    similarity: Share = 0.99  # candidates that are more alike than this are one; see `alike`
+    finish_at: Count | None = None  # from this depth on, the one candidate is all the rest of the solution
 
 
 async def propose(node: Branch, policy: Policy, n: int, steps: Steps) -> list[Sample]:
     """Up to n different next steps of a node, sampled in one request. A blank step counts only where all are blank."""
-    spent = len(node.prompt_ids) - prompt_length(node)
     last = steps.finish_at is not None and node.depth >= steps.finish_at
-    limit = steps.total_tokens - spent if last else min(steps.step_tokens, steps.total_tokens - spent)
+    left = room(node, policy, steps)
     samples = await policy.sample(
         node.prompt_ids,
         1 if last else n,
         temperature=steps.temperature,
-        max_tokens=limit,
+        max_tokens=left if last or steps.step_tokens is None else min(steps.step_tokens, left),
         stop=() if last else steps.stop,
     )
-    return distinct(samples, steps.threshold)
+    return distinct(samples, steps.similarity)
 
 
 def ended(node: Branch, policy: Policy, steps: Steps) -> bool:
@@ -147,8 +148,12 @@ def ended(node: Branch, policy: Policy, steps: Steps) -> bool:
         return True
     if steps.finish_at is not None and node.depth > steps.finish_at:
         return True
-    length = len(node.prompt_ids)
-    return length - prompt_length(node) >= steps.total_tokens or length >= policy.engine.max_length
+    return room(node, policy, steps) <= 0 or len(node.prompt_ids) >= policy.engine.max_length
+
+
+def room(node: Branch, policy: Policy, steps: Steps) -> int:
+    """Tokens that a solution may still have behind this node."""
+    return (steps.max_tokens or policy.max_tokens) - (len(node.prompt_ids) - prompt_length(node))
 
 
 def prompt_length(node: Branch) -> int:

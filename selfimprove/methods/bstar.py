@@ -33,7 +33,7 @@ from selfimprove.report.metrics import normalise
 from selfimprove.report.surface import log_surface
 from selfimprove.train import TrainContext
 from selfimprove.train.sft import sft
-from selfimprove.types import Adaptation, Attempt, Count, Example, NonNegative, Problem, Trajectory
+from selfimprove.types import CLOSED, Adaptation, Attempt, Count, Example, NonNegative, Problem, Trajectory
 
 log = logging.getLogger("selfimprove")
 
@@ -43,6 +43,8 @@ generate = best_of_n
 @dataclass(frozen=True)
 class Grid:
     """Evenly spaced numbers from `low` to `high`, both among them. Raises ConfigError where there are none."""
+
+    __pydantic_config__ = CLOSED
 
     low: float
     high: float

@@ -15,7 +15,7 @@ from selfimprove.studies import Claim, Lab, Result, advantage, claim_above, gain
 
 SMALL = ("dataset.train_size=60", "dataset.heldout_size=200", "rounds=2", "method.train.batch_size=4")
 FULL = ("dataset.train_size=200", "dataset.heldout_size=300")
-SMALL_TREES = ("method.parts=1", "method.generate.iterations=3", "method.generate.first_iterations=10")
+SMALL_TREES = ("method.parts=1", "method.generate.search.iterations=3", "method.generate.search.first_iterations=10")
 CONTROLS = {
     "instance": ("filter=instance_pairs",),
     "offline": ("method.sampler=base",),
