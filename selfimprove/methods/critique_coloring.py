@@ -90,6 +90,16 @@ async def generate(
     return found
 
 
+def self_critique(p: float, right: float, wrong: float, rounds: int) -> float:
+    """The probability that the last answer is right, of independent answers that are right with probability p.
+
+    The critic accepts a right one with probability `right` and a wrong one with `wrong`, and is asked `rounds` times.
+    """
+    stops = p * right + (1 - p) * wrong
+    goes_on: float = (1 - stops) ** rounds
+    return p * right * (1 - goes_on) / stops + goes_on * p
+
+
 # What a sound verifier tells
 
 

@@ -17,11 +17,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from selfimprove.generate.critique import Critique, fill, said, verdict
 from selfimprove.policy import Policy
-from selfimprove.types import Count, NonNegative, Problem, Sample, Trajectory
+from selfimprove.types import Attempt, Count, NonNegative, Problem, Sample, Trajectory
+from selfimprove.verify.answers import stage
 
 
 async def generate(
@@ -85,3 +89,37 @@ def vote_right(p: float, voters: int) -> float:
     ways = [math.comb(voters, k) * p**k * (1 - p) ** (voters - k) for k in range(voters + 1)]
     tie = ways[voters // 2] / 2 if voters % 2 == 0 else 0.0
     return math.fsum(ways[voters // 2 + 1 :]) + tie
+
+
+# What is measured, of each problem's attempts with verdicts
+
+
+def solutions_of(groups: Sequence[Sequence[Attempt]], chains: int) -> np.ndarray:
+    """Which solutions are right, (problems, stages, chains)."""
+    right = [[attempt.verdict.status == "correct" for attempt in group] for group in groups]
+    return np.array(right).reshape(len(groups), -1, chains)
+
+
+def stopped(groups: Sequence[Sequence[Attempt]], chains: int) -> np.ndarray:
+    """Whether each chain ends right, (problems, chains), if it stops at the first solution that it verified.
+
+    A review is of the solution before it and changes nothing in what the chain does next. So the chain that stops is
+    this one, cut.
+    """
+    solutions = solutions_of(groups, chains)
+    yes = np.array([[a.trajectory.metadata.get("verified") is True for a in group] for group in groups])
+    yes = yes.reshape(len(groups), -1, chains)[:, 1:]  # of the solution at stages 0, 1, ...
+    end = np.where(yes.any(axis=1), yes.argmax(axis=1), solutions.shape[1] - 1)
+    return np.take_along_axis(solutions, end[:, None], axis=1)[:, 0]
+
+
+def review_rates(groups: Sequence[Sequence[Attempt]]) -> tuple[float, float]:
+    """(false, true) positive rates of the reviews, over all iterations; an unreadable review passes nothing."""
+    passed: dict[bool, list[bool]] = {False: [], True: []}
+    for group in groups:
+        known = {(a.trajectory.metadata["chain"], stage(a)): a.verdict.status == "correct" for a in group}
+        for a in group:
+            if n := stage(a):
+                was = known[a.trajectory.metadata["chain"], n - 1]
+                passed[was].append(a.trajectory.metadata["verified"] is True)
+    return float(np.mean(passed[False])), float(np.mean(passed[True]))

@@ -27,6 +27,7 @@ from selfimprove.generate.critique import fill
 from selfimprove.generate.dialogue import Dialogue
 from selfimprove.policy import Policy
 from selfimprove.report.metrics import normalise
+from selfimprove.report.statistics import Estimate, ratio
 from selfimprove.types import Attempt, Count, NonNegative, Problem, Sample, Share, Trajectory
 
 Space = Literal["open", "choice"]
@@ -159,6 +160,17 @@ def turns(groups: Sequence[Sequence[Attempt]]) -> Turns:
         np.array([[v.status == "correct" for v in row] for row in held]),
         np.array(answers, dtype=object),
     )
+
+
+def flip_rate(each: Sequence[Turns], was: bool) -> Estimate | None:
+    """Of answers that were right (or, with `was` False, wrong), the share that flips by the next round.
+
+    `each` is one a seed, of the same problems; the interval is over problems. None where no answer could flip.
+    """
+    before = np.stack([t.right[:, :-1] == was for t in each])  # (seeds, problems, rounds)
+    after = np.stack([t.right[:, 1:] != was for t in each])
+    could, did = before.sum(axis=(0, 2)), (before & after).sum(axis=(0, 2))
+    return ratio(did[could > 0], could[could > 0]) if could.any() else None
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> np.ndarray:

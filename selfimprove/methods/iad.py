@@ -14,7 +14,9 @@ little to say through f, since all that is shown before the task is solved has 0
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import math
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -100,3 +102,48 @@ async def decode(
             metadata = {"stage": stage, "score": reward}
             found.append(Candidate(Trajectory(problem.id, [*before, sample], metadata), reward))
     return [candidate.trajectory for candidate in found]
+
+
+# What the theory says, of a policy whose chances are known
+
+
+Chances = Mapping[str, float]  # probabilities of the kinds of an answer; or the score of each kind
+
+
+def solved_exactly(
+    first: Chances,
+    after: Mapping[str, Chances],
+    scores: Chances,
+    *,
+    n: int,
+    iterations: int,
+    p_flip: float = 0.0,
+    oracle: bool = False,
+) -> float:
+    """The probability that the answer is right: the best so far is a Markov chain over its kind and score.
+
+    Answers are of several kinds, one of them "right". `first` are the chances of an answer without feedback, `after`
+    those of one that is to improve on an answer of a kind; `first` for each kind is best-of-n. A score r is seen as
+    1 - r with probability `p_flip`. With `oracle` the seen scores are feedback alone, and the answer is right where any
+    candidate is.
+    """
+    states: dict[tuple[float, str], float] = {(-math.inf, ""): 1.0}  # score and kind of the best so far
+    for _ in range(iterations):
+        following: dict[tuple[float, str], float] = defaultdict(float)
+        for (top, kind), p in states.items():
+            candidate: dict[tuple[float, str], float] = defaultdict(float)  # chances of its score and kind
+            for new, weight in (after[kind] if kind else first).items():
+                if not (oracle and new == "right"):
+                    candidate[scores[new], new] += weight * (1 - p_flip)
+                    candidate[1 - scores[new], new] += weight * p_flip
+            below = 0.0
+            for value in sorted({seen for seen, _ in candidate}):
+                here = sum(weight for (seen, _), weight in candidate.items() if seen == value)
+                highest = (below + here) ** n - below**n  # that the best of n candidates has this score
+                for (seen, new), weight in candidate.items():
+                    if seen == value and here:
+                        following[(value, new) if value > top else (top, kind)] += p * highest * weight / here
+                below += here
+        states = dict(following)
+    total = sum(states.values()) if oracle else sum(p for (_, kind), p in states.items() if kind != "right")
+    return 1 - total

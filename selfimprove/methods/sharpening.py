@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from selfimprove.filter.distinct import answered
 from selfimprove.generate.best_of_n import best_of_n
-from selfimprove.train.residual import residual
+from selfimprove.train.residual import residual, squared_residual
 from selfimprove.train.sft import sft
 from selfimprove.types import Attempt, Count, Example
 
@@ -75,3 +75,37 @@ def pairs(groups: Iterable[list[Attempt]], *, per_problem: Count, seed: int) -> 
                 rejected_ids=rejected,
                 metadata={"margin": first.verdict.reward - second.verdict.reward},
             )
+
+
+# What the theory says, of a policy over a few outcomes
+
+
+def sharpened(base: Sequence[float], beta: float) -> list[float]:
+    """pi_base^(1 + 1/beta), normalised."""
+    powers = [p ** (1 + 1 / beta) for p in base]
+    return [power / sum(powers) for power in powers]
+
+
+def optimum(base: Sequence[float], beta: float) -> list[float]:
+    """The softmax policy that minimises the expected loss of the RLHF form over pairs of `base`, with r = log base."""
+    import torch
+
+    p = torch.tensor(base, dtype=torch.float64)
+    logits = p.log().requires_grad_()
+    optimizer = torch.optim.LBFGS([logits], max_iter=500, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        ratio, reward = logits.log_softmax(0) - p.log(), p.log()
+        each = squared_residual(ratio[:, None], ratio[None], reward[:, None] - reward[None], beta)
+        total: torch.Tensor = (p[:, None] * p[None] * each).sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    probabilities: list[float] = logits.detach().softmax(0).tolist()
+    return probabilities
+
+
+def total_variation(p: Sequence[float], q: Sequence[float]) -> float:
+    return sum(abs(a - b) for a, b in zip(p, q, strict=True)) / 2

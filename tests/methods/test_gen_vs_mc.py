@@ -12,10 +12,10 @@ import pytest
 from selfimprove.config import check_solver, compose
 from selfimprove.datasets.arithmetic import load
 from selfimprove.errors import ConfigError
-from selfimprove.methods.gen_vs_mc import generate, lead, turns
+from selfimprove.methods.gen_vs_mc import flip_rate, generate, lead, turns
 from selfimprove.policy import Policy
 from selfimprove.policy.scripted import ScriptedEngine
-from selfimprove.studies.gen_vs_mc import REVIEW, Arm, flip_rate, scripted
+from selfimprove.studies.gen_vs_mc import REVIEW, Arm, scripted
 from selfimprove.studies.solving import solve
 from selfimprove.types import Attempt, Problem, Sample, Trajectory, Verdict
 
