@@ -1,7 +1,7 @@
 """A generative model retrained on what a curator picks of its own samples, round after round.
 
 Self-Consuming Generative Models with Curated Data Provably Optimize Human Preferences (Ferbach et al. 2024, arXiv
-2407.09499). The model sees no reward, no gradient of one and nothing that was not picked.
+2407.09499). The model sees no reward and no gradient of one. It sees only what was picked.
 
     generate   x_1..x_K ~ p_t, for each of N draws (for text: K answers to each prompt)
     verify     r(x_k), what the curator likes
@@ -13,6 +13,9 @@ Self-Consuming Generative Models with Curated Data Provably Optimize Human Prefe
 In expectation, with w = e^r: the pick of K has mean weight E[sum w_k^2 / sum w_k] = E[w + s^2 / w], s^2 and w the
 variance (over K) and mean of the K weights, so that without real data
     E_{t+1}[e^r]  >=  E_t[e^r] + (K - 1)/K  Var_t[e^r] / e^r_max.
+
+*Wrong when* the curator's reward is not what one wants more of: the loop raises that reward and nothing else. Without
+real data it also loses its variety, round after round, until it gives one outcome.
 """
 
 from __future__ import annotations
@@ -33,8 +36,10 @@ generate, train = best_of_n, sft
 
 
 def curate(groups: Iterable[list[Attempt]], *, lam: NonNegative | None, seed: int) -> Iterator[Example]:
-    """One example a problem: its real draw with probability 1 / (1 + lam), else the curator's pick. `lam` None: no real
-    data. Raises RunError for a problem that has no real draw when one is wanted."""
+    """One example a problem: its real draw with probability 1 / (1 + lam), else the curator's pick.
+
+    `lam` None: no real data. Raises RunError for a problem that has no real draw when one is wanted.
+    """
     for attempts in groups:
         problem = attempts[0].problem
         rng = random.Random(f"{seed}/{problem.id}")

@@ -1,5 +1,6 @@
-"""Iterative Agent Decoding: sample, score, show the best and the worst so far, sample again (Chakraborty et al. 2025,
-arXiv 2504.01931, "Review, Refine, Repeat").
+"""Iterative Agent Decoding: sample, score, show the best and the worst so far, sample again.
+
+Review, Refine, Repeat (Chakraborty et al. 2025, arXiv 2504.01931).
 
     for t = 1 .. T
         y_1 .. y_n ~ pi(. | x, f)       f: nothing at first, then the best and the worst so far, with their scores
@@ -7,8 +8,11 @@ arXiv 2504.01931, "Review, Refine, Repeat").
         best so far                     replaced only by a candidate of a higher score
     answer: the best so far
 
-Nothing is trained. Best-of-(n T) by the same verifier is the same without f. A verifier whose rewards are 0 or 1 has
-little to say through f, since all that is shown before the task is solved has 0: the method is for graded rewards.
+Nothing is trained. Best-of-(n T) by the same verifier is the same without f. The method is for graded rewards: with
+rewards of 0 or 1, all that is shown before the task is solved has 0.
+
+*Wrong when* an answer does not get better for being shown the best so far: then best-of-(n T) finds as much for fewer
+tokens. A verifier whose scores are noisy also picks wrong answers, here as in best-of-(n T).
 """
 
 from __future__ import annotations
@@ -55,10 +59,10 @@ async def generate(
     max_tokens: Count | None = None,
     check: Check,
 ) -> list[Trajectory]:
-    """n * iterations candidates, in the order found; scores are the rewards of `check`.
+    """n * iterations candidates, in the order in which they were sampled. Scores are the rewards of `check`.
 
-    In `prompt`, {question} and {options} are replaced, {solution} and {score} by the best candidate so far, {worst} and
-    {worst_score} by the worst.
+    In `prompt`, {question} and {options} are replaced. {solution} and {score} become the best candidate so far, {worst}
+    and {worst_score} the worst.
     """
 
     async def score(text: str) -> float:
@@ -83,25 +87,23 @@ async def decode(
 ) -> list[Trajectory]:
     """The algorithm, for any feedback and any score.
 
-    A trajectory's samples are those of the best candidate that it was to improve on, then its own. Its metadata has its
-    `stage`, and the `score` that the method saw.
+    A trajectory's samples are those of the best candidate before it, on which it was to improve, then its own. Its
+    metadata has its `stage`, and the `score` that the method saw.
     """
-    found: list[Candidate] = []
+    candidates: list[Candidate] = []
     for stage in range(iterations):
         before: list[Sample] = []
-        asked: Prompt = problem.prompt
-        if found:
-            best = max(
-                found, key=lambda candidate: candidate.score
-            )  # the first of equals: only a better one replaces it
-            worst = min(reversed(found), key=lambda candidate: candidate.score)  # the last: another one than the best
-            before, asked = best.trajectory.samples, ask(best, worst)
-        samples = await policy.sample(asked, n, temperature=temperature, max_tokens=max_tokens)
+        prompt: Prompt = problem.prompt
+        if candidates:
+            best = max(candidates, key=lambda c: c.score)  # the first of equals: only a better one replaces it
+            worst = min(reversed(candidates), key=lambda c: c.score)  # the last of equals: another one than the best
+            before, prompt = best.trajectory.samples, ask(best, worst)
+        samples = await policy.sample(prompt, n, temperature=temperature, max_tokens=max_tokens)
         scores = await asyncio.gather(*(score(sample.text) for sample in samples))
         for sample, reward in zip(samples, scores, strict=True):
             metadata = {"stage": stage, "score": reward}
-            found.append(Candidate(Trajectory(problem.id, [*before, sample], metadata), reward))
-    return [candidate.trajectory for candidate in found]
+            candidates.append(Candidate(Trajectory(problem.id, [*before, sample], metadata), reward))
+    return [candidate.trajectory for candidate in candidates]
 
 
 # What the theory says, of a policy whose chances are known

@@ -15,9 +15,9 @@ Monte Carlo Tree Search Boosts Reasoning via Iterative Preference Learning (Xie 
 
 Settings make it the paper's or the released code's: conf/method/mcts_dpo.yaml, mcts_dpo_released.yaml.
 
-*Wrong when* siblings hardly differ in worth. Each value is a mean over few visits, so the best step and the worst one
-are then told apart by chance, and training follows that chance. It also teaches nothing where a state's confidence does
-not depend on whether its steps are right.
+*Wrong when* siblings hardly differ in worth. Each value is a mean over few visits, so chance then tells the best step
+from the worst, and training follows that chance. Self-evaluation adds nothing where the policy's confidence does not
+depend on whether the steps are right.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def state_value(parent: Branch, confidence: float, outcome: float, late: int | N
 
 
 def outcome_score(child: Branch, problem: Problem, early: Sequence[float], bonus: float) -> float:
-    """+1 or -1 for a finished solution, 0 where the check said nothing of it."""
+    """+1 or -1 for a finished solution; 0 where the check ended as `timeout` or `error`."""
     if child.status != "correct":
         return -1.0 if child.status in ("wrong", "unparseable") else 0.0
     written = problem.metadata.get("solution")
@@ -158,8 +158,11 @@ def outcome_score(child: Branch, problem: Problem, early: Sequence[float], bonus
 
 
 async def ask(policy: Policy, judge: Judge, problem: Problem, text: str) -> float:
-    """The policy's confidence in the steps `text`, 0 to 1, from the log-probabilities of the judge's two endings. The
-    gold answer that it is shown is the written solution, where the problem has one."""
+    """The policy's confidence in the steps `text`, 0 to 1, from the log-probabilities of the judge's two endings.
+
+    The policy is shown the gold answer, or the written solution where the problem has one. 0 where a prompt does not
+    fit the model's window.
+    """
     prompt = fill(judge.prompt, problem, text, gold=problem.metadata.get("solution"))
     try:
         confidence, _ = await share(policy, prompt, "", judge.correct, judge.incorrect)

@@ -16,7 +16,7 @@ from selfimprove.studies import Claim, Lab, claim_above, overall, signed
 from selfimprove.studies.arms import arms_table
 from selfimprove.studies.made import planner
 from selfimprove.studies.made.planner import APPLY, MODULES, STAGE1, TASKS, Planner, level_of, questions, structure
-from selfimprove.studies.solving import Check, Groups, Scores, attempts, grader, solve, solved, waiting
+from selfimprove.studies.solving import ByProblem, Check, Groups, attempts, grader, solve, solved, waiting
 from selfimprove.studies.tiny import shipped
 from selfimprove.types import Problem
 from selfimprove.verify.answers import last
@@ -113,10 +113,10 @@ def tiny(lab: Lab) -> Iterator[Claim]:
     problems, dev = planner.mixture("test", 20 if lab.quick else 100), planner.mixture("dev", 10)
     check = planner.checked
 
-    def solved_by(plans: Mapping[str, Plan]) -> Scores:
+    def solved_by(plans: Mapping[str, Plan]) -> ByProblem:
         return solved(answer(engine, problems, plans, check), last)
 
-    arms: dict[str, list[Scores]] = {}
+    arms: dict[str, list[ByProblem]] = {}
     plans: dict[str, list[dict[str, Plan]]] = {}
     for name, held, heat in (("loop, dev", dev, 1.0), ("loop, last valid", [], 1.0), ("loop, T = 0", [], 0.0)):
         stage1: Stage1 = {**STAGE1, "plan_temperature": heat}
@@ -143,7 +143,7 @@ def tiny(lab: Lab) -> Iterator[Claim]:
     lab.note(readings(plans))
 
 
-def premise(arms: Mapping[str, Sequence[Scores]]) -> Claim:
+def premise(arms: Mapping[str, Sequence[ByProblem]]) -> Claim:
     """Whether the tuned model gains from the plan that suits a task; where it does not, no choice of plans can help."""
     gains = {}
     for task, suited in MODULES.items():
@@ -156,15 +156,15 @@ def premise(arms: Mapping[str, Sequence[Scores]]) -> Claim:
     return Claim(text, holds, value, None, "the mean of the three other plans", COMMAND)
 
 
-def of_task(runs: Sequence[Scores], task: str) -> list[Scores]:
+def of_task(runs: Sequence[ByProblem], task: str) -> list[ByProblem]:
     return [{name: value for name, value in run.items() if name.startswith(task)} for run in runs]
 
 
-def table(arms: Mapping[str, Sequence[Scores]]) -> Table:
-    def of(task: str, runs: Sequence[Scores]) -> str:
+def table(arms: Mapping[str, Sequence[ByProblem]]) -> Table:
+    def of(task: str, runs: Sequence[ByProblem]) -> str:
         return f"{overall(of_task(runs, task)):.3f}"
 
-    columns: dict[str, Callable[[Sequence[Scores]], str]] = {task: partial(of, task) for task in TASKS}
+    columns: dict[str, Callable[[Sequence[ByProblem]], str]] = {task: partial(of, task) for task in TASKS}
     return arms_table("Held-out accuracy, means over seeds", arms, columns | {"all": partial(of, "")}, "plan")
 
 

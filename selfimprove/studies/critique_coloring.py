@@ -26,7 +26,7 @@ from selfimprove.studies import Claim, Lab, claim_sign, difference, measured, ov
 from selfimprove.studies.arms import arms_table
 from selfimprove.studies.made import colourer
 from selfimprove.studies.made.colourer import ACCEPT, LONGEST, REFUSE, RETRY
-from selfimprove.studies.solving import Answers, Scores, cost, cost_table, grader, solve, solved, timed
+from selfimprove.studies.solving import Answers, ByProblem, cost, cost_table, grader, solve, solved, timed
 from selfimprove.studies.tiny import shipped
 from selfimprove.types import Message, Problem, Trajectory
 from selfimprove.verify.answers import best, last
@@ -57,7 +57,7 @@ class Arm(Answers):
 
     picks: bool  # whether a verifier says which answer is right; else the last one counts
 
-    def success(self, rounds: int = ROUNDS) -> Scores:
+    def success(self, rounds: int = ROUNDS) -> ByProblem:
         """Problem -> 1.0 where it is solved after so many rounds of criticism, success@k."""
         return solved([group[: rounds + 1] for group in self.groups], best if self.picks else last)
 

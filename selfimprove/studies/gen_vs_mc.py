@@ -22,7 +22,7 @@ from selfimprove.report.metrics import mean_over_problems
 from selfimprove.report.statistics import Estimate
 from selfimprove.studies import Claim, Lab, claim_sign, difference, measured
 from selfimprove.studies.arms import arms_table
-from selfimprove.studies.solving import Answers, Check, Cost, Scores, cost, cost_table, grader, timed
+from selfimprove.studies.solving import Answers, ByProblem, Check, Cost, cost, cost_table, grader, timed
 from selfimprove.studies.tiny import shipped
 from selfimprove.types import Problem
 from selfimprove.verify.arithmetic import check
@@ -46,12 +46,12 @@ class Arm(Answers):
     def turns(self) -> Turns:
         return turns(self.groups)
 
-    def right(self, stage: int) -> Scores:
+    def right(self, stage: int) -> ByProblem:
         """Whether each problem's answer of a round is right."""
         rows = zip(self.groups, self.turns.right, strict=True)
         return {group[0].problem.id: float(right[stage]) for group, right in rows}
 
-    def each(self, figure: str) -> Scores:
+    def each(self, figure: str) -> ByProblem:
         """A figure of `Turns` that has one value a problem."""
         rows = zip(self.groups, getattr(self.turns, figure), strict=True)
         return {group[0].problem.id: value for group, value in rows}

@@ -32,7 +32,7 @@ from selfimprove.studies.feedback import (
     scored,
     toy,
 )
-from selfimprove.studies.solving import Check, Groups, Scores, attempts, grader, plain, solve, solved, traces
+from selfimprove.studies.solving import ByProblem, Check, Groups, attempts, grader, plain, solve, solved, traces
 from selfimprove.studies.tiny import shipped
 from selfimprove.verify import arithmetic
 from selfimprove.verify.answers import best
@@ -145,7 +145,7 @@ def tiny(lab: Lab) -> Iterator[Claim]:
 
 def _noisy(lab: Lab, run: Callable[..., Groups], plainly: Sequence[Groups], p_flip: float) -> Estimate:
     """How much more the method solves than plain samples, both by scores that are flipped with `p_flip`."""
-    method, control = list[Scores](), list[Scores]()
+    method, control = list[ByProblem](), list[ByProblem]()
     for seed, groups in zip(lab.seeds, plainly, strict=True):
         method.append(solved(run(seed, flipped(lines, p_flip, seed)), by_score))
         control.append(solved(scored(groups, flipped(lines, p_flip, seed + 100)), by_score))

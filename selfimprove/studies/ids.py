@@ -16,7 +16,7 @@ from selfimprove.studies import Claim, Lab, claim_above, difference, gain, overa
 from selfimprove.studies.arms import arms_table
 from selfimprove.studies.made import waiter
 from selfimprove.studies.made.waiter import TRIGGERS, WAIT
-from selfimprove.studies.solving import Groups, Scores, at_tokens, attempts, grader, plain, right, solve, solved
+from selfimprove.studies.solving import ByProblem, Groups, at_tokens, attempts, grader, plain, right, solve, solved
 from selfimprove.studies.tiny import shipped
 from selfimprove.types import Problem
 from selfimprove.verify.answers import last, vote
@@ -154,7 +154,7 @@ def tiny(lab: Lab) -> Iterator[Claim]:
         ("and higher than with a single trigger at T0", others[2], "triggers=1"),
     ):
         yield claim_above(text, difference(geometric, other), control, COMMAND)
-    voted, beside = list[Scores](), list[Scores]()
+    voted, beside = list[ByProblem](), list[ByProblem]()
     for seed in lab.seeds:
         groups = run(seed, chains=4)
         spent = float(np.mean([sampled_tokens(group) for group in groups]))

@@ -18,7 +18,7 @@ from selfimprove.report.statistics import difference
 from selfimprove.studies import Claim, Lab, claim_sign, overall
 from selfimprove.studies.arms import arms_table
 from selfimprove.studies.made import refiner
-from selfimprove.studies.solving import Scores, grader, plain, solved, timed, traces
+from selfimprove.studies.solving import ByProblem, grader, plain, solved, timed, traces
 from selfimprove.studies.tiny import shipped
 from selfimprove.types import Problem
 from selfimprove.verify import arithmetic
@@ -97,12 +97,12 @@ def crossing(figures: Sequence[Figures], smallest: Figures) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a model showed, and which problems it solved, one `Scores` a seed."""
+    """What a model showed, and which problems it solved, one `ByProblem` a seed."""
 
     figures: Figures
-    first: list[Scores]  # by its first answers
-    refined: list[Scores]  # by its refined answers
-    voted: list[Scores]  # by the majority of plain answers of as many tokens
+    first: list[ByProblem]  # by its first answers
+    refined: list[ByProblem]  # by its refined answers
+    voted: list[ByProblem]  # by the majority of plain answers of as many tokens
 
 
 def measure(name: str, folder: Path, problems: list[Problem], seeds: Sequence[int]) -> Measured:
@@ -110,7 +110,7 @@ def measure(name: str, folder: Path, problems: list[Problem], seeds: Sequence[in
     node = compose(["method=perfics", "model=tiny"], needs=False).solver
     solver, heat = bind(node, "generate"), node["temperature"]
     engine, check = shipped(folder), grader(arithmetic.check)
-    first, refined, voted = list[Scores](), list[Scores](), list[Scores]()
+    first, refined, voted = list[ByProblem](), list[ByProblem](), list[ByProblem]()
     tokens, seconds = list[float](), list[float]()
     for seed in seeds:
         answers = timed(solver, engine, problems, check, seed=seed, max_tokens=48)
@@ -130,7 +130,7 @@ def wins(measured: Mapping[str, Measured]) -> Table:
     """How often a model's answer is better than the largest one's first answer; ties, which are most, count half."""
     *_, (rival, reference) = measured.items()
 
-    def rate(runs: Sequence[Scores]) -> str:
+    def rate(runs: Sequence[ByProblem]) -> str:
         pairs = zip(runs, reference.first, strict=True)
         return f"{100 * np.mean([[0.5 + (a[p] - b[p]) / 2 for p in a] for a, b in pairs]):.1f}"
 

@@ -23,7 +23,7 @@ from selfimprove.verify.answers import vote
 Check = Callable[[str, Problem], Outcome]  # a data set's check of one answer, called in this process
 Solver = Callable[..., Awaitable[list[Trajectory]]]
 Groups = list[list[Attempt]]  # each problem's attempts
-Scores = dict[str, float]  # problem id -> 1 where it is solved, else 0
+ByProblem = dict[str, float]  # problem id -> 1 where it is solved, else 0
 
 
 def grader(check: Callable[..., Outcome], **options: Any) -> Check:
@@ -92,7 +92,7 @@ def right(group: Sequence[Attempt]) -> list[bool]:
     return [attempt.verdict.status == "correct" for attempt in group]
 
 
-def solved(groups: Sequence[Sequence[Attempt]], rule: Rule) -> Scores:
+def solved(groups: Sequence[Sequence[Attempt]], rule: Rule) -> ByProblem:
     """Whether the attempt that `rule` chooses of a problem is correct."""
     chosen = [(group, rule(group)) for group in groups]
     return {group[0].problem.id: float(i is not None and right(group)[i]) for group, i in chosen}

@@ -9,8 +9,8 @@ import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from selfimprove.datasets import colouring
 from selfimprove.methods.critique_coloring import clash
 from selfimprove.policy.scripted import VERIFY, ScriptedEngine
 from selfimprove.studies import tiny
-from selfimprove.types import Message, Problem
+from selfimprove.types import Example, Message, Problem
 
 VERTICES, COLOURS, PROBABILITY = (5, 6), 3, 0.6  # of the graphs
 DOCUMENTS = 9_000
@@ -42,18 +42,17 @@ class Document:
 
 def make(folder: Path, documents: int = DOCUMENTS) -> Path:
     """The folder of the trained model. Making it takes some minutes on one core for 9 thousand documents."""
+    if folder.exists():
+        return folder
     rng = random.Random(0)
-    tokenizer: list[Any] = []
+    texts = (message["content"] for _ in range(1000) for message in document(rng).messages)
+    tokenizer = tiny.make_tokenizer(texts, vocabulary=320, window=WINDOW)
 
-    def start(fresh: Path) -> None:
-        texts = (message["content"] for _ in range(1000) for message in document(rng).messages)
-        tokenizer.append(tiny.make_tokenizer(texts, vocabulary=320, window=WINDOW))
-        tiny.llama(fresh, tokenizer[0])
+    def rows() -> list[Example]:
+        made = ((f"document-{i}", document(rng)) for i in range(documents))
+        return [tiny.dialogue_row(tokenizer, d.messages, d.learnt, name) for name, d in made]
 
-    def rows() -> list[Any]:
-        made = ((i, document(rng)) for i in range(documents))
-        return [tiny.dialogue_row(tokenizer[0], d.messages, d.learnt, f"document-{i}") for i, d in made]
-
+    start = partial(tiny.llama, tokenizer=tokenizer)
     return tiny.trained(folder, rows, start, 8, learning_rate=1.5e-3, batch_size=8, warmup_ratio=0.05)
 
 
