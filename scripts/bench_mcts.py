@@ -147,8 +147,8 @@ def bench_mcts(*overrides: str, problems: int = 256, alone: int = 20, repeats: i
 
     async def tree(engine: Any, seed: int, problem: Problem, meter: str = "alone") -> list[Trajectory]:
         policy = Policy(engine, seed, max_tokens=config.model.max_tokens, meter=meters[meter]).for_problem(problem)
-        found: list[Trajectory] = await solve(problem, policy, check=check)
-        return found
+        trajectories: list[Trajectory] = await solve(problem, policy, check=check)
+        return trajectories
 
     async def gathered(seed: int) -> None:
         await asyncio.gather(*(tree(together, seed, problem, "together") for problem in some))
@@ -180,6 +180,7 @@ def bench_mcts(*overrides: str, problems: int = 256, alone: int = 20, repeats: i
                 speeds[name].append(count / (time.perf_counter() - start))
                 costs[name].append((time.process_time() - cpu) / count)
         together.close()
+    sampled = {name: meter.take()["sampled"] for name, meter in meters.items()}
     speed = {name: statistics.median(values) for name, values in speeds.items()}
     cost = {name: statistics.median(values) for name, values in costs.items()}
     on_cpu = {
@@ -193,8 +194,8 @@ def bench_mcts(*overrides: str, problems: int = 256, alone: int = 20, repeats: i
         **({} if own else {"value_over_engine": speed["together"] / speed["engine"]}),
         **(on_cpu if own else {}),  # other engines work in processes of their own
         "trees_per_second": speed,
-        "tokens_per_tree": meters["together"].sampled / repeats / len(some),
-        "sequential_tokens_per_tree": meters["alone"].sampled / repeats / len(few) / (len(arms) - 1),
+        "tokens_per_tree": sampled["together"] / repeats / len(some),
+        "sequential_tokens_per_tree": sampled["alone"] / repeats / len(few) / (len(arms) - 1),
         "speeds": speeds,
         "threads": torch.get_num_threads(),
     }

@@ -53,7 +53,7 @@ def bind(node: Target, where: str) -> Callable[..., Any]:
         try:
             options[key] = TypeAdapter(hints[key]).validate_python(value)
         except ValidationError as problem:
-            raise ConfigError(f"{where}.{key}={value}: {reason(problem)}", where) from None
+            raise ConfigError(_wrong(f"{where}.{key}", value, problem), where) from None
     missing = [name for name in required if name not in (*options, *SUPPLIES)]
     if missing:
         raise ConfigError(f"{where}.{missing[0]}: needs a value, e.g. {where}.{missing[0]}=...", where)
@@ -84,6 +84,21 @@ def _names(keywords: dict[str, Any]) -> str:
 def reason(problem: ValidationError) -> str:
     first = problem.errors()[0]
     return first["msg"][0].lower() + first["msg"][1:]
+
+
+def _wrong(key: str, value: Any, problem: ValidationError) -> str:
+    """One line about a keyword's value. It names the key inside the value where the mistake is."""
+    first = problem.errors()[0]
+    for part in first["loc"]:
+        if not isinstance(value, dict | list):
+            break  # what is left names a part of a union
+        key = f"{key}.{part}"
+        value = value.get(part) if isinstance(value, dict) else value[int(part)]
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{key}: unknown key"
+    if first["type"] in ("missing", "missing_argument"):
+        return f"{key}: needs a value, e.g. {key}=..."
+    return f"{key}={first['input']}: {reason(problem)}"
 
 
 def is_group(node: Target) -> bool:

@@ -26,6 +26,9 @@ Count = Annotated[int, Ge(1)]
 Share = Annotated[float, Ge(0), Le(1)]
 NonNegative = Annotated[float, Ge(0)]
 
+# `__pydantic_config__` of a dataclass that is such a type hint: a key that it does not have is refused.
+CLOSED = {"extra": "forbid"}
+
 
 @dataclass(slots=True)
 class Problem:
@@ -64,7 +67,11 @@ class Sample:
 
 @dataclass(slots=True)
 class Node:
-    """One step of a search tree. Its prompt is the root's, then the completions of its ancestors, id for id."""
+    """One step of a search tree. Its prompt is the root's, then the completions of its ancestors, id for id.
+
+    Where an environment answered to steps, the ids of its answers (`observed_ids` in an ancestor's metadata) stand
+    behind their completions.
+    """
 
     id: int
     parent: int  # -1: the root
@@ -83,6 +90,7 @@ class Node:
     terminal: bool
     chosen: bool  # on the path that the search settled on
     status: str | None = None  # of a terminal node's answer
+    metadata: dict[str, Any] = field(default_factory=dict)  # the method's own, e.g. what was observed: JSON
 
 
 @dataclass(slots=True)
@@ -208,6 +216,7 @@ def schemas() -> dict[type, pa.Schema]:
             "terminal": pa.bool_(),
             "chosen": pa.bool_(),
             "status": pa.string(),
+            "metadata": pa.string(),
         }
     )
     sample = pa.struct(
@@ -297,7 +306,16 @@ def to_table(records: Sequence[Any], kind: type) -> pa.Table:
 
 
 def _fields(item: Any) -> dict[str, Any]:
-    return {name: getattr(item, name) for name in item.__dataclass_fields__}
+    values = {name: getattr(item, name) for name in item.__dataclass_fields__}
+    if isinstance(item, Node):  # most nodes have no metadata: null takes no space
+        values["metadata"] = json.dumps(item.metadata, ensure_ascii=False) if item.metadata else None
+    return values
+
+
+def _node(values: dict[str, Any]) -> Node:
+    """A node from its row. Files that were written before nodes had metadata have no such field."""
+    metadata = values.get("metadata")
+    return Node(**values | {"metadata": json.loads(metadata) if metadata else {}})
 
 
 def from_rows(rows: Sequence[dict[str, Any]], kind: type) -> list[Any]:
@@ -308,7 +326,7 @@ def from_rows(rows: Sequence[dict[str, Any]], kind: type) -> list[Any]:
             row["metadata"] = json.loads(row["metadata"])
         if "samples" in row:
             row["samples"] = [Sample(**s) for s in row["samples"]]
-            row["tree"] = [Node(**n) for n in row["tree"]]
+            row["tree"] = [_node(values) for values in row["tree"]]
         if kind is Problem:
             row["prompt"] = json.loads(row["prompt"])
         return kind(**row)

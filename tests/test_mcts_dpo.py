@@ -10,15 +10,16 @@ import pytest
 from selfimprove import store
 from selfimprove.cli import _main
 from selfimprove.config import compose
+from selfimprove.errors import ConfigError
 from selfimprove.methods.mcts_dpo import Judge
 from selfimprove.types import Example, Problem, Trajectory
 from tests.conftest import TRAIN, run_here
 
 BUDGET = [
-    "method.generate.iterations=2",
-    "method.generate.first_iterations=6",
-    "method.generate.candidates=2",
-    "method.generate.first_candidates=3",
+    "method.generate.search.iterations=2",
+    "method.generate.search.first_iterations=6",
+    "method.generate.search.candidates=2",
+    "method.generate.search.first_candidates=3",
 ]
 
 
@@ -36,8 +37,8 @@ def test_a_model_is_asked_in_its_own_form(method: str) -> None:
     "override",
     [
         "method.generate.judge=null",
-        "method.generate.confidence=0",
-        "method.generate.outcome=0",
+        "method.generate.worth.confidence=0",
+        "method.generate.worth.outcome=0",
         "method.filter.rejected=random",
         "filter=instance_pairs",
         "method.sampler=base",
@@ -46,6 +47,30 @@ def test_a_model_is_asked_in_its_own_form(method: str) -> None:
 )
 def test_ablations_are_overrides(override: str) -> None:
     compose(["method=mcts_dpo", override])
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("+method.generate.search.iteratons=3", "method.generate.search.iteratons: unknown key"),
+        ("+method.generate.worth.x=1", "method.generate.worth.x: unknown key"),
+        ("+method.generate.steps.x=1", "method.generate.steps.x: unknown key"),
+        ("+method.generate.judge.x=1", "method.generate.judge.x: unknown key"),
+        ("~method.generate.search.depth", "method.generate.search.depth: needs a value, e.g. method."),
+        (
+            "method.generate.search.depth=0",
+            "method.generate.search.depth=0: input should be greater than",
+        ),
+        ("method.generate.worth.early=[0.5,2]", "method.generate.worth.early.1=2: input should be less than or equal"),
+        ("method.generate.judge.prompt=3", "method.generate.judge.prompt=3: input should be a valid list"),
+        ("method.generate.steps=3", "method.generate.steps=3: input should be a dictionary"),
+    ],
+)
+def test_a_mistake_inside_a_noun_is_one_line_with_its_key(override: str, line: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        compose(["method=mcts_dpo", override])
+    assert str(refused.value).startswith(line)
+    assert len(str(refused.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("form", ["solve", "choice"])

@@ -50,7 +50,7 @@ TRAIN = f"{SMALL} dataset.train_size=6 rounds=2 tracker=none model.max_tokens=40
 SOLVE = f"{SMALL} dataset.train_size=0 model.max_tokens=40"
 LEVELS = "dataset.levels=[3,4]"
 BSTAR = f"{LEVELS} dataset.dev_size=3 method.train.steps=2 method.probe.n=2 method.probe.temperatures.step=0.7"
-MCTS = "dataset.levels=[2] method.generate.iterations=2 method.generate.first_iterations=4 method.parts=2"
+MCTS = "dataset.levels=[2] method.generate.search.iterations=2 method.generate.search.first_iterations=4 method.parts=2"
 TALK = f"{LEVELS} method.generate.max_tokens=32"
 COLOURS = "dataset=colouring dataset.vertices=[3,4] method.generate.rounds=2 model.max_tokens=24"
 

@@ -1,6 +1,7 @@
 """What studies share: paired intervals over problems and seeds, runs that are found again, and the command."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,14 @@ import pytest
 
 from selfimprove import studies
 from selfimprove.errors import RunError
+from selfimprove.policy.scripted import ScriptedEngine
 from selfimprove.report.metrics import Estimate
-from selfimprove.studies import Claim, Lab, advantage, claim_above, difference, gain
+from selfimprove.studies import Claim, Lab, Result, advantage, claim_above, claim_sign, difference, gain, tiny
+from selfimprove.studies.arms import arms_table, learning_table
+from selfimprove.studies.solving import Answers, attempts, cost, cost_table, grader, solved
+from selfimprove.types import Problem, Sample, Trajectory
+from selfimprove.verify.answers import best, last
+from selfimprove.verify.text import exact
 
 SMALL = (
     "rounds=1",
@@ -72,6 +79,82 @@ def test_a_claim_holds_when_its_whole_interval_is_above_zero_and_its_value_is_en
     assert claim_above("c", Estimate(0.06, 0.01, 0.1, 9), "x", "y", least=0.05).holds is True
     assert claim_above("c", Estimate(0.04, 0.01, 0.1, 9), "x", "y", least=0.05).holds is False
     assert claim_above("c", Estimate(0.06, -0.01, 0.1, 9), "x", "y", least=0.05).holds is False
+
+
+@pytest.mark.parametrize(
+    ("interval", "above", "holds"),
+    [
+        ((0.1, 0.01, 0.2), True, True),
+        ((0.1, 0.01, 0.2), False, False),
+        ((-0.1, -0.2, -0.01), True, False),
+        ((-0.1, -0.2, -0.01), False, True),
+        ((0.1, -0.01, 0.2), True, None),
+        ((0.1, -0.01, 0.2), False, None),
+    ],
+)
+def test_a_claim_of_a_sign_is_not_clear_where_the_interval_holds_zero(interval, above, holds):
+    claim = claim_sign("c", Estimate(*interval, 9), "x", "y", above)
+    assert claim == Claim("c", holds, interval[0], interval[1:], "x", "y")
+
+
+def cells(table):
+    return [[str(cell) for cell in column.cells] for column in table.columns]
+
+
+def test_arms_are_rows_of_one_table(tmp_path):
+    columns = {"sum": lambda arm: str(sum(arm)), "n": lambda arm: str(len(arm))}
+    table = arms_table("t", {"one": [1, 3], "two": [5]}, columns)
+    assert [column.header for column in table.columns] == ["arm", "sum", "n"]
+    assert cells(table) == [["one", "two"], ["4", "5"], ["2", "1"]]
+    rounds = [{"examples": 10, "tokens": {"sampled": 1500}}, {"examples": 20, "tokens": {"sampled": 500}}]
+    summary = {"base": {"accuracy": 0.5}, "final": {"accuracy": 0.625}, "rounds": rounds}
+    runs = [Result(tmp_path, summary, ()), Result(tmp_path, {**summary, "final": {"accuracy": 0.375}}, ())]
+    assert cells(learning_table({"arm": runs}, "t")) == [["arm"], ["50.0 %"], ["50.0 %"], ["15"], ["2,000"]]
+
+
+def chain(problem, *texts):
+    """A problem's answers, each with all samples that led to it; a sample reads 10 tokens and has one a character."""
+    samples = [Sample(list(range(10)), [ord(c) for c in text], [0.0] * len(text), text, "stop", 0) for text in texts]
+    return [Trajectory(problem.id, samples[: i + 1], {"stage": i}) for i in range(len(samples))]
+
+
+def test_what_chains_solve_and_cost_beside_plain_samples_of_as_many_tokens():
+    problems = [Problem("a", "A?", "7"), Problem("b", "B?", "8")]
+    engine = ScriptedEngine({"A?": "7", "B?": "8"}, {"A?": 1.0, "B?": 0.0})
+    check = grader(exact)
+    chains = [chain(problems[0], "7", "1"), chain(problems[1], "2", "8")]
+    groups = attempts(problems, chains, check)
+    assert solved(groups, last) == {"a": 0.0, "b": 1.0}
+    assert solved(groups, best) == {"a": 1.0, "b": 1.0}
+    assert solved(groups, lambda group: None) == {"a": 0.0, "b": 0.0}
+    whole = cost(engine, [Answers(groups, 3.0), Answers(groups, 5.0)], check)
+    assert (whole.tokens, whole.prompt_tokens, whole.calls, whole.seconds) == (2.0, 20.0, 2.0, 2.0)
+    assert (whole.passed, whole.majority) == (0.5, 0.5), "one plain sample a problem has as many tokens, and more"
+    assert cost(engine, [Answers(groups, 0.0)], check, separate=True).tokens == 3.0
+    table = cost_table({"chains": whole}, {"chains": 0.5}, "last")
+    assert cells(table) == [["chains"], ["2"], ["20"], ["2.0"], ["2.00"], ["0.500"], ["0.500"], ["0.500"]]
+
+
+def test_a_small_model_is_made_once(tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 32}
+    sizes |= {"num_attention_heads": 1, "num_key_value_heads": 1}
+    made = []
+
+    def rows():
+        from selfimprove.policy.models import load_tokenizer
+
+        made.append(1)
+        return [tiny.answer_row(load_tokenizer(str(tiny.SHIPPED)), f"{i} + 1?", f"It is {i + 1}.") for i in range(4)]
+
+    def make():
+        start = partial(tiny.untrained, **sizes)
+        return tiny.trained(tmp_path / "small", rows, start, 4, epochs=1, learning_rate=1e-3, batch_size=4)
+
+    assert make() == make() == tmp_path / "small"
+    assert made == [1]
+    engine = tiny.shipped(tmp_path / "small", max_batch=2, max_length=100)
+    assert (engine.max_length, engine.model.config.hidden_size) == (100, 32)
+    assert engine.tokenizer.get_vocab() == tiny.shipped().tokenizer.get_vocab()
 
 
 def test_a_run_of_a_study_is_done_once_and_the_base_is_given_the_same_tokens(tmp_path):

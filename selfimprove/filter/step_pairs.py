@@ -1,7 +1,7 @@
 """Preference pairs from search trees: between the steps that a node offered, or between whole solutions.
 
-A tree is in the first trajectory of its problem (`Trajectory.tree`), whose sample is the solution that was chosen.
-Formulas and their sources are in `selfimprove/methods/mcts_dpo.py`.
+A problem's tree is in its first trajectory (`Trajectory.tree`), whose sample is the chosen solution. The formulas and
+their sources are in `selfimprove/methods/mcts_dpo.py`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def step_pairs(
     max_smoothing: Share = 1.0,
     seed: int,
 ) -> Iterator[Example]:
-    """A pair at every depth of the chosen path where there were at least two candidate steps: the best of them is the
-    chosen side, the worst (or a random other one) the rejected side.
+    """A pair at every depth of the chosen path that has at least two candidate steps.
 
-    Candidates are ranked by (Q, pi, r, value, N), where pi is 1/k for each of the k most visited and 0 for the others.
-    A candidate with nothing to choose from behind it takes those steps along. At most `per_problem` pairs a tree, those
-    nearest the root first; `only_correct` passes over trees whose chosen solution was not correct. The metadata holds
-    the visit counts and `label_smoothing`, for `selfimprove.train.dpo`.
+    The best candidate is the chosen side, the worst one (or a random other one) the rejected side. Candidates are
+    ranked by (Q, pi, r, value, N), where pi is 1/k for each of the k most visited and 0 for the others. A candidate
+    takes the steps behind it along as long as there is only one at a time. A tree gives at most `per_problem` pairs,
+    those nearest the root first. With `only_correct`, a tree whose chosen solution was not correct gives none. The
+    metadata holds the visit counts and `label_smoothing`, for `selfimprove.train.dpo`.
     """
     for attempts in groups:
         attempt = attempts[0]
@@ -66,10 +66,10 @@ def instance_pairs(
     per_problem: Count | None = None,
     seed: int,
 ) -> Iterator[Example]:
-    """Pairs of whole solutions of a tree, a correct one preferred to one that is not: the control for `step_pairs`.
+    """Pairs of whole solutions of a tree, a correct one against one that is not: the control for `step_pairs`.
 
-    As many as `step_pairs` makes of the same trees with the same options: what one tree lacks, the next ones make up
-    for; and where there are too few different pairs in all, they come again from the first.
+    There are as many as `step_pairs` makes of the same trees with the same options. Where one tree has too few, the
+    next ones make up for it. Where there are too few different pairs in all, they come again from the first.
     """
     owed, made = 0, list[Example]()
     for attempts in groups:
@@ -111,13 +111,13 @@ def _choices(attempt: Attempt) -> list[tuple[list[int], list[tuple[Node, list[in
     children: Children = defaultdict(list)
     for node in trajectory.tree:
         children[node.parent].append(node)
-    found = []
+    choices = []
     prompt_ids = trajectory.samples[0].prompt_ids
     for node in [node for node in trajectory.tree if node.chosen or node.parent == -1]:  # parents stand first
         prompt_ids = [*prompt_ids, *node.completion_ids]
         if len(children[node.id]) > 1:
-            found.append((prompt_ids, [(c, _whole_step(c, children)) for c in _ranked(children[node.id])]))
-    return found
+            choices.append((prompt_ids, [(c, _whole_step(c, children)) for c in _ranked(children[node.id])]))
+    return choices
 
 
 def _ranked(candidates: list[Node]) -> list[Node]:

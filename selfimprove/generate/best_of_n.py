@@ -1,4 +1,4 @@
-"""n independent samples of one prompt: the solver of best-of-n, majority vote, and every rejection-sampling method."""
+"""n independent samples of one prompt. Best-of-n, majority vote and rejection sampling all solve problems this way."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from selfimprove.types import Count, NonNegative, Problem, Trajectory
 async def best_of_n(
     problem: Problem, policy: Policy, *, n: Count, temperature: NonNegative, max_tokens: Count | None = None
 ) -> list[Trajectory]:
-    """n trajectories of one sample each; `max_tokens` of a completion, None for the model's own limit."""
+    """n trajectories of one sample each. `max_tokens` limits a completion; None: the model's own limit."""
     samples = await policy.sample(problem.prompt, n, temperature=temperature, max_tokens=max_tokens)
     return [Trajectory(problem.id, [sample]) for sample in samples]

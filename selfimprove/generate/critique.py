@@ -1,4 +1,4 @@
-"""Asking a policy about a solution it is shown: prompts with blanks to fill, and the verdict of a review."""
+"""How a policy is asked about a solution: prompts with blanks to fill, and the verdict that a review ends in."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import re
 from dataclasses import dataclass
 
 from selfimprove.datasets import lettered
-from selfimprove.types import Message, Problem
+from selfimprove.types import CLOSED, Message, Problem
 
 
 @dataclass(frozen=True, slots=True)
 class Critique:
     """How a policy is asked to verify a solution and to refine one: a choice of conf/critique/.
 
-    In `verify` and `refine`, {question}, {options} and {solution} are replaced, and in `refine` {review} too, which is
-    what the policy said when it verified. `correct` and `incorrect` are the verdict words of a review.
+    In `verify` and `refine`, {question}, {options} and {solution} are replaced. In `refine`, {review} is replaced too,
+    by the policy's reply to `verify`. `correct` and `incorrect` are the verdict words of a review.
     """
+
+    __pydantic_config__ = CLOSED
 
     verify: list[Message]
     refine: list[Message]
@@ -29,11 +31,12 @@ def fill(
     solution: str,
     gold: str | None = None,
     review: str | None = None,
-    **more: str,
+    **blanks: str,
 ) -> list[Message]:
-    """A prompt about one solution; `gold` in place of the problem's gold answer, `more` for blanks of a method's own.
+    """Fill the blanks of a prompt about one solution. No text that was filled in is read for blanks again.
 
-    {options} are the lettered lines of a choice question, whose gold letter stands with its text.
+    `gold` stands in place of the problem's gold answer. `blanks` are those of a method's own. {options} becomes the
+    lettered lines of a choice question, and a gold letter then stands with its option's text.
 
     Raises ValueError where the prompt shows a gold answer that the problem lacks, or a review and there is none.
     """
@@ -47,7 +50,7 @@ def fill(
         "question": str(problem.metadata.get("question", last)),
         "options": "\n" + lettered(options) if options else "",
         "solution": solution.strip(),
-        **more,
+        **blanks,
     }
     for name, value, lacking in (
         ("gold", gold, "the problem has no gold answer"),
@@ -57,25 +60,25 @@ def fill(
             values[name] = value
         elif any(f"{{{name}}}" in message["content"] for message in prompt):
             raise ValueError(f"its prompt has {{{name}}}, and {lacking}")
-    names = "|".join(("question", "solution", "gold", "review", *more))
+    names = "|".join(("question", "solution", "gold", "review", *blanks))
     blank = re.compile(rf"\{{({names})\}}|\n?\{{(options)\}}")
     return [{**message, "content": blank.sub(lambda m: values[m[1] or m[2]], message["content"])} for message in prompt]
 
 
 def verdict(text: str, correct: str, incorrect: str) -> bool | None:
-    """Whether a review's last verdict word is `correct`; None where it holds neither, and is no verdict.
+    """Whether a review's last verdict word is `correct`. None where it has neither word, and so no verdict.
 
-    Words as they are written count first: "No" is no verdict in "Yes, there is no mistake". Only where there is none,
-    case is passed over.
+    Words in the case they are given in count first: "No" is no verdict in "Yes, there is no mistake". Other cases count
+    only where there is none of those.
     """
     words = sorted((correct, incorrect), key=len, reverse=True)  # "not correct" before "correct"
     pattern = "|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in words)
     for flags in (re.NOFLAG, re.IGNORECASE):
-        if found := re.findall(pattern, text, flags):
-            return str(found[-1]).lower() == correct.lower()
+        if verdicts := re.findall(pattern, text, flags):
+            return str(verdicts[-1]).lower() == correct.lower()
     return None
 
 
-def said(text: str) -> str:
-    """What a reply says behind its reasoning, where it marks that as models that reason at length do."""
+def after_reasoning(text: str) -> str:
+    """The part of a reply behind its reasoning, where it ends that with </think>; else the whole reply."""
     return text.rpartition("</think>")[2].strip()

@@ -1,4 +1,4 @@
-"""One problem answered by several ways of decoding, to see whether they agree."""
+"""One problem answered by several ways of decoding. They show whether the policy agrees with itself."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ async def decodings(
 ) -> list[Trajectory]:
     """`samples` samples at `temperature`, and one answer each of beam search, top-k and top-p at temperature 1.
 
-    Each trajectory's metadata says which, under `decoding`: consistency, beam, top_k or top_p.
+    `decoding` in a trajectory's metadata says which it is: consistency, beam, top_k or top_p.
     """
     prompt = problem.prompt
-    found = {
+    answers = {
         "beam": [await policy.beam(prompt, BEAM, max_tokens=max_tokens)],
         "top_k": await policy.sample(prompt, top_k=TOP_K, max_tokens=max_tokens),
         "top_p": await policy.sample(prompt, top_p=TOP_P, max_tokens=max_tokens),
         "consistency": await policy.sample(prompt, samples, temperature=temperature, max_tokens=max_tokens),
     }
-    return [Trajectory(problem.id, [s], {"decoding": name}) for name, answers in found.items() for s in answers]
+    return [Trajectory(problem.id, [s], {"decoding": name}) for name, samples in answers.items() for s in samples]

@@ -1,4 +1,4 @@
-"""A conversation with the policy that goes on id for id: what was said is never tokenised again."""
+"""A conversation with the policy that goes on id for id. No text of it is tokenised a second time."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from selfimprove.types import Sample
 
 
 class Dialogue:
-    """`ids` is everything so far, prompts and replies, and `samples` are the replies, in order.
+    """A growing conversation: `ids` is all of it so far, `samples` are the replies in order.
 
-    Each reply's `prompt_ids` start with the prompt and completion of the reply before it, but for an end token that
-    `append` took back.
+    The `prompt_ids` of a reply start with the prompt and completion of the reply before it. Only an end token that
+    `append` took back is missing.
     """
 
     def __init__(self, policy: Policy, prompt: Prompt) -> None:
@@ -21,28 +21,22 @@ class Dialogue:
         self.samples: list[Sample] = []
         self._ended = False  # the last id is the end token of a reply
 
-    def fork(self) -> Dialogue:
-        """Another dialogue that begins as this one: the samples so far are the same objects."""
-        other = Dialogue(self.policy, self.ids)
-        other.samples, other._ended = list(self.samples), self._ended
-        return other
-
     def user(self, text: str) -> None:
         """Close the assistant's turn, and say `text` as the user."""
         self.ids = [*self.ids, *self.policy.turn(text, self._ended)]
         self._ended = False
 
     def append(self, text: str) -> None:
-        """Put `text` into the assistant's turn, as if it had written it; a turn that had ended goes on."""
+        """Put `text` into the assistant's turn, as if it had written it. A turn that had ended goes on."""
         so_far = self.ids[:-1] if self._ended else self.ids
         self.ids = [*so_far, *self.policy.encode(text)]
         self._ended = False
 
     async def reply(self, **sampling: Any) -> Sample:
-        """What the policy says next; `sampling` is as of `Policy.sample`, which says what it raises."""
+        """What the policy says next. `sampling` and what is raised are those of `Policy.sample`."""
         (sample,) = await self.policy.sample(self.ids, **sampling)
         self.samples.append(sample)
         self.ids = [*sample.prompt_ids, *sample.completion_ids]
-        cut = any(text in sample.text for text in sampling.get("stop", ()))  # which is no end token
+        cut = any(text in sample.text for text in sampling.get("stop", ()))  # a stop text is no end token
         self._ended = sample.finish == "stop" and not cut
         return sample

@@ -1,56 +1,20 @@
-"""Monte Carlo tree search over the steps of a solution: one tree for one problem, as a coroutine.
+"""MCTS-DPO's tree search over the steps of a solution (Xie et al. 2024, arXiv 2405.00451), on `generate/tree.py`.
 
-`search` grows the tree and walks down it. What a step is, what it is worth, which branch to follow, how values travel
-up and which step to take next are functions in `Rules`; those of MCTS-DPO (Xie et al. 2024, arXiv 2405.00451) are below
-and other searches bring their own. Start one search for each problem and gather them: the requests of all trees are
-answered together, and the candidates of a node are one request.
+`search` grows a tree and walks down it, one step of the solution after the other. `Rules` holds its parts as functions:
+what a step is, what it is worth, which branch to follow, how values travel up, which step to take next. Those of the
+paper and of its code are below. The candidates of a node are one request.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
+from selfimprove.generate.tree import Branch, Search, step
 from selfimprove.policy import Policy
-from selfimprove.types import Node, Sample, Status
-
-
-@dataclass(eq=False, slots=True)
-class Branch:
-    """A node of a growing tree: the state after a step, and the statistics of taking that step."""
-
-    prompt_ids: list[int]  # the problem's prompt and every step up to and with this one
-    text: str = ""  # all steps so far
-    parent: Branch | None = None
-    sample: Sample | None = None  # the step; None at the root
-    prior: float = 1.0  # p, how likely the policy is to take this step
-    depth: int = 0
-    value: float = 0.0  # what the state was judged to be worth
-    reward: float = 0.0  # r, what the step gained
-    q: float = 0.0
-    v: float = 0.0
-    visits: int = 0
-    terminal: bool = False
-    chosen: bool = False
-    status: Status | None = None  # of a finished solution, where it was checked
-    children: list[Branch] | None = None  # None: not expanded yet
-
-    def add(self, sample: Sample, prior: float) -> Branch:
-        """A new child by this step, not yet judged."""
-        child = Branch(
-            [*self.prompt_ids, *sample.completion_ids], self.text + sample.text, self, sample, prior, self.depth + 1
-        )
-        self.children = [*(self.children or []), child]
-        return child
-
-    def walk(self) -> Iterator[Branch]:
-        """This node and all below it, parents first, siblings side by side."""
-        queue = [self]
-        for node in queue:
-            yield node
-            queue += node.children or []
+from selfimprove.types import CLOSED, Count, NonNegative, Sample, Share
 
 
 @dataclass(frozen=True)
@@ -84,24 +48,24 @@ async def search(root: Branch, rules: Rules) -> list[Branch]:
 
 
 async def iterate(top: Branch, rules: Rules) -> list[Branch]:
-    """One iteration from `top`: follow the best child, expand where there are none, to a finished solution or the depth
-    limit; then back up. Returns the path."""
+    """Run one iteration from `top`: follow the best child, expand a node that was not expanded yet, end at a finished
+    solution or at the depth limit, back up. Returns the path."""
+
+    async def expand(node: Branch) -> None:
+        if node.children is not None:
+            return
+        node.children = []
+        for sample in await rules.propose(node):
+            node.add(sample, rules.prior(sample.logprobs))
+        await rules.evaluate(node.children)
+        for child in node.children:
+            child.q = child.reward + node.v
+
+    def follow(node: Branch) -> Branch | None:
+        return max(node.children or [], key=rules.select, default=None)
+
     top.visits += rules.recount
-    path = [top]
-    while not path[-1].terminal and path[-1].depth - top.depth < rules.depth:
-        node = path[-1]
-        if node.children is None:
-            node.children = []
-            for sample in await rules.propose(node):
-                node.add(sample, rules.prior(sample.logprobs))
-            await rules.evaluate(node.children)
-            for child in node.children:
-                child.q = child.reward + node.v
-        if not node.children:
-            break
-        path.append(max(node.children, key=rules.select))
-    rules.backup(path)
-    return path
+    return await step(top, Search(lambda start: start, expand, follow, rules.backup, rules.depth))
 
 
 # Priors: of a step's log-probabilities, in nats
@@ -152,27 +116,28 @@ def most_visited(node: Branch) -> tuple[float, ...]:
 class Steps:
     """How a policy is asked for candidate steps."""
 
-    stop: tuple[str, ...]  # what ends a step
-    temperature: float
-    step_tokens: int  # most tokens of a step
-    total_tokens: int  # and of a whole solution
-    threshold: float  # candidates that are more alike than this are one; see `alike`
-    finish_at: int | None = None  # from this depth on, the one candidate is all the rest of the solution
+    __pydantic_config__ = CLOSED
+
+    stop: tuple[str, ...] = ("\n",)  # what ends a step
+    temperature: NonNegative = 1.0
+    step_tokens: Count | None = None  # most tokens of a step; None: only the solution has a limit
+    max_tokens: Count | None = None  # most tokens of a solution; None: the policy's own limit
+    similarity: Share = 0.99  # candidates that are more alike than this are one; see `alike`
+    finish_at: Count | None = None  # from this depth on, the one candidate is all the rest of the solution
 
 
 async def propose(node: Branch, policy: Policy, n: int, steps: Steps) -> list[Sample]:
     """Up to n different next steps of a node, sampled in one request. A blank step counts only where all are blank."""
-    spent = len(node.prompt_ids) - prompt_length(node)
     last = steps.finish_at is not None and node.depth >= steps.finish_at
-    limit = steps.total_tokens - spent if last else min(steps.step_tokens, steps.total_tokens - spent)
+    left = room(node, policy, steps)
     samples = await policy.sample(
         node.prompt_ids,
         1 if last else n,
         temperature=steps.temperature,
-        max_tokens=limit,
+        max_tokens=left if last or steps.step_tokens is None else min(steps.step_tokens, left),
         stop=() if last else steps.stop,
     )
-    return distinct(samples, steps.threshold)
+    return distinct(samples, steps.similarity)
 
 
 def ended(node: Branch, policy: Policy, steps: Steps) -> bool:
@@ -183,8 +148,12 @@ def ended(node: Branch, policy: Policy, steps: Steps) -> bool:
         return True
     if steps.finish_at is not None and node.depth > steps.finish_at:
         return True
-    length = len(node.prompt_ids)
-    return length - prompt_length(node) >= steps.total_tokens or length >= policy.engine.max_length
+    return room(node, policy, steps) <= 0 or len(node.prompt_ids) >= policy.engine.max_length
+
+
+def room(node: Branch, policy: Policy, steps: Steps) -> int:
+    """Tokens that a solution may still have behind this node."""
+    return (steps.max_tokens or policy.max_tokens) - (len(node.prompt_ids) - prompt_length(node))
 
 
 def prompt_length(node: Branch) -> int:
@@ -212,54 +181,3 @@ def alike(one: str, other: str, threshold: float) -> bool:
         return True
     match = SequenceMatcher(None, one, other, autojunk=False)
     return threshold < 1 and match.quick_ratio() > threshold and match.ratio() > threshold
-
-
-# From a grown tree to records
-
-
-def records(root: Branch) -> list[Node]:
-    """The tree as it is stored, numbered parents first, the root as 0."""
-    number: dict[Branch, int] = {}
-    rows = []
-    for branch in root.walk():
-        number[branch] = len(number)
-        sample = branch.sample
-        rows.append(
-            Node(
-                id=number[branch],
-                parent=-1 if branch.parent is None else number[branch.parent],
-                depth=branch.depth,
-                completion_ids=sample.completion_ids if sample else [],
-                logprobs=sample.logprobs if sample else [],
-                text=sample.text if sample else "",
-                finish=sample.finish if sample else "length",
-                seed=sample.seed if sample else 0,
-                version=sample.version if sample else 0,
-                prior=branch.prior,
-                visits=branch.visits,
-                q=branch.q,
-                value=branch.value,
-                reward=branch.reward,
-                terminal=branch.terminal,
-                chosen=branch.chosen,
-                status=branch.status,
-            )
-        )
-    return rows
-
-
-def solution(path: Sequence[Branch]) -> Sample:
-    """The steps of a path, from the first, as one sample: the whole solution behind the problem's prompt."""
-    steps = [node.sample for node in path if node.sample is not None]
-    first, last = steps[0], steps[-1]
-    return Sample(
-        prompt_ids=first.prompt_ids,
-        completion_ids=[token for step in steps for token in step.completion_ids],
-        logprobs=[logprob for step in steps for logprob in step.logprobs],
-        text="".join(step.text for step in steps),
-        finish=last.finish,
-        seed=first.seed,
-        temperature=first.temperature,
-        role=first.role,
-        version=first.version,
-    )

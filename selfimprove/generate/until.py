@@ -1,4 +1,4 @@
-"""Plain samples for as many tokens as something else was given: what any way of thinking is compared with."""
+"""Plain samples for a given number of tokens. Every way of thinking longer is compared with these."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ async def until(
     temperature: NonNegative = 1.0,
     max_tokens: Count | None = None,
 ) -> list[Trajectory]:
-    """The fewest independent samples, at least one, that have `tokens` sampled tokens together.
+    """The fewest independent samples that have `tokens` sampled tokens together; at least one.
 
-    They are asked for in batches: at first as many as are needed whatever their length, then as many as are missing at
-    the mean length so far. What the last batch gave beyond the need is dropped.
+    The policy is asked in batches. The first batch has as many samples as are needed if all are of full length. Each
+    further batch has as many as are missing at the mean length so far. Samples beyond the need are dropped.
     """
     count = max(1, math.ceil(tokens / (max_tokens or policy.max_tokens)))
     samples = await policy.sample(problem.prompt, count, temperature=temperature, max_tokens=max_tokens)

@@ -1,7 +1,7 @@
 """Auto-Evolve: a model writes itself a plan for a kind of task, improves it, and then follows it problem by problem.
 
 Auto-Evolve: Enhancing Large Language Model's Performance via Self-Reasoning Framework (Aswani et al. 2024, Findings of
-EMNLP, arXiv 2410.06328). No labels, no weights changed.
+EMNLP, arXiv 2410.06328). It needs no labels and changes no weights.
 
     stage 1, once a task, from a few of its problems without their answers (`prepare`)
         m   ~ pi(. | GENERATE, problems)             reasoning modules that suit the task
@@ -10,8 +10,11 @@ EMNLP, arXiv 2410.06328). No labels, no weights changed.
     stage 2, once a problem (`generate`)
         y ~ pi(. | s_R, x)                           fill the structure in and answer
 
-2 + R requests a task and one a problem. What is no JSON is repaired; what cannot be is asked for again, `retries` times
-at most. With dev problems a refinement is kept only where it answers more of them.
+That makes 2 + R requests a task and one a problem. A reply that is no JSON is repaired. Where it cannot be, it is asked
+for again, at most `retries` times. With dev problems, a refinement is kept only where it answers more of them.
+
+*Wrong when* the model answers no better by a plan that suits the task than by any other: no choice of plans can then
+help. Without dev problems a refinement that makes the plan worse is kept as well.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ Whole = Annotated[int, Ge(0)]
 
 
 class Stage1(TypedDict):
-    """How a plan is made; of `prompt_*`, {problems}, {modules} and {structure} are replaced."""
+    """How a plan is made. In `prompt_*`, {problems}, {modules} and {structure} are replaced."""
 
     prompt_generate: str
     prompt_implement: str
@@ -73,9 +76,9 @@ async def generate(
     max_tokens: Count | None = None,
     **stage1: Unpack[Stage1],
 ) -> list[Trajectory]:
-    """n answers by the plan of the problem's task; to the bare problem where there is none.
+    """n answers by the plan of the problem's task; without a plan where there is none.
 
-    `apply` is what the last message becomes, {structure} and {question} replaced.
+    `apply` is the text of the last message then, with {structure} and {question} replaced.
     """
     name = task_of(problem, stage1["task"])
     structure = prepared[name]["structure"]
@@ -96,10 +99,10 @@ async def prepare(
     temperature: NonNegative = 0.0,
     **options: Unpack[Stage1],
 ) -> dict[str, Plan]:
-    """A plan for each task among the problems, whose gold answers are not looked at; those of `dev` are, by `check`."""
+    """A plan for each task among the problems. Only the gold answers of `dev` are used, by `check`."""
 
-    async def planned(name: str, own: list[Problem]) -> Plan:
-        asked = policy.for_problem(own[0], "plan")
+    async def planned(name: str, of_task: list[Problem]) -> Plan:
+        planner = policy.for_problem(of_task[0], "plan")
         held = [p for p in dev if task_of(p, options["task"]) == name]
 
         async def right(problem: Problem, structure: str) -> bool:
@@ -110,39 +113,39 @@ async def prepare(
         async def score(structure: str) -> float:
             return sum(await asyncio.gather(*(right(p, structure) for p in held))) / len(held)
 
-        return await evolve(own[: options["examples"]], asked, score if held else None, options)
+        return await evolve(of_task[: options["examples"]], planner, score if held else None, options)
 
     tasks: dict[str, list[Problem]] = {}
     for problem in problems:
         tasks.setdefault(task_of(problem, options["task"]), []).append(problem)
-    plans = await asyncio.gather(*(planned(name, own) for name, own in tasks.items()))
+    plans = await asyncio.gather(*(planned(name, of_task) for name, of_task in tasks.items()))
     return dict(zip(tasks, plans, strict=True))
 
 
 async def evolve(
     shown: Sequence[Problem], policy: Policy, score: Callable[[str], Awaitable[float]] | None, options: Stage1
 ) -> Plan:
-    """GENERATE, IMPLEMENT, REFINE for one task. `score` is a structure's worth; None: the last valid one counts.
+    """GENERATE, IMPLEMENT, REFINE for one task. `score` is a structure's worth; None: the last valid structure counts.
 
-    Where no structure could be read yet, IMPLEMENT is asked again in place of REFINE.
+    While no structure could be read, IMPLEMENT is asked again in place of REFINE.
     """
     heat, limit = options["plan_temperature"], options["plan_tokens"]
     problems = "\n\n".join(map(last_message, shown))
     prompt = put(options["prompt_generate"], problems=problems)
-    (said,) = await policy.sample(_user(prompt), temperature=heat, max_tokens=limit)
-    modules, calls = said.text.strip(), 1
+    (reply,) = await policy.sample(_user(prompt), temperature=heat, max_tokens=limit)
+    modules, calls = reply.text.strip(), 1
     best, worth = None, 0.0
     replies: list[str] = []
     readings: Counter[str] = Counter()
     dev: list[float] = []
     for _ in range(1 + options["refinements"]):
-        asked = options["prompt_implement"] if best is None else options["prompt_refine"]
-        prompt = put(asked, problems=problems, modules=modules, structure=best or "")
+        request = options["prompt_implement"] if best is None else options["prompt_refine"]
+        prompt = put(request, problems=problems, modules=modules, structure=best or "")
         for attempt in range(1 + options["retries"]):
             warm = heat if not attempt else max(heat, AGAIN)
-            (said,) = await policy.sample(_user(prompt), temperature=warm, max_tokens=limit)
-            structure, reading = parse(said.text)
-            replies.append(said.text)
+            (reply,) = await policy.sample(_user(prompt), temperature=warm, max_tokens=limit)
+            structure, reading = parse(reply.text)
+            replies.append(reply.text)
             readings[reading] += 1
             calls += 1
             if structure is not None:
@@ -161,8 +164,8 @@ async def evolve(
 def parse(text: str) -> tuple[str | None, Reading]:
     """The first JSON object in a reply, as text on one line, and how it was read.
 
-    Repaired is what json_repair makes of everything from the first brace. An empty object is rejected, as is a reply
-    without a brace, and what is several objects even after repair.
+    json_repair repairs everything from the first brace on. An empty object is rejected. So are a reply without a brace,
+    and one that is several objects even after repair.
     """
     start = text.find("{")
     if start < 0:
@@ -182,7 +185,7 @@ def parse(text: str) -> tuple[str | None, Reading]:
 
 
 def applied(problem: Problem, apply: str, structure: str | None) -> str | list[Message]:
-    """The problem's prompt with the structure in its last message; as it is where there is none."""
+    """The problem's prompt with the structure in its last message; the bare prompt where there is no structure."""
     if structure is None:
         return problem.prompt
     text = put(apply, structure=structure, question=last_message(problem))

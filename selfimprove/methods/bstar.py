@@ -12,7 +12,10 @@ B-STaR: Monitoring and Balancing Exploration and Exploitation in Self-Taught Rea
     train      pi_{v+1} = argmax_pi  sum_D log pi(y | x), from pi_v on; one learning-rate schedule over all rounds
 
 Settings make it the paper's or the released code's: conf/method/bstar.yaml, bstar_released.yaml. With
-`method.probe=null method.adapt=null` T and tau stay what generate and filter say: online rejection sampling.
+`method.probe=null method.adapt=null` T and tau stay as generate and filter have them: online rejection sampling.
+
+*Wrong when* fixed settings lose no variety: the choice then costs its probes and changes nothing. It also decides by
+chance where the dev problems are so few that the scores of neighbouring settings differ by less than their noise.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from selfimprove.report.metrics import normalise
 from selfimprove.report.surface import log_surface
 from selfimprove.train import TrainContext
 from selfimprove.train.sft import sft
-from selfimprove.types import Adaptation, Attempt, Count, Example, NonNegative, Problem, Trajectory
+from selfimprove.types import CLOSED, Adaptation, Attempt, Count, Example, NonNegative, Problem, Trajectory
 
 log = logging.getLogger("selfimprove")
 
@@ -43,6 +46,8 @@ generate = best_of_n
 @dataclass(frozen=True)
 class Grid:
     """Evenly spaced numbers from `low` to `high`, both among them. Raises ConfigError where there are none."""
+
+    __pydantic_config__ = CLOSED
 
     low: float
     high: float
@@ -62,13 +67,13 @@ async def probe(
     problem: Problem, policy: Policy, *, n: Count, temperatures: Grid, max_tokens: Count | None = None
 ) -> list[Trajectory]:
     """n samples at every temperature of the grid."""
-    found = await asyncio.gather(
+    by_temperature = await asyncio.gather(
         *(
             best_of_n(problem, policy, n=n, temperature=temperature, max_tokens=max_tokens)
             for temperature in temperatures.values
         )
     )
-    return [trajectory for trajectories in found for trajectory in trajectories]
+    return [trajectory for trajectories in by_temperature for trajectory in trajectories]
 
 
 def adapt(
@@ -82,19 +87,19 @@ def adapt(
 ) -> Adaptation:
     """The temperature and threshold of the greatest balance score over the dev problems, and the score of every pair.
 
-    `wanted` is n*, `step_weight` w. With `per_problem`, scores are of the subset that a filter with a target of so many
-    responses a problem keeps. `hand_over` False: the filter is left to find its own threshold. Of equal scores the
-    first is taken: the lowest temperature, then the lowest threshold.
+    `wanted` is n*, `step_weight` w. With `per_problem`, only the subset is scored that a filter keeps whose target is
+    so many responses a problem. With `hand_over` False the filter finds its own threshold. Of equal scores the first
+    counts: that of the lowest temperature, then of the lowest threshold.
     """
-    found: dict[float, list[list[Response]]] = {}  # temperature -> one list a problem
+    responses: dict[float, list[list[Response]]] = {}  # temperature -> one list a problem
     for attempts in groups:
         by_temperature: dict[float, list[Attempt]] = {}
         for attempt in attempts:
             by_temperature.setdefault(attempt.trajectory.samples[-1].temperature, []).append(attempt)
         for temperature, answers in by_temperature.items():
-            found.setdefault(temperature, []).append(distinct(answers, step_weight))
+            responses.setdefault(temperature, []).append(distinct(answers, step_weight))
     surface: list[dict[str, Any]] = []
-    for temperature, problems in sorted(found.items()):
+    for temperature, problems in sorted(responses.items()):
         target = None if per_problem is None else math.ceil(per_problem * len(problems))
         for threshold in thresholds.values:
             score = balance(problems, threshold, wanted, target)
@@ -104,11 +109,11 @@ def adapt(
     overrides: dict[str, dict[str, Any]] = {"generate": {"temperature": best["temperature"]}}
     if hand_over:
         overrides["filter"] = {"threshold": best["threshold"]}
-    chosen = found[best["temperature"]]
+    chosen = responses[best["temperature"]]
     metrics = {
         "balance": best["balance"],
         "distinct_solutions": sum(map(len, chosen)) / len(chosen),
-        "distinct_correct": sum(response.correct for responses in chosen for response in responses) / len(chosen),
+        "distinct_correct": sum(response.correct for answers in chosen for response in answers) / len(chosen),
     }
     return Adaptation(overrides, metrics, surface)
 
@@ -125,9 +130,9 @@ def select(
 ) -> Iterator[Example]:
     """Distinct responses with a reward above `threshold`, the best of each problem, at random among equals.
 
-    At most k of a problem, with the smallest k that makes `target_size` in all; every one of them where there are not
-    so many. `threshold` None: that one of `thresholds` which has the greatest balance score on these very problems.
-    Raises ConfigError where neither is given.
+    At most k of a problem are kept, with the smallest k that makes `target_size` in all; all of them where there are
+    fewer. `threshold` None: the one of `thresholds` with the greatest balance score on these very problems. Raises
+    ConfigError where neither is given.
     """
     if threshold is None and thresholds is None:
         raise ConfigError("filter.threshold is null: give a number, or filter.thresholds a grid to choose from")
@@ -193,18 +198,18 @@ def reward(attempt: Attempt, step_weight: float) -> float:
 def distinct(attempts: Sequence[Attempt], step_weight: float) -> list[Response]:
     """A problem's responses without repetitions, best first. Two are the same when their text is, up to white space.
 
-    Left out are those that were cut off at the token limit, which would teach the policy not to end, and those whose
-    check ended as `timeout` or `error`, of which nothing is known.
+    A response that was cut off at the token limit is left out: it would teach the policy not to end. So is one whose
+    check ended as `timeout` or `error`: nothing is known of it.
     """
-    found: dict[str, Response] = {}
+    by_text: dict[str, Response] = {}
     for a in attempts:
         sample = a.trajectory.samples[-1]
         if sample.finish != "stop" or a.verdict.status in ("timeout", "error"):
             continue
         example = Example(a.problem.id, [a.trajectory.id], *answered(a.trajectory))
         response = Response(reward(a, step_weight), a.verdict.status == "correct", example)
-        found.setdefault(normalise(sample.text), response)
-    return sorted(found.values(), key=lambda response: -response.reward)
+        by_text.setdefault(normalise(sample.text), response)
+    return sorted(by_text.values(), key=lambda response: -response.reward)
 
 
 def above(problems: Sequence[list[Response]], threshold: float) -> list[list[Response]]:

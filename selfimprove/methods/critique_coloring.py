@@ -10,9 +10,12 @@ Kambhampati 2023, arXiv 2310.12397). Released code: github.com/kstechly/gpt-and-
         accepted?  stop
         y_{k+1} ~ pi(. | x, y_0, review_0, .., y_k, review_k)       the whole history is sent again
 
-The answer is the last one, y_K. With the verifier it is right whenever any was; the self-critic may pass over a right
-one, and then it is lost. The control samples rounds + 1 answers to x alone, of which the verifier picks a right one:
-generate=best_of_n. `critic_alone` asks the critic about colourings of known kinds.
+The answer is the last one, y_K. With the verifier it is right whenever any answer was. The self-critic may refuse a
+right answer, and then it is lost. The control samples rounds + 1 answers to x alone, of which the verifier picks a
+right one: generate=best_of_n. `critic_alone` asks the critic about colourings of known kinds.
+
+*Wrong when* the critic is not sound: it then refuses right answers, and later ones are no better. With a sound verifier
+it gains nothing over the control where the policy does not use what it is told.
 """
 
 from __future__ import annotations
@@ -54,32 +57,32 @@ async def generate(
     retry: str,
     temperature: NonNegative = 1.0,
 ) -> list[Trajectory]:
-    """The answers y_0, y_1, ... of one problem, in order; the last one is the answer that was settled on.
+    """The answers y_0, y_1, ... of one problem, in order. The last one is the one that counts.
 
-    `verify` is what the self-critic is asked, with {question} and {solution} replaced; it accepts when its reply holds
-    `accept`, whatever the case. `refuse` is all that `feedback: pass` says. `retry` is the user's next turn, with
-    {review} replaced. An answer's metadata says its `stage`; whether the critic `accepted` it (None: it was not asked,
-    as of the answer after the last round); and the self-critic's `review`, whose sample stands in the next answer's
-    trajectory. A history that leaves no room for an answer ends the rounds.
+    The self-critic is asked `verify`, with {question} and {solution} replaced. It accepts when its reply holds
+    `accept`, in whatever case. `refuse` is all that `feedback: pass` tells. `retry` is the user's next turn, with
+    {review} replaced. An answer's metadata has its `stage`; whether the critic `accepted` it (None: it was not asked,
+    as after the last round); and the self-critic's `review`, whose sample stands in the next answer's trajectory. A
+    history that leaves no room for an answer ends the rounds.
     """
     dialogue = Dialogue(policy, problem.prompt)
     samples = [await dialogue.reply(temperature=temperature)]
-    found: list[Trajectory] = []
+    answers: list[Trajectory] = []
     for stage in range(rounds + 1):
-        found.append(Trajectory(problem.id, list(samples), {"stage": stage, "accepted": None}))
+        answers.append(Trajectory(problem.id, list(samples), {"stage": stage, "accepted": None}))
         if critic == "none" or stage == rounds:
             break
         answer = samples[-1].text
         if critic == "self":
-            said = await criticise(problem, answer, policy, verify, temperature)
-            samples.append(said)
-            accepted, review = accepts(said.text, accept), said.text
-            found[-1].metadata["review"] = review
+            reply = await criticise(problem, answer, policy, verify, temperature)
+            samples.append(reply)
+            accepted, review = accepts(reply.text, accept), reply.text
+            answers[-1].metadata["review"] = review
         else:
             accepted = (await check(answer, problem)).status == "correct"
             rng = random.Random(seeds.derive(policy.seed, "feedback", *policy.scope, stage))
             review = "" if accepted else tell(answer, problem.metadata, feedback, refuse, rng)
-        found[-1].metadata["accepted"] = accepted
+        answers[-1].metadata["accepted"] = accepted
         if accepted:
             break
         dialogue.user(retry.replace("{review}", review))
@@ -87,32 +90,42 @@ async def generate(
             samples.append(await dialogue.reply(temperature=temperature))
         except ValueError:
             break  # no room left
-    return found
+    return answers
+
+
+def self_critique(p: float, right: float, wrong: float, rounds: int) -> float:
+    """The probability that the last answer is right, of independent answers that are right with probability p.
+
+    The critic accepts a right one with probability `right` and a wrong one with `wrong`, and is asked `rounds` times.
+    """
+    stops = p * right + (1 - p) * wrong
+    goes_on: float = (1 - stops) ** rounds
+    return p * right * (1 - goes_on) / stops + goes_on * p
 
 
 # What a sound verifier tells
 
 
 def tell(text: str, metadata: dict[str, Any], feedback: Feedback, refuse: str, rng: random.Random) -> str:
-    """What is said of a wrong answer: that it is wrong (`refuse`); the first error; all errors; or, misleading, of an
-    edge that is coloured well (drawn at random) that its ends have one colour. backprompt in their graph_coloring.py.
+    """What a verifier tells of a wrong answer (backprompt in their graph_coloring.py).
 
-    An answer that leaves vertices out is told the first of them, and one without a bad edge that it has too many
-    colours, whatever the feedback but `pass`; so is a misled one.
+    pass: that it is wrong (`refuse`). first: its first error. all: all errors. misleading: of an edge that is coloured
+    well, drawn at random, that its ends have one colour. Whatever the feedback but `pass`, an answer that leaves
+    vertices out is told the first of them, and one without a bad edge that it has too many colours.
     """
     vertices, edges = graph(metadata)
-    found = read(text, vertices)
+    colours = read(text, vertices)
     if feedback == "pass":
         return refuse
-    if missing := [v for v in vertices if v not in found]:
+    if missing := [v for v in vertices if v not in colours]:
         return f"Vertex {missing[0]} was given no colour."
-    bad = [edge for edge in edges if found[edge[0]] == found[edge[1]]]
+    bad = [edge for edge in edges if colours[edge[0]] == colours[edge[1]]]
     if not bad:
-        return f"This uses {len(set(found.values()))} colours, and {metadata['colours']} are enough."
+        return f"This uses {len(set(colours.values()))} colours, and {metadata['colours']} are enough."
     good = [edge for edge in edges if edge not in bad]
     if feedback == "misleading":
         bad = [rng.choice(good)] if good else bad
-    return "\n".join(clash(u, v, found[u]) for u, v in (bad if feedback == "all" else bad[:1]))
+    return "\n".join(clash(u, v, colours[u]) for u, v in (bad if feedback == "all" else bad[:1]))
 
 
 def clash(u: str, v: str, colour: str) -> str:
@@ -126,12 +139,12 @@ async def criticise(
     problem: Problem, colouring: str, policy: Policy, verify: list[Message], temperature: float
 ) -> Sample:
     """What the policy says of a colouring that it is shown with its graph, without any history."""
-    (said,) = await policy.sample(fill(verify, problem, colouring), temperature=temperature)
-    return said
+    (reply,) = await policy.sample(fill(verify, problem, colouring), temperature=temperature)
+    return reply
 
 
 def accepts(review: str, accept: str) -> bool:
-    """check_backprompt in their response_generation.py: the phrase stands somewhere, in whatever case."""
+    """Whether the phrase stands somewhere, in whatever case (check_backprompt in their response_generation.py)."""
     return accept.lower() in review.lower()
 
 
@@ -142,41 +155,38 @@ async def critic_alone(
     verify: list[Message],
     accept: str,
     temperature: NonNegative = 1.0,
-    own: bool = True,
 ) -> list[Trajectory]:
-    """The critic on one colouring of each kind and, with `own`, on one that the policy has just given.
+    """The critic on one colouring of each kind, and on one of its own that the policy has just given.
 
     A trajectory's last sample is the critic's reply; its metadata has the `kind` and the `colouring`, whether it was
     `accepted`, and how many edges the reply `named`, of them `hallucinated` ones, which the graph does not have.
     """
     rng = random.Random(seeds.derive(policy.seed, "kinds", *policy.scope))
     shown: dict[str, str] = {kind: example(problem, kind, rng) for kind in KINDS}
-    drafts: list[Sample] = []
-    if own:
-        drafts = await policy.sample(problem.prompt, temperature=temperature)
-        shown["own"] = drafts[0].text
+    drafts = await policy.sample(problem.prompt, temperature=temperature)
+    shown["own"] = drafts[0].text
     vertices, pairs = graph(problem.metadata)
     edges = {frozenset(pair) for pair in pairs}
-    asked = (criticise(problem, colouring, policy, verify, temperature) for colouring in shown.values())
-    found = []
-    for (kind, colouring), said in zip(shown.items(), await asyncio.gather(*asked), strict=True):
-        named = edges_named(said.text, vertices)
+    requests = (criticise(problem, colouring, policy, verify, temperature) for colouring in shown.values())
+    trajectories = []
+    for (kind, colouring), reply in zip(shown.items(), await asyncio.gather(*requests), strict=True):
+        named = edges_named(reply.text, vertices)
         metadata = {
             "kind": kind,
             "colouring": colouring,
-            "accepted": accepts(said.text, accept),
+            "accepted": accepts(reply.text, accept),
             "named": len(named),
             "hallucinated": sum(pair not in edges for pair in named),
         }
-        found.append(Trajectory(problem.id, [*(drafts if kind == "own" else []), said], metadata))
-    return found
+        trajectories.append(Trajectory(problem.id, [*(drafts if kind == "own" else []), reply], metadata))
+    return trajectories
 
 
 def example(problem: Problem, kind: Kind, rng: random.Random) -> str:
     """A colouring of one kind, made from the gold one, as the main part of their color_verification.py does.
 
     right: the gold one. spoilt: one vertex with an edge takes a neighbour's colour. non-optimal: half of one colour's
-    vertices take a new colour. random: each vertex one of the colours, which may be right by chance.
+    vertices take a new colour. random: each vertex takes one of the colours, which may be right by chance.
     """
     vertices, edges = graph(problem.metadata)
     colouring = read(problem.gold or "", vertices)

@@ -8,8 +8,11 @@ code: github.com/rahmanidashti/task-self-correction, run.py.
     for k = 1 .. K:
         y_k ~ pi(. | x, y_0, review, y_1, .., review)       "Review your previous responses ..."
 
-Both spaces have the same loop and the same history; nobody is told whether an answer was right. What is compared is how
-right and wrong answers turn into each other from round to round: `turns` and what follows it, of answers with verdicts.
+Both spaces have the same loop and the same history. Nobody tells the policy whether an answer was right. The study
+compares how right and wrong answers turn into each other from round to round: `turns` and what follows it below.
+
+*Wrong when* the policy was never taught to review: later rounds then mostly turn right answers wrong, or state no
+answer at all, in either space.
 """
 
 from __future__ import annotations
@@ -27,13 +30,14 @@ from selfimprove.generate.critique import fill
 from selfimprove.generate.dialogue import Dialogue
 from selfimprove.policy import Policy
 from selfimprove.report.metrics import normalise
+from selfimprove.report.statistics import Estimate, ratio
 from selfimprove.types import Attempt, Count, NonNegative, Problem, Sample, Share, Trajectory
 
 Space = Literal["open", "choice"]
 
 
 def needs(*, space: Space, margin: str | None = None, **options: Any) -> tuple[str, ...]:
-    """Picking needs options, a margin log-probabilities. Raises ConfigError for a margin where nothing is picked."""
+    """Picking needs options, a margin needs log-probabilities. Raises ConfigError for a margin in the open space."""
     if margin is not None and space == "open":
         raise ConfigError("generate.margin: is between options, which space=open does not show", "generate.margin")
     return (*(["options"] if space == "choice" else []), *(["logprobs"] if margin is not None else []))
@@ -54,33 +58,34 @@ async def generate(
 ) -> list[Trajectory]:
     """The answers y_0 .. y_K of one problem, K = `rounds`; fewer where the window is full.
 
-    `review` is each further round's request, with {question} and {options} replaced. The first prompt is the problem's
-    own; but in the open space a problem that lists options is asked by `ask` instead, without them. `margin`: the words
-    behind which a letter stands in a reply. What the policy thinks of each letter there is then scored, and the lead of
-    the best over the next, in nats, is the trajectory's metadata `margin`; None where the reply has no such words.
+    `review` is the request of each further round, with {question} and {options} replaced. The first prompt is the
+    problem's own. But in the open space a problem that lists options is asked by `ask` instead, without them. `margin`
+    are the words behind which a letter stands in a reply. Each letter is then scored there, and the metadata's `margin`
+    is the lead of the best over the next, in nats; None where the reply has no such words. Raises ValueError where the
+    question does not fit the model's window.
     """
     options = problem.metadata.get("options", [])
-    asked: str | list[Any] = problem.prompt
+    first: str | list[Any] = problem.prompt
     if space == "open" and options:
         bare = {key: value for key, value in problem.metadata.items() if key != "options"}
         problem = replace(problem, metadata=bare)
-        asked = fill([{"role": "user", "content": ask}], problem, "")
+        first = fill([{"role": "user", "content": ask}], problem, "")
     ((again),) = fill([{"role": "user", "content": review}], problem, "")
-    dialogue = Dialogue(policy, asked)
-    found: list[Trajectory] = []
+    dialogue = Dialogue(policy, first)
+    answers: list[Trajectory] = []
     for stage in range(rounds + 1):
         if stage:
             dialogue.user(again["content"])
         try:
             reply = await dialogue.reply(temperature=temperature, top_p=top_p, top_k=top_k)
         except ValueError:
-            if not found:
+            if not answers:
                 raise  # the question itself does not fit
             break
-        found.append(Trajectory(problem.id, list(dialogue.samples), {"stage": stage}))
+        answers.append(Trajectory(problem.id, list(dialogue.samples), {"stage": stage}))
         if margin is not None:
-            found[-1].metadata["margin"] = await lead(policy, reply, margin, len(options))
-    return found
+            answers[-1].metadata["margin"] = await lead(policy, reply, margin, len(options))
+    return answers
 
 
 async def lead(policy: Policy, reply: Sample, words: str, options: int) -> float | None:
@@ -99,7 +104,7 @@ async def lead(policy: Policy, reply: Sample, words: str, options: int) -> float
 
 @dataclass(frozen=True)
 class Turns:
-    """Of every problem, round by round: whether the answer is right, and what it is. Both (problems, K + 1)."""
+    """Each problem's answers, round by round: whether they are right, and what they are. Both (problems, K + 1)."""
 
     right: np.ndarray  # bool
     answers: np.ndarray  # object: normalised text, or None
@@ -144,21 +149,27 @@ class Turns:
         unlike[:, 0] = False
         return np.asarray(unlike.mean(axis=0))
 
-    @property
-    def stop(self) -> int:
-        """The round after which to stop: the first of the highest accuracy."""
-        return int(self.accuracy.argmax())
-
 
 def turns(groups: Sequence[Sequence[Attempt]]) -> Turns:
-    """From each problem's attempts in the order of their stages. Where a window was full the last answer stays."""
+    """From each problem's attempts in the order of their stages. Where a window was full, the last answer stays."""
     width = max(map(len, groups))
-    held = [[group[min(i, len(group) - 1)].verdict for i in range(width)] for group in groups]
-    answers = [[None if v.extracted is None else normalise(v.extracted) for v in row] for row in held]
+    verdicts = [[group[min(i, len(group) - 1)].verdict for i in range(width)] for group in groups]
+    answers = [[None if v.extracted is None else normalise(v.extracted) for v in row] for row in verdicts]
     return Turns(
-        np.array([[v.status == "correct" for v in row] for row in held]),
+        np.array([[v.status == "correct" for v in row] for row in verdicts]),
         np.array(answers, dtype=object),
     )
+
+
+def flip_rate(each: Sequence[Turns], was: bool) -> Estimate | None:
+    """Of answers that were right (or, with `was` False, wrong), the share that flips by the next round.
+
+    `each` is one a seed, of the same problems; the interval is over problems. None where no answer could flip.
+    """
+    before = np.stack([t.right[:, :-1] == was for t in each])  # (seeds, problems, rounds)
+    after = np.stack([t.right[:, 1:] != was for t in each])
+    could, did = before.sum(axis=(0, 2)), (before & after).sum(axis=(0, 2))
+    return ratio(did[could > 0], could[could > 0]) if could.any() else None
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> np.ndarray:

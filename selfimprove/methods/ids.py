@@ -9,10 +9,13 @@ Iterative Deepening Sampling as Efficient Test-Time Scaling (Chen, Koenig and Di
     y += pi(. | x, y)                            after the last trigger: until the end token, or L tokens
 
 N such chains feed a majority vote or best-of-N (method.answer). A chain of L tokens holds at most
-1 + log_gamma(L / T_0) triggers, and an engine without a prefix cache reads at most L * gamma / (gamma - 1) tokens of it
-again, beside the prompt once a trigger (`bounds`). With gamma = 1 the triggers stand every T_0 tokens: the control.
+1 + log_gamma(L / T_0) triggers. An engine without a prefix cache reads at most L * gamma / (gamma - 1) tokens of it
+again, and the prompt once a trigger (`bounds`). With gamma = 1 the triggers stand every T_0 tokens: the control.
 
-What of this is the paper's and what is our own choice is said in docs/methods/ids.md.
+docs/methods/ids.md says which of this is the paper's and which is our own choice.
+
+*Wrong when* a trigger makes more right answers wrong than wrong ones right. It also loses where the policy is mostly
+right at once: the tokens of the triggers buy more as votes of plain samples.
 """
 
 from __future__ import annotations
@@ -46,11 +49,12 @@ async def generate(
     temperature: NonNegative = 0.7,
     max_tokens: Count | None = None,
 ) -> list[Trajectory]:
-    """What each of `chains` chains has said before each trigger and at its end: a trajectory a chain and stage.
+    """The text of each of `chains` chains before each trigger and at its end: a trajectory for each chain and stage.
 
-    `first` is T_0, `growth` gamma, `triggers` the most of a chain, `max_tokens` L: tokens behind the prompt, triggers
-    included; None: as many as the model's window has room for. An end token that comes before a trigger is taken back
-    and the trigger put in its place; with `at_end: stop` it ends the chain, whose answer then stands in all stages.
+    `first` is T_0, `growth` gamma, `triggers` the most in a chain. `max_tokens` is L, the tokens behind the prompt with
+    the triggers; None: as many as the model's window has room for. An end token that comes before a trigger is taken
+    back, and the trigger stands in its place. With `at_end: stop` it ends the chain instead, and the chain's answer
+    then stands in all later stages.
     """
 
     async def chain(number: int) -> list[Trajectory]:
@@ -58,7 +62,7 @@ async def generate(
         start, size = len(dialogue.ids), len(policy.encode(trigger))
         most = min(max_tokens or policy.engine.max_length, policy.engine.max_length - start)
         before = [b for b in itertools.islice(budgets(first, growth), triggers) if b + size < most]
-        found: list[Trajectory] = []
+        stages: list[Trajectory] = []
         ended = False
         for stage, end in enumerate([*before, most]):
             fits = len(dialogue.ids) - start + size < end  # else the trigger would reach beyond this budget
@@ -68,11 +72,11 @@ async def generate(
                 sample = await dialogue.reply(temperature=temperature, max_tokens=end - (len(dialogue.ids) - start))
                 ended = at_end == "stop" and sample.finish == "stop"
             where = {"chain": number, "stage": stage, "continued": True}
-            found.append(Trajectory(problem.id, list(dialogue.samples), where))
-        return found
+            stages.append(Trajectory(problem.id, list(dialogue.samples), where))
+        return stages
 
-    every = await asyncio.gather(*map(chain, range(chains)))
-    return sorted(itertools.chain.from_iterable(every), key=lambda t: int(t.metadata["stage"]))
+    all_chains = await asyncio.gather(*map(chain, range(chains)))
+    return sorted(itertools.chain.from_iterable(all_chains), key=lambda t: int(t.metadata["stage"]))
 
 
 def budgets(first: int, growth: float) -> Iterator[int]:
@@ -84,7 +88,7 @@ def budgets(first: int, growth: float) -> Iterator[int]:
 def bounds(first: int, growth: float, length: int) -> tuple[int, float]:
     """(most triggers, most tokens of a chain that are read again) within `length` tokens behind the prompt, gamma > 1.
 
-    What is read again behind trigger k is at most the B_k tokens before it: their sum is geometric.
+    At trigger k, at most the B_k tokens before it are read again. Their sum is geometric.
     """
     if length < first:
         return 0, 0.0
@@ -92,9 +96,9 @@ def bounds(first: int, growth: float, length: int) -> tuple[int, float]:
 
 
 def flipped(groups: Iterable[list[Attempt]], *, per_problem: Count, seed: int) -> Iterator[Example]:
-    """The chains that went from a wrong answer to a correct one: each up to the stages where it did so.
+    """The chains that went from a wrong answer to a correct one, each up to the stages where it did so.
 
-    A draft that was cut before it gave an answer is not wrong.
+    A draft that was cut before it gave an answer does not count as wrong.
     """
     for attempts in groups:
         kept, wrong = [], set[int]()

@@ -7,6 +7,9 @@ answers against the policy that gave them, by DPO (Rafailov et al. 2023, arXiv 2
     verify     correct or not, by the data set's verifier
     filter     (y_w, y_l): y_w correct, y_l not, K pairs a problem, no answer used twice where that can be
     train      L = -log sigmoid(beta [log pi/pi_v (y_w|x) - log pi/pi_v (y_l|x)]) - alpha log pi(y_w|x) / |y_w|
+
+*Wrong when* few problems have answers of both kinds: the others make no pair. It harms at a learning rate at which the
+probability of the chosen answers falls along with that of the rejected ones, which the NLL term is there to prevent.
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ generate, train = best_of_n, dpo
 def pairs(groups: Iterable[list[Attempt]], *, per_problem: Count, seed: int) -> Iterator[Example]:
     """Up to `per_problem` pairs a problem, from shuffled correct and incorrect answers.
 
-    `wrong` and `unparseable` answers may be rejected ones: the policy is to blame for both. `timeout` and `error` say
-    nothing about the answer and are in no pair.
+    A rejected answer is `wrong` or `unparseable`: the policy is to blame for both. `timeout` and `error` say nothing
+    about the answer, so such answers are in no pair. A chosen answer ended by itself.
     """
     for attempts in groups:
         chosen = [a for a in attempts if a.verdict.status == "correct" and a.trajectory.samples[-1].finish == "stop"]

@@ -14,6 +14,10 @@ Monte Carlo Tree Search Boosts Reasoning via Iterative Preference Learning (Xie 
     train      L = -(1 - e) log sigmoid(z) - e log sigmoid(-z),   z = beta [log pi/pi_ref (y_w) - log pi/pi_ref (y_l)]
 
 Settings make it the paper's or the released code's: conf/method/mcts_dpo.yaml, mcts_dpo_released.yaml.
+
+*Wrong when* siblings hardly differ in worth. Each value is a mean over few visits, so chance then tells the best step
+from the worst, and training follows that chance. Self-evaluation adds nothing where the policy's confidence does not
+depend on whether the steps are right.
 """
 
 from __future__ import annotations
@@ -25,25 +29,12 @@ from functools import partial
 from typing import Literal
 
 from selfimprove.filter.step_pairs import step_pairs
+from selfimprove.generate import mcts
 from selfimprove.generate.critique import fill
-from selfimprove.generate.mcts import (
-    Branch,
-    Rules,
-    Steps,
-    backup,
-    ended,
-    most_visited,
-    prior_inside,
-    prior_outside,
-    propose,
-    puct,
-    records,
-    search,
-    solution,
-)
+from selfimprove.generate.tree import Branch, records, solution
 from selfimprove.policy import Policy
 from selfimprove.train.dpo import dpo
-from selfimprove.types import Count, Message, NonNegative, Problem, Share, Trajectory
+from selfimprove.types import CLOSED, Count, Message, NonNegative, Problem, Sample, Share, Trajectory
 from selfimprove.verify import Outcome
 from selfimprove.verify.judge import share
 
@@ -53,12 +44,46 @@ Check = Callable[[str, Problem], Awaitable[Outcome]]
 
 
 @dataclass(frozen=True)
+class Growth:
+    """How large a tree grows, and where: what the searches of paper and code set. `first_*` hold at the root."""
+
+    __pydantic_config__ = CLOSED
+
+    iterations: Count  # before each step of the solution is chosen
+    first_iterations: Count  # before the first one
+    depth: Count  # steps that an iteration looks ahead
+    candidates: Count  # different steps to choose from
+    first_candidates: Count
+    exploration: NonNegative = 1.0  # w of PUCT
+    discount: Share = 1.0  # gamma
+    prior: Literal["inside", "outside"] = "outside"  # where the length penalty stands; see generate/mcts.py
+    length_penalty: NonNegative = 1.25
+    least_visits: Literal[0, 1] = 0  # what a child without visits weighs in V
+    recount: bool = False  # count a visit twice for the node that an iteration starts from
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What a state is worth: a part for the policy's confidence and a part for the outcome."""
+
+    __pydantic_config__ = CLOSED
+
+    confidence: NonNegative = 1.0  # weight; at 0 nothing is asked
+    outcome: NonNegative = 1.0  # weight
+    late: int | None = None  # the confidence is divided by how many steps a state's parent is beyond this depth
+    early: tuple[Share, ...] = ()  # what a correct answer given as the first, second, ... step counts; later ones 1
+    bonus: NonNegative = 1.0  # what a correct answer counts that is not the start of the written gold solution
+
+
+@dataclass(frozen=True)
 class Judge:
     """How a policy is asked whether the steps so far are right.
 
     In `prompt`, {question}, {options}, {solution} and {gold} are replaced; `correct` and `incorrect` are what it may go
     on with. With `incorrect`, the confidence is the share of the two that `correct` has; without, its probability.
     """
+
+    __pydantic_config__ = CLOSED
 
     prompt: list[Message]
     correct: str
@@ -70,71 +95,47 @@ async def generate(
     policy: Policy,
     *,
     check: Check,
-    iterations: Count,
-    first_iterations: Count,
-    depth: Count,
-    candidates: Count,
-    first_candidates: Count,
+    search: Growth,
+    worth: Worth,
+    steps: mcts.Steps,
     judge: Judge | None,
-    confidence: NonNegative = 1.0,
-    outcome: NonNegative = 1.0,
-    late: int | None = None,
-    early: Sequence[Share] = (),
-    bonus: NonNegative = 1.0,
-    exploration: NonNegative = 1.0,
-    discount: Share = 1.0,
-    prior: Literal["inside", "outside"] = "outside",
-    length_penalty: NonNegative = 1.25,
-    least_visits: Literal[0, 1] = 0,
-    recount: bool = False,
-    similarity: Share = 0.99,
-    temperature: NonNegative = 1.0,
-    stop: Sequence[str] = ("\n",),
-    step_tokens: Count | None = None,
-    max_tokens: Count | None = None,
-    finish_at: Count | None = None,
 ) -> list[Trajectory]:
-    """The chosen solution of a problem's tree, with the tree.
-
-    `first_*` hold until the first step is chosen, at the root. `judge` None: every state has confidence 1. `confidence`
-    and `outcome` weigh the two parts of a state's worth; at `confidence` 0 nothing is asked. `late`: the confidence is
-    divided by how many steps a state's parent is beyond this depth. `early`: what a correct answer given as the first,
-    second, ... step counts, later ones 1. `bonus`: what a correct answer counts that is not the start of the written
-    gold solution, where there is one. `step_tokens` and `max_tokens` limit a step and a solution; None: the policy's.
-    """
-    limit = max_tokens or policy.max_tokens
-    steps = Steps(tuple(stop), temperature, step_tokens or limit, limit, similarity, finish_at)
+    """The chosen solution of a problem's tree, with the tree. `judge` None: every state has confidence 1."""
 
     async def evaluate(children: Sequence[Branch]) -> None:
         await asyncio.gather(*map(judged, children))
 
     async def judged(child: Branch) -> None:
         assert child.parent is not None
-        child.terminal = ended(child, policy, steps)
-        sure, result = confidence, 0.0
-        if judge and confidence:
+        child.terminal = mcts.ended(child, policy, steps)
+        sure, result = worth.confidence, 0.0
+        if judge and sure:
             sure *= await ask(policy, judge, problem, child.text)
         if child.terminal:
             verdict = await check(child.text, problem)
             child.status = verdict.status
-            result = outcome * outcome_score(child, problem, early, bonus)
-        child.value = state_value(child.parent, sure, result, late)
+            result = worth.outcome * outcome_score(child, problem, worth.early, worth.bonus)
+        child.value = state_value(child.parent, sure, result, worth.late)
         child.reward = child.value - child.parent.value
 
-    rules = Rules(
-        propose=lambda node: propose(node, policy, candidates if node.depth else first_candidates, steps),
+    async def propose(node: Branch) -> list[Sample]:
+        return await mcts.propose(node, policy, search.candidates if node.depth else search.first_candidates, steps)
+
+    prior = mcts.prior_inside if search.prior == "inside" else mcts.prior_outside
+    rules = mcts.Rules(
+        propose=propose,
         evaluate=evaluate,
-        prior=partial(prior_inside if prior == "inside" else prior_outside, penalty=length_penalty),
-        select=partial(puct, exploration=exploration),
-        backup=partial(backup, discount=discount, least=least_visits),
-        choose=most_visited,
-        iterations=iterations,
-        first_iterations=first_iterations,
-        depth=depth,
-        recount=recount,
+        prior=partial(prior, penalty=search.length_penalty),
+        select=partial(mcts.puct, exploration=search.exploration),
+        backup=partial(mcts.backup, discount=search.discount, least=search.least_visits),
+        choose=mcts.most_visited,
+        iterations=search.iterations,
+        first_iterations=search.first_iterations,
+        depth=search.depth,
+        recount=search.recount,
     )
     root = Branch(policy.render(problem.prompt))
-    path = await search(root, rules)
+    path = await mcts.search(root, rules)
     return [Trajectory(problem.id, [solution(path)], tree=records(root))]
 
 
@@ -145,7 +146,7 @@ def state_value(parent: Branch, confidence: float, outcome: float, late: int | N
 
 
 def outcome_score(child: Branch, problem: Problem, early: Sequence[float], bonus: float) -> float:
-    """+1 or -1 for a finished solution, 0 where the check said nothing of it."""
+    """+1 or -1 for a finished solution; 0 where the check ended as `timeout` or `error`."""
     if child.status != "correct":
         return -1.0 if child.status in ("wrong", "unparseable") else 0.0
     written = problem.metadata.get("solution")
@@ -157,8 +158,11 @@ def outcome_score(child: Branch, problem: Problem, early: Sequence[float], bonus
 
 
 async def ask(policy: Policy, judge: Judge, problem: Problem, text: str) -> float:
-    """The policy's confidence in the steps `text`, 0 to 1, from the log-probabilities of the judge's two endings. The
-    gold answer that it is shown is the written solution, where the problem has one."""
+    """The policy's confidence in the steps `text`, 0 to 1, from the log-probabilities of the judge's two endings.
+
+    The policy is shown the gold answer, or the written solution where the problem has one. 0 where a prompt does not
+    fit the model's window.
+    """
     prompt = fill(judge.prompt, problem, text, gold=problem.metadata.get("solution"))
     try:
         confidence, _ = await share(policy, prompt, "", judge.correct, judge.incorrect)

@@ -1,5 +1,6 @@
-"""PeRFICS: a model refines its own answers, and models are ranked by performance, what refinement gains, and cost
-(Shashidhar et al. 2023, arXiv 2310.07611, Findings of EMNLP 2023, "Democratizing LLMs").
+"""PeRFICS: a model refines its own answers. Models are ranked by performance, gain from refinement, and cost.
+
+Democratizing LLMs (Shashidhar et al. 2023, arXiv 2310.07611, Findings of EMNLP 2023).
 
     y_0 ~ pi(. | x)                      zero-shot
     for i = 1 .. iterations
@@ -10,7 +11,9 @@
 Nothing outside of the model says when to stop or which answer is better, so refining can lose as well as gain.
 
 The ranking weighs what the paper's metric weighs: performance, the gain from refinement, and the memory footprint. How
-the paper weighs them was not found: FORMULA is our own, and says so wherever it is printed.
+the paper weighs them was not found. FORMULA is our own, and says so wherever it is printed.
+
+*Wrong when* the model cannot tell its right answers from its wrong ones: each iteration then rewrites right ones too.
 """
 
 from __future__ import annotations
@@ -48,20 +51,23 @@ async def generate(
     temperature: NonNegative,
     max_tokens: Count | None = None,
 ) -> list[Trajectory]:
-    """The first answer, and that of each iteration with all that led to it. `critique`'s verdict words are not read."""
+    """The first answer, and the answer of each iteration with all that led to it.
+
+    The verdict words of `critique` are not read. Raises ValueError where a prompt does not fit the model's window.
+    """
 
     async def say(prompt: Any) -> Any:
         return (await policy.sample(prompt, temperature=temperature, max_tokens=max_tokens))[0]
 
     samples = [await say(problem.prompt)]
-    found = [Trajectory(problem.id, samples, {"stage": 0})]
+    trajectories = [Trajectory(problem.id, samples, {"stage": 0})]
     for stage in range(1, iterations + 1):
         answer = samples[-1].text
         review = await say(fill(critique.verify, problem, answer))
         rewrite = await say(fill(critique.refine, problem, answer, review=review.text))
         samples = [*samples, review, rewrite]
-        found.append(Trajectory(problem.id, samples, {"stage": stage}))
-    return found
+        trajectories.append(Trajectory(problem.id, samples, {"stage": stage}))
+    return trajectories
 
 
 # The ranking
@@ -96,8 +102,8 @@ class Weights:
 def scores(figures: Sequence[Figures], weights: Weights) -> list[float]:
     """FORMULA of each model.
 
-    P and dR are taken as they are, not scaled to the compared models, so that what a model is worth does not change
-    when another one joins; only C, a common factor, does. Raises ValueError where a cost is not above 0.
+    P and dR are not scaled to the compared models, so that a model's worth does not change when another one joins. Only
+    C does, by a common factor. Raises ValueError where a cost is not above 0.
     """
     costs = [float(getattr(f, weights.cost)) for f in figures]
     if min(costs) <= 0:
@@ -119,8 +125,8 @@ def table(figures: Sequence[Figures], weights: Weights) -> Table:
     from rich.table import Table
 
     columns = ("model", "first, %", "refined, %", "gain, points", "memory, MB", "tokens", "ms", "score")
-    said = FORMULA.format(alpha=weights.alpha, beta=weights.beta, gamma=weights.gamma, cost=weights.cost)
-    shown = Table(*columns, title="PeRFICS; tokens and ms are of a problem", caption=said)
+    formula = FORMULA.format(alpha=weights.alpha, beta=weights.beta, gamma=weights.gamma, cost=weights.cost)
+    shown = Table(*columns, title="PeRFICS; tokens and ms are of a problem", caption=formula)
     for f, score in ranking(figures, weights):
         accuracies = f"{100 * f.performance:.1f}", f"{100 * f.refined:.1f}", f"{100 * f.gain:+.1f}"
         costs = f"{f.memory / 1e6:.1f}", f"{f.tokens:.0f}", f"{1000 * f.seconds:.1f}"
@@ -129,7 +135,7 @@ def table(figures: Sequence[Figures], weights: Weights) -> Table:
 
 
 def read(folder: Path) -> tuple[Figures, str]:
-    """The figures that `selfimprove eval method=perfics` left in a folder, and the task they are of.
+    """The figures that `selfimprove eval method=perfics` left in a folder, and the name of the task.
 
     Raises ConfigError where the folder holds no finished evaluation of that kind.
     """
@@ -160,10 +166,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--cost", choices=get_args(Cost), default="memory")
     chosen = vars(parser.parse_args(arguments))
     try:
-        found = [read(folder) for folder in chosen.pop("folders")]
-        if len({task for _, task in found}) > 1:
-            raise ConfigError(f"models of different tasks: {'; '.join(sorted({task for _, task in found}))}")
-        shown = table([figures for figures, _ in found], Weights(**chosen))
+        models = [read(folder) for folder in chosen.pop("folders")]
+        if len({task for _, task in models}) > 1:
+            raise ConfigError(f"models of different tasks: {'; '.join(sorted({task for _, task in models}))}")
+        shown = table([figures for figures, _ in models], Weights(**chosen))
     except (ConfigError, ValueError) as problem:
         print(problem, file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
 """Sharpening: the policy judges its own samples by their probability, and learns to give the probable ones at once.
 
 Self-Improvement in Language Models: The Sharpening Mechanism (Huang et al. 2024, arXiv 2412.01951). No gold answer is
-read: what is learned was in the base policy, only spread out.
+read. The policy learns what the base policy holds already, but spread over many answers.
 
     generate   y_1..y_N ~ pi_base(. | x)
     verify     r(y) = log pi_base(y | x), or per token, or the share of samples with the same answer; best: argmax_i r
@@ -10,8 +10,11 @@ read: what is learned was in the base policy, only spread out.
                rlhf: argmin_pi  sum_D (beta [log pi/pi_base (y) - log pi/pi_base (y')] - [r(y) - r(y')])^2,
                      whose minimum is that of  max E_pi[r] - beta KL(pi | pi_base):  pi* ~ pi_base^(1 + 1/beta)
 
-`bon` is the form without training: answer with the best of N. `sft` imitates it; it needs N of the order of
-1 / pi_base(y* | x), where y* is the mode. `rlhf` does with two samples a prompt, and needs y* well ahead of the second.
+`bon` is the form without training: it answers with the best of N. `sft` imitates that answer, and needs N of the order
+of 1 / pi_base(y* | x), where y* is the mode. `rlhf` needs only two samples a prompt, but a y* well ahead of the second.
+
+*Wrong when* the most probable answer is wrong: the policy then grows surer of it. In the RLHF
+form, two modes that are nearly tied stay so.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from selfimprove.filter.distinct import answered
 from selfimprove.generate.best_of_n import best_of_n
-from selfimprove.train.residual import residual
+from selfimprove.train.residual import residual, squared_residual
 from selfimprove.train.sft import sft
 from selfimprove.types import Attempt, Count, Example
 
@@ -30,10 +33,10 @@ generate, train, train_rlhf = best_of_n, sft, residual
 
 
 def bon(rewards: Sequence[float], values: Sequence[float], n: int) -> float:
-    """What best-of-n gives: the mean, over all n of the samples, of the value of that one with the highest reward.
+    """The expected value of the best of n: the mean, over all n of the samples, of the one of highest reward's value.
 
-    Of N samples in order of reward, the i-th (from 0) is the best of n drawn with probability C(N-1-i, n-1) / C(N, n).
-    Among equal rewards the earlier sample is better. Raises ValueError unless 1 <= n <= N.
+    Of N samples in order of reward, the i-th (from 0) is the best of n drawn ones with probability
+    C(N-1-i, n-1) / C(N, n). Among equal rewards the earlier sample is better. Raises ValueError unless 1 <= n <= N.
     """
     total = len(rewards)
     if not 1 <= n <= total:
@@ -53,11 +56,11 @@ def keep_best(groups: Iterable[list[Attempt]], *, seed: int) -> Iterator[Example
 
 
 def pairs(groups: Iterable[list[Attempt]], *, per_problem: Count, seed: int) -> Iterator[Example]:
-    """Up to `per_problem` pairs of a problem's samples, no sample in two of them, with `margin` = r(y) - r(y').
+    """Up to `per_problem` pairs of a problem's samples, with `margin` = r(y) - r(y'). No sample is in two pairs.
 
-    Samples are paired in a random order, so that the two are independent; the one of higher reward is written first,
-    which the loss does not notice. Two equal responses make no pair: their residual is 0 whatever the policy. Those cut
-    off at the token limit are left out, as no whole responses.
+    Samples are paired in a random order, so that the two are independent. The one of higher reward is written first,
+    which makes no difference to the loss. Two equal responses make no pair: their residual is 0 whatever the policy.
+    Responses that were cut off at the token limit are left out.
     """
     for attempts in groups:
         whole = [a for a in attempts if a.trajectory.samples[-1].finish == "stop"]
@@ -75,3 +78,38 @@ def pairs(groups: Iterable[list[Attempt]], *, per_problem: Count, seed: int) -> 
                 rejected_ids=rejected,
                 metadata={"margin": first.verdict.reward - second.verdict.reward},
             )
+
+
+# What the theory says, of a policy over a few outcomes
+
+
+def sharpened(base: Sequence[float], beta: float) -> list[float]:
+    """pi_base^(1 + 1/beta), normalised."""
+    powers = [p ** (1 + 1 / beta) for p in base]
+    return [power / sum(powers) for power in powers]
+
+
+def optimum(base: Sequence[float], beta: float) -> list[float]:
+    """The softmax policy that minimises the expected loss of the RLHF form over pairs of `base`, with r = log base."""
+    import torch
+
+    p = torch.tensor(base, dtype=torch.float64)
+    logits = p.log().requires_grad_()
+    optimizer = torch.optim.LBFGS([logits], max_iter=500, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        ratio, reward = logits.log_softmax(0) - p.log(), p.log()
+        each = squared_residual(ratio[:, None], ratio[None], reward[:, None] - reward[None], beta)
+        total: torch.Tensor = (p[:, None] * p[None] * each).sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    probabilities: list[float] = logits.detach().softmax(0).tolist()
+    return probabilities
+
+
+def total_variation(p: Sequence[float], q: Sequence[float]) -> float:
+    """Between two distributions over the same outcomes, 0 to 1."""
+    return sum(abs(a - b) for a, b in zip(p, q, strict=True)) / 2

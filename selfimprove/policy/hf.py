@@ -49,7 +49,6 @@ class Stats:
 
     prompt_tokens: int = 0  # of finished requests
     sampled_tokens: int = 0
-    scored_tokens: int = 0
     prefilled_tokens: int = 0  # what prefill really read: shared prompts once
     finished: int = 0
     waiting: int = 0
@@ -574,7 +573,6 @@ class TransformersEngine(chat.Speaker):
                 end = start + len(item.completion_ids)
                 item.future.set_result(scores[start:end])
                 start = end
-            self.stats.scored_tokens += end
         return bool(items)
 
     # Beam search

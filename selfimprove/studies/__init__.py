@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -153,10 +153,30 @@ def advantage(results: Sequence[Result], others: Sequence[Result]) -> Estimate:
     return difference([r.heldout() for r in results], [r.heldout() for r in others])
 
 
+def overall(runs: Sequence[Mapping[str, float]]) -> float:
+    """The mean over seeds and problems of problem id -> value, a mapping a seed."""
+    return float(np.mean([np.mean(list(run.values())) for run in runs]))
+
+
+def measured(claim: str, holds: bool | None, estimate: Estimate, control: str, command: str) -> Claim:
+    """A claim about an estimate."""
+    return Claim(claim, holds, estimate.value, (estimate.low, estimate.high), control, command)
+
+
 def claim_above(claim: str, estimate: Estimate, control: str, command: str, least: float = 0.0) -> Claim:
     """A claim that a difference is at least `least`, and above 0 with its whole interval."""
-    holds = estimate.value >= least and estimate.low > 0
-    return Claim(claim, holds, estimate.value, (estimate.low, estimate.high), control, command)
+    return measured(claim, estimate.value >= least and estimate.low > 0, estimate, control, command)
+
+
+def claim_sign(claim: str, estimate: Estimate, control: str, command: str, above: bool = True) -> Claim:
+    """A claim that a difference is above 0, or below it. It is not clear where the interval holds 0."""
+    holds = (estimate.value > 0) == above if estimate.apart else None
+    return measured(claim, holds, estimate, control, command)
+
+
+def signed(estimate: Estimate) -> str:
+    """A difference with its interval, as a part of a sentence."""
+    return f"{estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
 
 
 def names() -> list[str]:

@@ -13,7 +13,7 @@ from rich.table import Table
 from selfimprove import store
 from selfimprove.report.metrics import normalise
 from selfimprove.report.surface import heat_map
-from selfimprove.studies import Claim, Lab, Result, advantage, claim_above, difference
+from selfimprove.studies import Claim, Lab, Result, advantage, claim_above, difference, measured
 from selfimprove.types import Attempt
 
 Measure = Callable[[list[Attempt]], float]
@@ -36,7 +36,7 @@ def study(lab: Lab) -> Iterator[Claim]:
         f"dataset.dev_size={dev}",
         f"dataset.heldout_size={heldout}",
     ]
-    own = [
+    bstar = [
         "method=bstar",
         f"method.filter.target_size={2 * train}",
         f"method.train.steps={3 if lab.quick else 12}",
@@ -44,8 +44,8 @@ def study(lab: Lab) -> Iterator[Claim]:
     ]
     step = round(temperatures[1] - temperatures[0], 6)
     grid = f"method.probe.temperatures={{low: {temperatures[0]}, high: {temperatures[-1]}, step: {step}}}"
-    chosen = lab.over_seeds(*own, *shared, f"method.probe.n={n}", grid)
-    fixed = lab.over_seeds(*own, *shared, "method.probe=null", "method.adapt=null")
+    chosen = lab.over_seeds(*bstar, *shared, f"method.probe.n={n}", grid)
+    fixed = lab.over_seeds(*bstar, *shared, "method.probe=null", "method.adapt=null")
     equal = n + round(dev * len(temperatures) * n / train)  # with what B-STaR samples of dev problems
     plain = lab.over_seeds(
         "method=rejection_sampling", *shared, f"method.generate.n={equal}", "method.filter.per_problem=2"
@@ -58,34 +58,26 @@ def study(lab: Lab) -> Iterator[Claim]:
         lab.note(f"balance score on the dev problems, round {number}, seed {lab.seeds[0]}")
         lab.note(heat_map(pq.read_table(path).to_pylist(), "temperature", "threshold", "balance"))
     for name, estimate in lab.at_equal_tokens(chosen).items():
-        ends = f"95 % {estimate.low:.3f} to {estimate.high:.3f}"
-        lab.note(f"base policy, {name} at B-STaR's sampled tokens: {estimate.value:.3f}, {ends}")
+        interval = f"95 % {estimate.low:.3f} to {estimate.high:.3f}"
+        lab.note(f"base policy, {name} at B-STaR's sampled tokens: {estimate.value:.3f}, {interval}")
 
-    command, control = chosen[0].command, fixed[0].command
-    k = f"pass@{samples}"
+    command, k = chosen[0].command, f"pass@{samples}"
     for name, measure in ((k, MEASURES["pass@k"]), ("the share of unique solutions", MEASURES["unique share"])):
         falls = difference(_values(fixed, "base", measure), _values(fixed, "last", measure))
-        yield claim_above(f"with fixed T {name} falls over {rounds} rounds (fall)", falls, "its own start", control)
+        text = f"with fixed T {name} falls over {rounds} rounds (fall)"
+        yield claim_above(text, falls, "its own start", fixed[0].command)
     settings = [_choices(result) for result in chosen]
-    shown = "; ".join(" ".join(f"({t:g}, {tau:g})" for t, tau in row) for row in settings)
+    pairs = "; ".join(" ".join(f"({t:g}, {tau:g})" for t, tau in row) for row in settings)
     several = all(len(set(row)) > 1 for row in settings)
-    yield Claim("(T, tau) differ between rounds, in each seed", several, shown, None, "", command)
-    more = difference(_values(chosen, "last", MEASURES["pass@k"]), _values(fixed, "last", MEASURES["pass@k"]))
-    yield claim_above(f"final {k} is above that with fixed T", more, "fixed T=1, same n", command)
-    unique = difference(
-        _values(chosen, "last", MEASURES["unique share"]), _values(fixed, "last", MEASURES["unique share"])
-    )
-    yield claim_above(
-        "final share of unique solutions is above that with fixed T", unique, "fixed T=1, same n", command
-    )
+    yield Claim("(T, tau) differ between rounds, in each seed", several, pairs, None, "", command)
+    for name, measure in ((k, MEASURES["pass@k"]), ("share of unique solutions", MEASURES["unique share"])):
+        ahead = difference(_values(chosen, "last", measure), _values(fixed, "last", measure))
+        yield claim_above(f"final {name} is above that with fixed T", ahead, "fixed T=1, same n", command)
     ahead = advantage(chosen, fixed)
     level = True if ahead.low >= 0 else False if ahead.high < 0 else None
-    interval = (ahead.low, ahead.high)
-    yield Claim(
-        "final pass@1 (greedy) is no lower than with fixed T", level, ahead.value, interval, "fixed T=1", command
-    )
-    against = advantage(chosen, plain)
-    yield claim_above("final pass@1 is above rejection sampling", against, "equal sampled tokens", command)
+    yield measured("final pass@1 (greedy) is no lower than with fixed T", level, ahead, "fixed T=1", command)
+    text = "final pass@1 is above rejection sampling"
+    yield claim_above(text, advantage(chosen, plain), "equal sampled tokens", command)
 
 
 def _curves(arms: dict[str, list[Result]], rounds: int, samples: int) -> Table:
@@ -113,18 +105,15 @@ def _mean(result: Result, folder: Path, measure: Measure, decoding: str) -> floa
 
 def _values(results: Sequence[Result], folder: str, measure: Measure) -> list[dict[str, float]]:
     """For each run, held-out problem id -> a measure of its samples."""
-    found = []
-    for result in results:
-        groups = result.attempts(result.evaluation(folder), "sampled")
-        found.append({group[0].problem.id: measure(group) for group in groups})
-    return found
+    groups = [result.attempts(result.evaluation(folder), "sampled") for result in results]
+    return [{group[0].problem.id: measure(group) for group in run} for run in groups]
 
 
 def _choices(result: Result) -> list[tuple[float, float]]:
     """The temperature and threshold of each round."""
-    found: list[tuple[float, float]] = []
+    choices: list[tuple[float, float]] = []
     for path in sorted(result.path.glob("rounds/*/adapt/surface.parquet")):
         rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
         best = max(rows, key=lambda row: row["balance"])
-        found.append((best["temperature"], best["threshold"]))
-    return found
+        choices.append((best["temperature"], best["threshold"]))
+    return choices

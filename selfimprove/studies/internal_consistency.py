@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from selfimprove.policy import Policy
 from selfimprove.policy.scripted import ANSWER, ScriptedEngine
 from selfimprove.report.consistency import agreement, responses
 from selfimprove.report.metrics import RESAMPLES, Estimate
-from selfimprove.studies import Claim, Lab, Result, advantage, claim_above, difference, gain
+from selfimprove.studies import Claim, Lab, Result, advantage, claim_above, claim_sign, difference, gain, measured
+from selfimprove.studies.tiny import untrained
 from selfimprove.types import Problem
 
 METHOD = "method=internal_consistency"
@@ -35,62 +35,49 @@ def study(lab: Lab) -> Iterator[Claim]:
         else ["dataset.train_size=150", "dataset.heldout_size=100", "rounds=2"]
     )
     runs = lab.over_seeds(METHOD, *MEASURED, *size)
+    command = runs[0].command
 
-    items = [pairs(result) for result in runs]
-    trained = correlation(items)
-    yield Claim(
-        "Spearman correlation of consistency and accuracy, item by item, above 0.5 on the trained model",
-        trained.value > 0.5,
-        trained.value,
-        (trained.low, trained.high),
-        "items drawn again",
-        runs[0].command,
-    )
-    blank = lab.run(METHOD, *MEASURED, *random_model(lab.folder / "random"), *small(size))
-    unlearned = pairs(blank)
-    yield Claim(
-        "and about 0 on a random model",
-        None if constant(unlearned) else abs(correlation([unlearned]).value) < 0.2,
-        f"undefined: accuracy {span(unlearned[:, 1])} and agreement {span(unlearned[:, 0])} over the items"
-        if constant(unlearned)
-        else correlation([unlearned]).value,
-        None,
-        "the same architecture with fresh random weights",
-        blank.command,
-    )
+    trained = correlation([pairs(result) for result in runs])
+    text = "Spearman correlation of consistency and accuracy, item by item, above 0.5 on the trained model"
+    yield measured(text, trained.value > 0.5, trained, "items drawn again", command)
+    yield on_a_random_model(lab, size)
     guesses = correlation([guesser(100 if lab.quick else 400, seed) for seed in lab.seeds])
-    yield Claim(
+    yield measured(
         "nor on a guesser, for whom all items are alike",
         guesses.low <= 0 <= guesses.high,
-        guesses.value,
-        (guesses.low, guesses.high),
+        guesses,
         "four answers, all as likely, whatever the question",
         "selfimprove study internal_consistency",
     )
 
-    more = difference([agreements(r, "last") for r in runs], [agreements(r, "base") for r in runs])
-    yield claim_above(
-        "training on consistent answers makes held-out answers more consistent", more, "start", runs[0].command
-    )
-    gained = gain(runs)
-    yield claim_above("and more often correct, without gold answers in training", gained, "start", runs[0].command)
+    change = difference([agreements(r, "last") for r in runs], [agreements(r, "base") for r in runs])
+    text = "training on consistent answers makes held-out answers more consistent"
+    yield claim_above(text, change, "start", command)
+    text = "and more often correct, without gold answers in training"
+    yield claim_above(text, gain(runs), "start", command)
     temperature = ["method.generate.temperature=0.7", f"method.generate.n={8 if lab.quick else SAMPLES}"]
     rejection = lab.over_seeds("method=rejection_sampling", *temperature, *small(size), rounds(size))
     behind = advantage(runs, rejection)
-    yield Claim(
-        "as much as training on correct answers does",
-        None if behind.low < 0 <= behind.high else behind.low >= 0,
-        behind.value,
-        (behind.low, behind.high),
-        f"rejection_sampling with gold answers, same samples: {gain(rejection).value:+.3f} over the start",
-        rejection[0].command,
-    )
+    control = f"rejection_sampling with gold answers, same samples: {gain(rejection).value:+.3f} over the start"
+    yield claim_sign("as much as training on correct answers does", behind, control, rejection[0].command)
     shuffled = lab.over_seeds(METHOD, *size, "control=shuffled_verdicts")
-    edge = advantage(runs, shuffled)
-    yield claim_above(
-        "more than training on as many answers picked at random", edge, "shuffled_verdicts", shuffled[0].command
-    )
+    text = "more than training on as many answers picked at random"
+    yield claim_above(text, advantage(runs, shuffled), "shuffled_verdicts", shuffled[0].command)
     lab.note(table(runs, rejection, lab))
+
+
+def on_a_random_model(lab: Lab, size: Sequence[str]) -> Claim:
+    """The correlation on a model that has learnt nothing, where it can be computed."""
+    blank = lab.run(METHOD, *MEASURED, *random_model(lab.folder / "random"), *small(size))
+    items = pairs(blank)
+    value: float | str = (
+        f"undefined: accuracy {span(items[:, 1])} and agreement {span(items[:, 0])} over the items"
+        if constant(items)
+        else correlation([items]).value
+    )
+    holds = None if isinstance(value, str) else abs(value) < 0.2
+    control = "the same architecture with fresh random weights"
+    return Claim("and about 0 on a random model", holds, value, None, control, blank.command)
 
 
 def small(size: Sequence[str]) -> list[str]:
@@ -143,16 +130,8 @@ def correlation(tables: Sequence[np.ndarray]) -> Estimate:
 
 def random_model(folder: Path) -> list[str]:
     """Overrides for a model of the shipped one's architecture and tokenizer, its weights drawn afresh into `folder`."""
-    from selfimprove.policy.models import PACKAGED
-
     if not (folder / "model.safetensors").exists():
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        shutil.copytree(PACKAGED / "tiny", folder, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
-        torch.manual_seed(0)
-        fresh = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))  # type: ignore[no-untyped-call]
-        fresh.save_pretrained(folder)
+        untrained(folder)
     short = ["model.max_tokens=32", "method.generate.n=2", "rounds=1"]  # it never ends by itself, and nothing is kept
     return ["model=tiny", f"model.path={json.dumps(str(folder))}", *short]
 
@@ -164,12 +143,9 @@ def guesser(items: int, seed: int) -> np.ndarray:
     policy = Policy(engine, seed)
 
     async def answers(problem: Problem) -> tuple[float, float]:
-        said = [
-            s.text.removeprefix(ANSWER)
-            for s in await policy.for_problem(problem).sample(problem.prompt, SAMPLES + OTHERS)
-        ]
-        others = [text == problem.gold for text in said[SAMPLES:]]
-        return agreement(said[:SAMPLES]), sum(others) / OTHERS
+        samples = await policy.for_problem(problem).sample(problem.prompt, SAMPLES + OTHERS)
+        texts = [sample.text.removeprefix(ANSWER) for sample in samples]
+        return agreement(texts[:SAMPLES]), texts[SAMPLES:].count(str(problem.gold)) / OTHERS
 
     async def every() -> list[tuple[float, float]]:
         return await asyncio.gather(*map(answers, problems))

@@ -9,65 +9,51 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rich.table import Table
+import numpy as np
 
-from selfimprove.studies import Claim, Lab, Result, advantage, claim_above, gain
+from selfimprove.studies import Claim, Lab, Result, advantage, claim_above, gain, measured, overall
+from selfimprove.studies.arms import learning_table, run_arms
 
 SMALL = ("dataset.train_size=60", "dataset.heldout_size=200", "rounds=2", "method.train.batch_size=4")
 FULL = ("dataset.train_size=200", "dataset.heldout_size=300")
-SMALL_TREES = ("method.parts=1", "method.generate.iterations=3", "method.generate.first_iterations=10")
-CONTROLS = {
+SMALL_TREES = (
+    "method.parts=1",
+    "method.generate.search.iterations=3",
+    "method.generate.search.first_iterations=10",
+)
+ARMS = {
+    "mcts_dpo": (),
     "instance": ("filter=instance_pairs",),
     "offline": ("method.sampler=base",),
     "no self-evaluation": ("method.generate.judge=null",),
     "random rejected": ("method.filter.rejected=random",),
 }
+CLAIMS = {  # of the method against an arm, and what that arm is
+    "pairs of steps beat pairs of whole solutions": ("instance", "as many pairs of the same trees"),
+    "online trees beat offline ones": ("offline", "trees of the start throughout"),
+    "self-evaluation adds to the outcome": ("no self-evaluation", "outcome alone"),
+    "the worst sibling teaches more than a random one": ("random rejected", "random rejected sibling"),
+}
 
 
 def study(lab: Lab) -> Iterator[Claim]:
     size = SMALL if lab.quick else FULL
-    common = ("method=mcts_dpo", *size, *(SMALL_TREES if lab.quick else ()))
-    online = lab.over_seeds(*common)
-    runs = {name: lab.over_seeds(*common, *overrides) for name, overrides in CONTROLS.items()}
+    arms = run_arms(lab, ("method=mcts_dpo", *size, *(SMALL_TREES if lab.quick else ())), ARMS)
+    online = arms["mcts_dpo"]
     answers = max(2, round(_tokens_a_problem(online) / _tokens_an_answer(online)))
     plain = lab.over_seeds("method=rejection_sampling", *size, f"method.generate.n={answers}")
-    lab.note(_table({"mcts_dpo": online, **runs, f"rejection_sampling, n={answers}": plain}))
+    lab.note(learning_table({**arms, f"rejection_sampling, n={answers}": plain}, "mean over seeds", "run"))
 
-    def compared(claim: str, name: str, said: str) -> Claim:
-        others = runs[name]
-        return claim_above(claim, advantage(online, others), said, others[0].command)
-
-    rounds = online[0].summary["rounds"]
-    yield claim_above(
-        f"greedy accuracy rises by 5 points in {len(rounds)} rounds",
-        gain(online),
-        "the policy it starts from",
-        online[0].command,
-        least=0.05,
-    )
-    yield compared("pairs of steps beat pairs of whole solutions", "instance", "as many pairs of the same trees")
-    yield compared("online trees beat offline ones", "offline", "trees of the start throughout")
-    yield compared("self-evaluation adds to the outcome", "no self-evaluation", "outcome alone")
-    yield compared("the worst sibling teaches more than a random one", "random rejected", "random rejected sibling")
-    beside = advantage(online, plain)
-    yield Claim(
-        "beside rejection sampling at equal sampled tokens",
-        None,
-        beside.value,
-        (beside.low, beside.high),
-        f"rejection_sampling with n={answers}",
-        plain[0].command,
-    )
-    after = sum(sum(r.heldout().values()) / len(r.heldout()) for r in online) / len(online)
+    text = f"greedy accuracy rises by 5 points in {len(online[0].summary['rounds'])} rounds"
+    yield claim_above(text, gain(online), "the policy it starts from", online[0].command, least=0.05)
+    for text, (name, control) in CLAIMS.items():
+        yield claim_above(text, advantage(online, arms[name]), control, arms[name][0].command)
+    text, control = "beside rejection sampling at equal sampled tokens", f"rejection_sampling with n={answers}"
+    yield measured(text, None, advantage(online, plain), control, plain[0].command)
+    after = overall([r.heldout() for r in online])
     for name, estimate in lab.at_equal_tokens(online).items():
-        yield Claim(
-            f"beside the start's {name} at equal sampled tokens, mcts_dpo being at {after:.3f}",
-            None,
-            estimate.value,
-            (estimate.low, estimate.high),
-            "held-out problems, no training",
-            online[0].command,
-        )
+        text = f"beside the start's {name} at equal sampled tokens, mcts_dpo being at {after:.3f}"
+        yield measured(text, None, estimate, "held-out problems, no training", online[0].command)
 
 
 def _tokens_a_problem(results: Sequence[Result]) -> float:
@@ -78,23 +64,6 @@ def _tokens_a_problem(results: Sequence[Result]) -> float:
 
 
 def _tokens_an_answer(results: Sequence[Result]) -> float:
+    """Tokens of a greedy answer of the base policy."""
     folder = results[0].path / "base" / "evaluation"
-    lengths = [group[0].trajectory.sampled_tokens for group in results[0].attempts(folder)]
-    return sum(lengths) / len(lengths)
-
-
-def _table(runs: dict[str, Sequence[Result]]) -> Table:
-    table = Table("run", "accuracy, base", "last", "examples a round", "sampled tokens", title="mean over seeds")
-    for name, results in runs.items():
-
-        def mean(values: list[float]) -> float:
-            return sum(values) / len(values)
-
-        before, after = (
-            mean([mean(list(result.heldout(folder).values())) for result in results]) for folder in ("base", "last")
-        )
-        rounds = [r for result in results for r in result.summary["rounds"]]
-        examples = mean([float(r["examples"]) for r in rounds])
-        tokens = mean([float(result.sampled_tokens) for result in results])
-        table.add_row(name, f"{before:.3f}", f"{after:.3f}", f"{examples:.0f}", f"{tokens:.0f}")
-    return table
+    return float(np.mean([group[0].trajectory.sampled_tokens for group in results[0].attempts(folder)]))

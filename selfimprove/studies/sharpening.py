@@ -5,54 +5,54 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from rich.table import Table
 
-from selfimprove.methods.sharpening import bon
+from selfimprove.methods.sharpening import bon, optimum, sharpened, total_variation
 from selfimprove.report.metrics import normalise, paired_difference
-from selfimprove.studies import Claim, Lab, Result, claim_above, difference
-from selfimprove.train.residual import squared_residual
+from selfimprove.studies import Claim, Lab, Result, claim_above, difference, measured, overall
+from selfimprove.studies.arms import arms_table, run_arms
 from selfimprove.types import Attempt
 
+SIZES = (1, 4, 16, 50)  # N of best-of-N
 FORMS = ("logprob", "mean_logprob", "majority")
 CLEAR = (0.40, 0.20, 0.15, 0.12, 0.08, 0.05)  # the mode is well ahead
 TIED = (0.300, 0.295, 0.15, 0.12, 0.085, 0.05)  # it is not
 
 
 def study(lab: Lab) -> Iterator[Claim]:
-    sizes = (1, 4, 16, 50)
     n, train, heldout = (4, 32, 12) if lab.quick else (16, 240, 80)
-    shared = [
-        "rounds=1",
-        f"dataset.train_size={train}",
-        f"dataset.heldout_size={heldout}",
-        f"method.generate.n={n}",
-    ]
-    sft = lab.over_seeds("method=sharpening", *shared, f"eval.samples={sizes[-1]}")
-    rlhf = lab.over_seeds("method=sharpening_rlhf", *shared, "eval.samples=16")
-    star = lab.over_seeds("method=rejection_sampling", *shared, "eval.samples=16", "method.filter.per_problem=1")
-    command, control = sft[0].command, "same samples, one of them"
+    size = [f"dataset.train_size={train}", f"dataset.heldout_size={heldout}", f"method.generate.n={n}"]
+    arms = run_arms(
+        lab,
+        ["rounds=1", *size],
+        {
+            "sharpening (sft)": ["method=sharpening", f"eval.samples={SIZES[-1]}"],
+            "sharpening (rlhf)": ["method=sharpening_rlhf", "eval.samples=16"],
+            "rejection sampling (gold)": [
+                "method=rejection_sampling",
+                "eval.samples=16",
+                "method.filter.per_problem=1",
+            ],
+        },
+    )
+    sft, rlhf, star = arms.values()
+    command, most = sft[0].command, SIZES[-1]
 
-    lab.note(_bon_table(sft, sizes))
-    most = sizes[-1]
-    for value in ("logprob", "correct"):
-        table = {size: [_bon(r, "logprob", value, size) for r in sft] for size in sizes}
-        means = [np.mean([np.mean(list(v.values())) for v in table[size]]) for size in sizes]
-        steps = ", ".join(f"{mean:.3f}" for mean in means)
-        label = "E log pi_base(y)" if value == "logprob" else "accuracy"
-        rise = difference(table[most], table[1])
-        claim = claim_above(f"{label} of best-of-N rises with N = {sizes}: {steps}", rise, control, command)
-        yield (
-            claim
-            if all(np.diff(means) >= 0) or not claim.holds
-            else Claim(claim.claim, None, claim.value, claim.interval, claim.control, claim.command)
-        )
+    lab.note(_bon_table(sft))
+    for value, label in (("logprob", "E log pi_base(y)"), ("correct", "accuracy")):
+        scores = {size: [_bon(r, "logprob", value, size) for r in sft] for size in SIZES}
+        means = [overall(runs) for runs in scores.values()]
+        text = f"{label} of best-of-N rises with N = {SIZES}: {', '.join(f'{mean:.3f}' for mean in means)}"
+        claim = claim_above(text, difference(scores[most], scores[1]), "same samples, one of them", command)
+        yield claim if all(np.diff(means) >= 0) or not claim.holds else replace(claim, holds=None)
 
-    base = [_sampled(r, "base") for r in sft]
-    after = [_sampled(r, "last") for r in sft]
-    gap = _overall([_bon(r, "logprob", "correct", most) for r in sft]) - _overall(base)
+    base, after = ([_sampled(r, folder) for r in sft] for folder in ("base", "last"))
+    gap = overall([_bon(r, "logprob", "correct", most) for r in sft]) - overall(base)
     moved = difference(after, base)
     share = f", {100 * moved.value / gap:.0f} % of the way to best-of-{most}" if gap > 0 else ""
     text = f"one SFT round raises the accuracy of samples, no gold answer read{share}"
@@ -60,20 +60,21 @@ def study(lab: Lab) -> Iterator[Claim]:
     learned = difference([_sampled(r, "last") for r in rlhf], [_sampled(r, "base") for r in rlhf])
     text = "one round of the RLHF form raises the accuracy of samples"
     yield claim_above(text, learned, "samples of the base", rlhf[0].command)
-    gold = difference([_sampled(r, "last") for r in star], [_sampled(r, "base") for r in star])
-    lab.note(_forms_table({"sharpening (sft)": sft, "sharpening (rlhf)": rlhf, "rejection sampling (gold)": star}))
+    lab.note(_forms_table(arms))
     for name, estimate in lab.at_equal_tokens(sft).items():
-        ends = f"95 % {estimate.low:.3f} to {estimate.high:.3f}"
-        lab.note(f"base policy, {name} at equal sampled tokens: {estimate.value:.3f}, {ends}")
+        interval = f"95 % {estimate.low:.3f} to {estimate.high:.3f}"
+        lab.note(f"base policy, {name} at equal sampled tokens: {estimate.value:.3f}, {interval}")
+    gold = difference([_sampled(r, "last") for r in star], [_sampled(r, "base") for r in star])
     behind = difference(after, [_sampled(r, "last") for r in star])
     for name, d in (("rejection sampling minus base", gold), ("sharpening (sft) minus rejection sampling", behind)):
         lab.note(f"accuracy of samples, {name}: {d.value:+.3f}, 95 % {d.low:+.3f} to {d.high:+.3f}")
+    for right, change in ((True, "right get better"), (False, "wrong get worse")):
+        yield _split(sft, right, f"items whose most probable response is {change}", command)
+    yield from six_outcomes(most)
 
-    for right in (True, False):
-        claimed = "better" if right else "worse"
-        text = f"items whose most probable response is {'right' if right else 'wrong'} get {claimed}"
-        yield _split(sft, right, text, command)
 
+def six_outcomes(most: int) -> Iterator[Claim]:
+    """The optimum of the RLHF form on a policy over six outcomes; `most` is N of the SFT form beside it."""
     for beta in (0.5, 0.1):
         tv = total_variation(optimum(CLEAR, beta), sharpened(CLEAR, beta))
         text = f"six outcomes, beta {beta}: the minimum of the RLHF form's loss is pi_base^(1 + 1/beta) (TV < .05)"
@@ -81,8 +82,8 @@ def study(lab: Lab) -> Iterator[Claim]:
     clear, tied = optimum(CLEAR, 0.1)[0], optimum(TIED, 0.1)[0]
     best = 1 - (1 - TIED[0]) ** most
     text = "two modes nearly tied: the RLHF form leaves less than .95 on the first (beta .1)"
-    other = f"modes apart: {clear:.2f}; tied, SFT form with N={most}: {best:.2f}"
-    yield Claim(text, tied < 0.95 <= min(clear, best), tied, None, other, "selfimprove study sharpening")
+    control = f"modes apart: {clear:.2f}; tied, SFT form with N={most}: {best:.2f}"
+    yield Claim(text, tied < 0.95 <= min(clear, best), tied, None, control, "selfimprove study sharpening")
 
 
 # Held-out samples
@@ -101,57 +102,53 @@ def _accuracy(group: Sequence[Attempt]) -> float:
     return float(np.mean([a.verdict.status == "correct" for a in group]))
 
 
-def _overall(runs: Sequence[dict[str, float]]) -> float:
-    return float(np.mean([np.mean(list(run.values())) for run in runs]))
-
-
 def rewards(group: Sequence[Attempt], form: str) -> list[float]:
     """The self-reward of each sample of the policy; a cut-off one is never the best."""
     if form == "majority":
-        said = [None if a.verdict.extracted is None else normalise(a.verdict.extracted) for a in group]
-        votes = Counter(answer for answer in said if answer is not None)
-        found = [votes[answer] / len(group) if answer is not None else 0.0 for answer in said]
+        answers = [None if a.verdict.extracted is None else normalise(a.verdict.extracted) for a in group]
+        votes = Counter(answer for answer in answers if answer is not None)
+        values = [votes[answer] / len(group) if answer is not None else 0.0 for answer in answers]
     else:
         samples = [a.trajectory.samples[-1] for a in group]
-        found = [sum(s.logprobs) / (len(s.logprobs) if form == "mean_logprob" else 1) for s in samples]
+        values = [sum(s.logprobs) / (len(s.logprobs) if form == "mean_logprob" else 1) for s in samples]
     whole = [a.trajectory.samples[-1].finish == "stop" for a in group]
-    return [reward if ended else -math.inf for reward, ended in zip(found, whole, strict=True)]
+    return [value if ended else -math.inf for value, ended in zip(values, whole, strict=True)]
 
 
 def _bon(result: Result, form: str, value: str, n: int) -> dict[str, float]:
     """Held-out problem id -> expected log-probability, or correctness, of the base's best of n."""
-    found = {}
+    best = {}
     for group in _groups(result, "base"):
         if value == "correct":
             values = [float(a.verdict.status == "correct") for a in group]
         else:
             values = [sum(a.trajectory.samples[-1].logprobs) for a in group]
-        found[group[0].problem.id] = bon(rewards(group, form), values, n)
-    return found
+        best[group[0].problem.id] = bon(rewards(group, form), values, n)
+    return best
 
 
-def _bon_table(results: Sequence[Result], sizes: Sequence[int]) -> Table:
-    greedy = 100 * _overall([r.heldout("base") for r in results])
-    table = Table(
-        "self-reward", "figure", *(f"N={n}" for n in sizes), title=f"best-of-N, base policy; greedy: {greedy:.1f}"
-    )
+def _bon_table(results: Sequence[Result]) -> Table:
+    greedy = 100 * overall([r.heldout("base") for r in results])
+    columns = (f"N={n}" for n in SIZES)
+    table = Table("self-reward", "figure", *columns, title=f"best-of-N, base policy; greedy: {greedy:.1f}")
     for form in FORMS:
-        accuracy = [100 * _overall([_bon(r, form, "correct", n) for r in results]) for n in sizes]
-        log_p = [_overall([_bon(r, form, "logprob", n) for r in results]) for n in sizes]
+        accuracy = [100 * overall([_bon(r, form, "correct", n) for r in results]) for n in SIZES]
+        log_p = [overall([_bon(r, form, "logprob", n) for r in results]) for n in SIZES]
         table.add_row(form, "accuracy, %", *(f"{value:.1f}" for value in accuracy))
         table.add_row("", "E log pi_base(y)", *(f"{value:.2f}" for value in log_p))
     return table
 
 
-def _forms_table(arms: dict[str, list[Result]]) -> Table:
-    table = Table(
-        "arm", "samples: base", "after", "greedy: base", "after", title="held-out accuracy, %, means over seeds"
-    )
-    for arm, results in arms.items():
-        sampled = [_overall([_sampled(r, folder) for r in results]) for folder in ("base", "last")]
-        greedy = [_overall([r.heldout(folder) for r in results]) for folder in ("base", "last")]
-        table.add_row(arm, *(f"{100 * value:.1f}" for value in (*sampled, *greedy)))
-    return table
+def _forms_table(arms: Mapping[str, Sequence[Result]]) -> Table:
+    def sampled(folder: str, runs: Sequence[Result]) -> str:
+        return f"{100 * overall([_sampled(r, folder) for r in runs]):.1f}"
+
+    def greedy(folder: str, runs: Sequence[Result]) -> str:
+        return f"{100 * overall([r.heldout(folder) for r in runs]):.1f}"
+
+    columns = {"samples: base": partial(sampled, "base"), "samples: after": partial(sampled, "last")}
+    columns |= {"greedy: base": partial(greedy, "base"), "greedy: after": partial(greedy, "last")}
+    return arms_table("held-out accuracy, %, means over seeds", arms, columns)
 
 
 def _split(results: Sequence[Result], right: bool, text: str, command: str) -> Claim:
@@ -172,41 +169,6 @@ def _split(results: Sequence[Result], right: bool, text: str, command: str) -> C
     if not changes:
         return Claim(text, None, "no such item", None, "the same items before", command)
     values = [float(np.mean(change)) for change in changes.values()]
-    change = paired_difference([0.0] * len(values), values)
+    change = paired_difference(before=[0.0] * len(values), after=values)
     holds = change.low > 0 if right else change.high < 0
-    claim, interval = f"{text} ({change.n} items)", (change.low, change.high)
-    return Claim(claim, holds, change.value, interval, "the same items before", command)
-
-
-# Six outcomes
-
-
-def sharpened(base: Sequence[float], beta: float) -> list[float]:
-    """pi_base^(1 + 1/beta), normalised."""
-    powers = [p ** (1 + 1 / beta) for p in base]
-    return [power / sum(powers) for power in powers]
-
-
-def optimum(base: Sequence[float], beta: float) -> list[float]:
-    """The softmax policy that minimises the expected loss of the RLHF form over pairs of `base`, with r = log base."""
-    import torch
-
-    p = torch.tensor(base, dtype=torch.float64)
-    logits = p.log().requires_grad_()
-    optimizer = torch.optim.LBFGS([logits], max_iter=500, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
-
-    def loss() -> torch.Tensor:
-        optimizer.zero_grad()
-        ratio, reward = logits.log_softmax(0) - p.log(), p.log()
-        each = squared_residual(ratio[:, None], ratio[None], reward[:, None] - reward[None], beta)
-        total: torch.Tensor = (p[:, None] * p[None] * each).sum()
-        total.backward()  # type: ignore[no-untyped-call]
-        return total
-
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
-    found: list[float] = logits.detach().softmax(0).tolist()
-    return found
-
-
-def total_variation(p: Sequence[float], q: Sequence[float]) -> float:
-    return sum(abs(a - b) for a, b in zip(p, q, strict=True)) / 2
+    return measured(f"{text} ({change.n} items)", holds, change, "the same items before", command)

@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from rich.table import Table
 
 from selfimprove.generate.until import until
 from selfimprove.policy import Engine, Policy
-from selfimprove.policy.models import PACKAGED
 from selfimprove.report.curve import Rule, Trace, baselines, trace
-from selfimprove.store import new_folder
-from selfimprove.train import TrainContext
-from selfimprove.train.sft import sft
-from selfimprove.types import Attempt, Example, Problem, Trajectory, Verdict
+from selfimprove.studies.arms import arms_table
+from selfimprove.types import Attempt, Problem, Trajectory, Verdict
 from selfimprove.verify import Outcome
-
-if TYPE_CHECKING:
-    from selfimprove.policy.hf import TransformersEngine
+from selfimprove.verify.answers import vote
 
 Check = Callable[[str, Problem], Outcome]  # a data set's check of one answer, called in this process
 Solver = Callable[..., Awaitable[list[Trajectory]]]
+Groups = list[list[Attempt]]  # each problem's attempts
+ByProblem = dict[str, float]  # problem id -> 1 where it is solved, else 0
+
+
+def grader(check: Callable[..., Outcome], **options: Any) -> Check:
+    """A verifier's check with its options, as a check of a problem's answer."""
+    return lambda text, problem: check(text, problem.gold, problem.metadata, **options)
+
+
+def waiting(check: Check) -> Callable[[str, Problem], Awaitable[Outcome]]:
+    """A check as a solver asks for one."""
+
+    async def ask(text: str, problem: Problem) -> Outcome:
+        return check(text, problem)
+
+    return ask
 
 
 def solve(
@@ -34,11 +49,13 @@ def solve(
     check: Check | None = None,
     max_tokens: int = 256,
 ) -> list[list[Trajectory]]:
-    """Each problem's trajectories by a solver whose options are bound. `check` goes to a solver that asks for one;
-    `max_tokens` is of a sample, unless the solver says otherwise."""
+    """Each problem's trajectories by a solver whose options are bound.
+
+    `check` goes to a solver that asks for one. `max_tokens` is of a sample, unless the solver says otherwise.
+    """
     policy = Policy(engine, seed, max_tokens=max_tokens)
     if check is not None:
-        solver = partial(solver, check=_awaited(check))
+        solver = partial(solver, check=waiting(check))
 
     async def one(problem: Problem) -> list[Trajectory]:
         trajectories = await solver(problem, policy.for_problem(problem))
@@ -52,16 +69,7 @@ def solve(
     return asyncio.run(everything())
 
 
-def _awaited(check: Check) -> Callable[[str, Problem], Awaitable[Outcome]]:
-    async def ask(text: str, problem: Problem) -> Outcome:
-        return check(text, problem)
-
-    return ask
-
-
-def attempts(
-    problems: Sequence[Problem], solutions: Sequence[Sequence[Trajectory]], check: Check
-) -> list[list[Attempt]]:
+def attempts(problems: Sequence[Problem], solutions: Sequence[Sequence[Trajectory]], check: Check) -> Groups:
     """Trajectories with the verdict that `check` gives each."""
 
     def one(problem: Problem, trajectory: Trajectory) -> Attempt:
@@ -74,7 +82,7 @@ def attempts(
 
 def plain(
     engine: Engine, problems: Sequence[Problem], check: Check, tokens: float, *, seed: int = 0, **sampling: Any
-) -> list[list[Attempt]]:
+) -> Groups:
     """Each problem's plain samples, as few as have `tokens` tokens together; `sampling` is as of `generate.until`."""
     return attempts(problems, solve(partial(until, tokens=tokens, **sampling), engine, problems, seed=seed), check)
 
@@ -84,31 +92,88 @@ def right(group: Sequence[Attempt]) -> list[bool]:
     return [attempt.verdict.status == "correct" for attempt in group]
 
 
+def solved(groups: Sequence[Sequence[Attempt]], rule: Rule) -> ByProblem:
+    """Whether the attempt that `rule` chooses of a problem is correct."""
+    chosen = [(group, rule(group)) for group in groups]
+    return {group[0].problem.id: float(i is not None and right(group)[i]) for group, i in chosen}
+
+
 def traces(groups: Sequence[Sequence[Attempt]], rule: Rule) -> list[Trace]:
     """Tokens and answer of each problem, stage by stage; `report.curve.curve` makes rows of them."""
     return [trace(group, right(group), rule) for group in groups]
 
 
 def at_tokens(samples: Sequence[Sequence[Attempt]], tokens: float, **rules: Rule) -> dict[str, list[bool]]:
-    """Of plain samples worth `tokens` a problem: which problems each rule solves (as in `maj=vote`), and any sample,
-    `pass`."""
-    solved = [baselines(group, right(group), tokens, rules) for group in samples]
-    return {name: [one[name] for one in solved] for name in (*rules, "pass")}
+    """Which problems plain samples worth `tokens` a problem solve: by each rule (as in `maj=vote`), and any, `pass`."""
+    outcomes = [baselines(group, right(group), tokens, rules) for group in samples]
+    return {name: [outcome[name] for outcome in outcomes] for name in (*rules, "pass")}
 
 
-def tuned(folder: Path, rows: Callable[[], Sequence[Example]], **options: Any) -> str:
-    """The folder of the shipped model after supervised fine-tuning on `rows`, made once; `options` are those of
-    `train.sft`."""
-    if not folder.exists():
-        with new_folder(folder) as out:
-            start = str(PACKAGED / "tiny")
-            context = TrainContext(start, start, out, 0, "cpu", "float32", 32, False, None, lambda figures: None)
-            sft(rows(), context, schedule="cosine", warmup_ratio=0.05, **options)
-    return str(folder)
+# What an arm costs
 
 
-def shipped(path: str = str(PACKAGED / "tiny")) -> TransformersEngine:
-    """An engine for the shipped model, or for one that was made of it."""
-    from selfimprove.policy.hf import TransformersEngine
+@dataclass(frozen=True)
+class Answers:
+    """What a solver gave on some problems with one seed."""
 
-    return TransformersEngine(path, device="cpu", max_batch=64)
+    groups: Groups  # each problem's answers, in order, with verdicts
+    seconds: float  # of wall time, for all problems together
+
+
+def timed(
+    solver: Solver, engine: Engine, problems: Sequence[Problem], check: Check, *, asks: bool = False, **options: Any
+) -> Answers:
+    """A solver's answers with their verdicts, and how long it took. `asks`: the solver is given the check too."""
+    began = time.monotonic()
+    solutions = solve(solver, engine, problems, check=check if asks else None, **options)
+    seconds = time.monotonic() - began
+    return Answers(attempts(problems, solutions, check), seconds)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a problem costs, means over problems and seeds, and what plain samples of as many tokens solve."""
+
+    tokens: float  # sampled
+    prompt_tokens: float
+    calls: float
+    seconds: float
+    passed: float  # share of problems that any of the plain samples solves
+    majority: float  # and that their majority solves
+
+
+def cost(engine: Engine, arm: Sequence[Answers], check: Check, *, separate: bool = False, **sampling: Any) -> Cost:
+    """The cost of an arm, one `Answers` a seed. `sampling` is that of the plain samples.
+
+    A chain's last trajectory has all samples that led to it. `separate`: each trajectory has samples of its own.
+    """
+    problems = [group[0].problem for group in arm[0].groups]
+    whole = [[a.trajectory for a in (group if separate else group[-1:])] for answers in arm for group in answers.groups]
+    tokens = float(np.mean([sum(t.sampled_tokens for t in group) for group in whole]))
+    beside = at_tokens(plain(engine, problems, check, tokens, **sampling), tokens, maj=vote)
+    return Cost(
+        tokens,
+        float(np.mean([sum(t.prompt_tokens for t in group) for group in whole])),
+        float(np.mean([sum(len(t.samples) for t in group) for group in whole])),
+        float(np.mean([answers.seconds for answers in arm])) / len(problems),
+        float(np.mean(beside["pass"])),
+        float(np.mean(beside["maj"])),
+    )
+
+
+def cost_table(costs: Mapping[str, Cost], shares: Mapping[str, float], label: str, first: str = "arm") -> Table:
+    """What each arm costs, and the share of problems that its own answers solve, under `label`."""
+    return arms_table(
+        "Cost of a problem, means; beside it plain samples worth as many sampled tokens",
+        {name: (c, shares[name]) for name, c in costs.items()},
+        {
+            "tokens": lambda arm: f"{arm[0].tokens:.0f}",
+            "prompt tokens": lambda arm: f"{arm[0].prompt_tokens:.0f}",
+            "calls": lambda arm: f"{arm[0].calls:.1f}",
+            "seconds": lambda arm: f"{arm[0].seconds:.2f}",
+            label: lambda arm: f"{arm[1]:.3f}",
+            "plain, pass@tokens": lambda arm: f"{arm[0].passed:.3f}",
+            "plain, maj@tokens": lambda arm: f"{arm[0].majority:.3f}",
+        },
+        first,
+    )

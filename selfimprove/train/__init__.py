@@ -1,15 +1,16 @@
 """Training: thin over TRL. Rows carry token ids, and those ids are what the model sees.
 
-What `sft` and `dpo` share is here: the context of a training phase, the order of rows, the arguments of a Hugging Face
-trainer, loading and saving. torch, transformers and TRL are imported inside functions, so importing this is cheap.
+This module holds what `sft` and `dpo` share: the context of a training phase, the order of rows, the arguments of a
+Hugging Face trainer, loading and saving. It imports torch, transformers and TRL inside functions, so that importing it
+is cheap.
 
-Precision. `dtype` is what a policy is saved in and what matrix products run in. In bfloat16, full fine-tuning still
-keeps float32 weights while it trains (autocast), since a step of 1e-5 relative to a bfloat16 weight rounds to nothing,
-and rounds once, when the policy is saved. With LoRA the frozen base is held in `dtype`, or in 4 bits (QLoRA), and the
-adapter in float32.
+Precision. A policy is saved in `dtype`, and matrix products run in it. In bfloat16, full fine-tuning keeps float32
+weights while it trains (autocast), because a step of 1e-5 relative to a bfloat16 weight rounds to nothing. It rounds
+once, when the policy is saved. With LoRA the frozen base is held in `dtype`, or in 4 bits (QLoRA), and the adapter in
+float32.
 
 Several processes share a phase by one of accelerate's strategies; `launch` starts them. Each device step's loss is
-scaled such that the sum over all of them is that of one process. What is unfinished stands in `TrainContext.parts`:
+scaled so that the sum over all of them equals the loss of one process. `TrainContext.parts` holds unfinished work:
 checkpoints, from which a phase that was killed goes on.
 """
 
@@ -104,9 +105,9 @@ def require_shares(batch_size: int, processes: int) -> None:
 def plan(lengths: Sequence[int], epochs: float, batch_size: int, seed: int) -> list[int]:
     """Row numbers in the order they are trained on, `batch_size` to an optimizer step.
 
-    Each epoch is a new shuffle, and the next follows without a gap: round(epochs * rows) row numbers, of which only
-    the last step can have fewer than `batch_size`. Inside a step rows are sorted by length, longest first, which saves
-    padding and leaves the sum over the step as it was.
+    There are round(epochs * rows) row numbers. Each epoch is a new shuffle, and the next one follows without a gap:
+    only the last step can have fewer than `batch_size`. Inside a step rows are sorted by length, longest first. That
+    saves padding and does not change the sum over the step.
     """
     total = max(1, round(epochs * len(lengths)))
     rng, order = random.Random(seed), list[int]()
@@ -118,10 +119,10 @@ def plan(lengths: Sequence[int], epochs: float, batch_size: int, seed: int) -> l
 
 
 def device_steps(order: Sequence[int], batch_size: int, micro: int, processes: int, blank: int) -> list[list[int]]:
-    """The rows of each device step, `micro` at most; of `processes` of them in a row, each process takes one.
+    """The rows of each device step, at most `micro`. Each process takes one of every `processes` steps in a row.
 
-    An optimizer step whose rows are too few to give every process a device step of `micro` has them dealt out evenly,
-    and where there are fewer rows than processes, the others get the row `blank`, which must count for nothing.
+    Where an optimizer step has too few rows to give every process a device step of `micro`, they are dealt out evenly.
+    Where it has fewer rows than there are processes, the others get the row `blank`, which must count for nothing.
     """
     found: list[list[int]] = []
     for start in range(0, len(order), batch_size):
@@ -136,11 +137,11 @@ def device_steps(order: Sequence[int], batch_size: int, micro: int, processes: i
 
 
 def arguments(context: TrainContext, folder: str, rows: int, options: Optimization) -> dict[str, Any]:
-    """Arguments for a TRL config that trains on `rows` planned rows, writes at most checkpoints, to `folder`, and
+    """Arguments for a TRL config that trains on `rows` planned rows. It writes only checkpoints, into `folder`, and
     reports nothing.
 
     `batch_size` rows make one optimizer step, over all processes. A device step holds the largest number of rows that
-    divides a process's share of them and is at most `micro_batch`, so the global batch is always what was asked for.
+    divides a process's share and is at most `micro_batch`. So the global batch is always `batch_size`.
     """
     batch_size, schedule = options.get("batch_size", BATCH_SIZE), options.get("schedule", "constant")
     share = batch_size // context.training.processes
@@ -203,7 +204,7 @@ def require(lora: dict[str, Any] | None, training: Training, device: str) -> Non
 def load(context: TrainContext) -> tuple[Any, PreTrainedTokenizerBase]:
     """The policy to train, in training precision, with its adapter where there is one, and its tokenizer.
 
-    With LoRA, an adapter in `start` is continued; otherwise `start` must be the base, and gets a new one. Raises
+    With LoRA, an adapter in `start` is continued. Otherwise `start` must be the base, which gets a new adapter. Raises
     ConfigError when `start` and `lora` do not fit.
     """
     from transformers import AutoTokenizer, set_seed
@@ -249,8 +250,10 @@ def load(context: TrainContext) -> tuple[Any, PreTrainedTokenizerBase]:
 
 
 def _quantized(context: TrainContext) -> Any:
-    """The base with its linear layers in 4-bit NormalFloat, scales quantized too, frozen (QLoRA, arXiv:2305.14314,
-    section 3), on the device of this process."""
+    """The frozen base on this process's device, its linear layers in 4-bit NormalFloat, their scales quantized too.
+
+    QLoRA, arXiv:2305.14314, section 3.
+    """
     import torch
     from peft import prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -277,8 +280,8 @@ def _quantized(context: TrainContext) -> Any:
 def _kernels(model: Any, context: TrainContext) -> Any:
     """The model with the kernels that the configuration asks for.
 
-    Liger's are those of layers; its loss would give no log-probability of each token. Packed rows take flash attention
-    where it is installed: other attention gets a mask as large as the square of all their tokens.
+    Of Liger only the kernels of layers are used, because its loss gives no log-probability of each token. Packed rows
+    take flash attention where it is installed: other attention needs a mask as large as the square of all their tokens.
     """
     if context.training.liger:
         from transformers.integrations.liger import apply_liger_kernel
@@ -291,7 +294,7 @@ def _kernels(model: Any, context: TrainContext) -> Any:
 
 
 def unfinished(folder: Path, key: str) -> Path:
-    """`folder`, for what a training phase has not finished; emptied of what a phase with another key left there."""
+    """`folder`, for a training phase's unfinished work. It is emptied first of what a phase with another key left."""
     mark = folder / "key"
     if not mark.exists() or mark.read_text() != key:
         shutil.rmtree(folder, ignore_errors=True)
@@ -312,8 +315,8 @@ Maker = Callable[[str, Any, Any], Any]  # (folder to work in, model, tokenizer) 
 def run(make: Maker, context: TrainContext) -> dict[str, float]:
     """Build a trainer with `make`, train from the newest checkpoint on, save. Returns mean loss, steps and seconds.
 
-    handover.json, beside the weights, is what `selfimprove.train.probe` says of them. Raises RunError when the loss
-    stops being a number, or when not what was asked for is running.
+    `selfimprove.train.probe` writes handover.json beside the weights. Raises ConfigError as `load` does, and RunError
+    when the loss stops being a number or when training does not run as the configuration says.
     """
     from transformers import AutoTokenizer
 
@@ -373,16 +376,16 @@ def run(make: Maker, context: TrainContext) -> dict[str, float]:
 
 
 def _adapters_on_bits(model: Any) -> list[tuple[str, Any]]:
-    """The adapters of a base that is held in 4 bits, which TRL's trainers round to bfloat16; none of any other."""
+    """The adapters of a base that is held in 4 bits, which TRL's trainers would round to bfloat16; else none."""
     if not getattr(model, "is_loaded_in_4bit", False):
         return []
     return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
 
 
 def whole_weights(trainer: Any) -> dict[str, Any] | None:
-    """The weights of a model that processes hold in pieces, gathered in the main one; None where each holds it all.
+    """The weights of a model that processes hold in pieces, gathered in the main process. Every process must call this.
 
-    Every process has to call this.
+    None where each process holds all weights.
     """
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return trainer.accelerator.get_state_dict(trainer.model_wrapped)  # type: ignore[no-any-return]

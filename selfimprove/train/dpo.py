@@ -1,11 +1,11 @@
 """Direct preference optimization (arXiv:2305.18290) and its relatives, through TRL's DPOTrainer.
 
-Full fine-tuning and LoRA, one process or several (DDP). Trains without dropout, as the authors did. Not supported, and
-refused: Example.mask and Example.weight on pairs, and losses that rank the pairs of a device step (aot).
+It does full fine-tuning and LoRA, in one process or several, without dropout, as the authors did. It refuses
+Example.mask and Example.weight on pairs, and losses that rank the pairs of a device step (aot).
 
 A pair may carry its own label smoothing e in `Example.metadata["label_smoothing"]`, as in conservative DPO (Mitchell
-2023): its loss is -(1 - e) log sigmoid(z) - e log sigmoid(-z), which is the sigmoid loss plus e z; z is beta times the
-margin.
+2023). Its loss is -(1 - e) log sigmoid(z) - e log sigmoid(-z), with z = beta times the margin. That equals the sigmoid
+loss plus e z.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ LOSSES = (
 
 
 def row(example: Example, skip_common: bool = False) -> dict[str, Any]:
-    """Token ids of one pair, and its label smoothing. With `skip_common`, the tokens that both completions begin with
-    are part of the prompt, except that each side keeps at least one.
+    """Token ids of one pair, and its label smoothing.
 
-    Raises ValueError without two completions or for a smoothing outside 0..1, ConfigError for a mask or a weight.
+    With `skip_common`, the tokens that both completions begin with become part of the prompt. Each side keeps at least
+    one token. Raises ValueError without two completions or for a smoothing outside 0..1, ConfigError for a mask or a
+    weight.
     """
     if not example.completion_ids or not example.rejected_ids or not example.prompt_ids:
         raise ValueError(f"a row of problem {example.problem_id} is no preference pair: it lacks tokens on one side")
@@ -85,10 +86,10 @@ def dpo(
     """Train on preference pairs and save the policy in `context.out`.
 
     A step's loss is the mean over its pairs of `loss` (one of TRL's, see LOSSES) plus `sft_weight` times the chosen
-    completion's NLL per token. `reference` is the policy as the phase starts, or the base model; its log-probabilities
+    completion's NLL per token. `reference` is the policy as the phase starts, or the base model. Its log-probabilities
     are computed once, before the first step. With `skip_common`, loss starts at the first token where the two
-    completions differ; sums over tokens do not notice, averages do. `label_smoothing` belongs to `robust` and
-    `exo_pair`; that of single pairs to `sigmoid`. Returns `loss` (mean over steps), `steps`, `seconds`, `tokens` (read)
+    completions differ: that changes averages over tokens, not sums. `label_smoothing` is for `robust` and `exo_pair`; a
+    pair's own label smoothing is for `sigmoid`. Returns `loss` (mean over steps), `steps`, `seconds`, `tokens` (read)
     and `loss_tokens`. Raises ValueError for empty rows, ConfigError and RunError as `selfimprove.train` does.
     """
     if loss not in LOSSES:
@@ -118,10 +119,10 @@ def prefer(
     sft_weight: float = 0.0,
     classes: Callable[[], tuple[Any, Any]] | None = None,
 ) -> dict[str, float]:
-    """What losses on pairs share: train on `table`, which `row` made of `rows`, and save.
+    """Train by a loss on pairs and save. `row` made `table` of `rows`.
 
-    `config` is for TRL's DPOConfig; `classes` returns a trainer and a collator in place of PreferenceTrainer and its
-    own, and is called when training starts.
+    `config` is for TRL's DPOConfig. `classes` returns a trainer and a collator to use instead of PreferenceTrainer and
+    PreferenceCollator; it is called when training starts. Returns and raises as `dpo` does.
     """
     order = planned([example.tokens for example in rows], context, options)
 

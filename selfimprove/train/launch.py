@@ -1,11 +1,11 @@
-"""A training phase in processes of its own: what it held is free again when it ends, and several can share it.
+"""A training phase in processes of its own. Their memory is free again when it ends, and several can share a phase.
 
 One process is started as it is. Several are started by accelerate's launcher, in a process that runs this module:
-`python -m selfimprove.train.launch JOB PARENT`. Whether what was asked for then runs, each process checks for itself
-(`trainers.require_as_asked`), for launchers and trainers leave things out without a word.
+`python -m selfimprove.train.launch JOB PARENT`. Launchers and trainers can leave things out without a word, so each
+process checks that training runs as the configuration says (`trainers.require_as_asked`).
 
-All of it goes through the folder of unfinished work (`TrainContext.parts`): the job, step figures, the result, errors.
-What the processes print is kept in train.log, beside that folder.
+Everything goes through the folder of unfinished work (`TrainContext.parts`): the job, step figures, the result, errors.
+The processes' output is kept in train.log, beside that folder.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ KILLED = "killed"  # of several processes: which was killed, and by what signal
 
 
 def train(node: Target, rows: Path, context: TrainContext) -> dict[str, float]:
-    """The figures of a node's train function on the examples in the file `rows`, run in processes of its own.
+    """Run a node's train function on the examples in the file `rows`, in processes of its own. Returns its figures.
 
-    Steps reach `context.log` as they are done. Raises the ConfigError or RunError of a process, and RunError with one
-    line for whatever else ends one. The processes end with this one, and when it is interrupted.
+    Each step reaches `context.log` when it is done. Raises the ConfigError or RunError of a process, and RunError with
+    one line for whatever else ends a process. The processes end with this one, and when it is interrupted.
     """
     require(context.lora, context.training, context.device)
     folder = context.parts
@@ -80,9 +80,9 @@ def job(node: Target, rows: Path, context: TrainContext) -> dict[str, Any]:
 
 
 def accelerate_config(context: TrainContext, deepspeed: Path) -> dict[str, Any]:
-    """The configuration file of `accelerate launch`; `deepspeed` is the path of DeepSpeed's own.
+    """The configuration file of `accelerate launch`; `deepspeed` is the path of DeepSpeed's configuration.
 
-    A CPU counts as a GPU here: told that there is none, the launcher starts one process.
+    It counts a CPU as a GPU: without a GPU, the launcher would start one process only.
     """
     strategy = context.training.strategy
     kind = {"ddp": "MULTI_GPU", "fsdp2": "FSDP"}.get(strategy, "DEEPSPEED")
@@ -111,7 +111,7 @@ def accelerate_config(context: TrainContext, deepspeed: Path) -> dict[str, Any]:
 
 
 def deepspeed_config(context: TrainContext) -> dict[str, Any]:
-    """DeepSpeed's configuration; `auto` is what the Trainer's arguments say."""
+    """DeepSpeed's configuration; `auto` takes a value from the Trainer's arguments."""
     stage = 3 if context.training.strategy == "zero3" else 2
     return {
         "zero_optimization": {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True},
@@ -135,7 +135,7 @@ def _environment(context: TrainContext) -> dict[str, str]:
 
 
 def _complete(lines: IO[str]) -> Iterator[dict[str, float]]:
-    """The records that were added to a file of JSON lines, but not one that is still being written."""
+    """The records that were added to a file of JSON lines, without one that is still being written."""
     while (where := lines.tell(), line := lines.readline())[1]:
         if not line.endswith("\n"):
             lines.seek(where)
@@ -144,7 +144,7 @@ def _complete(lines: IO[str]) -> Iterator[dict[str, float]]:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """End a process that still runs: politely, so that the launcher ends its own, then for certain."""
+    """End a process that still runs: first by SIGTERM, so that the launcher ends its processes, then by SIGKILL."""
     if child.poll() is None:
         child.terminate()
         try:
@@ -157,7 +157,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def _failure(folder: Path, code: int, log: Path) -> Exception:
-    """What ended the processes first: the others may only have missed it."""
+    """The error of the process that ended first: the others may only have missed that one."""
     errors = [store.read_json(path) for path in folder.glob("error-*.json")]
     if (folder / KILLED).exists():
         return RunError(f"training: {(folder / KILLED).read_text()}; what it printed is in {log}")

@@ -1,5 +1,8 @@
-"""What the trainer says of a few fixed answers before and after training: the sampler must say the same, once it has
-taken the new weights (`selfimprove.handover`). Imported only when training starts."""
+"""The trainer's log-probabilities of a few fixed answers, before and after training.
+
+The sampler must have the same ones once it has taken the new weights (`selfimprove.handover`). This module is imported
+only when training starts.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ from selfimprove.train import HANDOVER, Answer
 class Probe(TrainerCallback):
     """Keeps log pi of each completion token, in nats at temperature 1, by the weights before and after training.
 
-    Each answer is a forward pass by itself, of every process, as models that are spread over processes need. `kept` is
-    a file that holds what was said before the first step, for training that goes on from a checkpoint.
+    Each answer is a forward pass by itself, in every process, because a model that is spread over processes needs that.
+    The file `kept` holds the values before the first step, for training that goes on from a checkpoint.
     """
 
     def __init__(self, answers: Sequence[Answer], dtype: str, kept: Path | None = None) -> None:

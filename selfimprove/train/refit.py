@@ -1,4 +1,4 @@
-"""Maximum likelihood for the policies that are no language models: each example is one draw to fit."""
+"""Maximum likelihood for policies that are no language models. Each example is one draw to fit."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from selfimprove.types import Count, Example, NonNegative
 
 
 def categorical(rows: Sequence[Example], context: TrainContext) -> dict[str, float]:
-    """The table of probabilities of maximum likelihood, which is the outcomes' shares. The last table says only how
-    many outcomes there are."""
+    """The table of maximum likelihood: the share of each outcome. Of the last table only the length is used.
+
+    Returns `loss` (nats a draw), `steps`, `seconds` and `tokens` (draws). Raises ConfigError for several processes.
+    """
     from selfimprove.policy.categorical import probabilities, save
 
     _require_one_process(context)
@@ -37,9 +39,10 @@ def flow(
     learning_rate: NonNegative,
     batch_size: Count,
 ) -> dict[str, float]:
-    """Train the last flow on by gradient ascent on the points' log density: Adam, its rate falling along a cosine.
+    """Train the last flow on, by gradient ascent on the points' log density. Adam's rate falls along a cosine.
 
-    Figures: `loss` (nats a point, mean over steps), `steps`, `seconds`; `tokens` are coordinates read.
+    Returns `loss` (nats a point, mean over steps), `steps`, `seconds` and `tokens` (coordinates read). Raises
+    ConfigError for several processes.
     """
     import torch
 

@@ -1,7 +1,7 @@
 """Supervised fine-tuning on sampled completions, through TRL's SFTTrainer.
 
-Takes Example.mask (which completion tokens bear loss) and Example.weight. Full fine-tuning and LoRA, one process or
-several (DDP). Methods that retrain from the base each round pass the base as `context.start`.
+Example.mask says which completion tokens bear loss, and Example.weight is used too. It does full fine-tuning and LoRA,
+in one process or several. Methods that retrain from the base each round pass the base as `context.start`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""TRL's trainers with our row order, our log, and no work that nobody reads. Imported only when training starts."""
+"""TRL's trainers with our row order and our log, and without work that nobody reads.
+
+This module is imported only when training starts.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +41,11 @@ SPENT = "seconds.json"  # in a checkpoint: what training took until then
 
 
 class Steps(TrainerCallback):
-    """Follows a phase step by step: what is running is checked at its start, each step's figures go to `log`, and a
-    loss that is no longer a number stops it. A phase that goes on from a checkpoint logs the steps before it again."""
+    """Follows a phase step by step.
+
+    At the start it checks what is running. Each step's figures go to `log`. A loss that is no longer a number stops the
+    phase. A phase that goes on from a checkpoint logs the steps before it again.
+    """
 
     def __init__(self, trainer: _Planned) -> None:
         self.trainer = trainer
@@ -71,8 +77,10 @@ class Steps(TrainerCallback):
 
 
 def require_as_asked(trainer: _Planned) -> None:
-    """Raises RunError when training does not run as asked. Launchers that start one process, and a Trainer that leaves
-    a strategy out, both say nothing."""
+    """Raises RunError when training does not run as the configuration says.
+
+    Without this, a launcher that starts one process and a Trainer that leaves a strategy out would pass unnoticed.
+    """
     context, accelerator = trainer.context, trainer.accelerator
     wanted, found = context.training, trainer.model_wrapped
     shared = "" if wanted.processes == 1 else f" by {wanted.strategy}"
@@ -100,11 +108,11 @@ def _processes(count: int) -> str:
 def score_labelled_positions(model: Any, entropy: bool = False) -> None:
     """On a CPU, replace the head that TRL puts on a model by one that only scores positions with a label.
 
-    Without a GPU, TRL 1.16's fused head (`add_fused_lm_head` in trl/trainer/utils.py) multiplies every position, prompt
-    and padding too, by the whole vocabulary, twice, and adds passes for entropy and accuracy. This one asks the model's
-    own forward for the columns where some row has a label. The fields that only feed metrics are zero, but for the
-    entropy (nats) where it is asked for. Models whose forward cannot choose columns, and mixtures of experts (router
-    loss), keep TRL's head.
+    Without a GPU, TRL 1.16's fused head (`add_fused_lm_head` in trl/trainer/utils.py) multiplies every position by the
+    whole vocabulary, twice, prompt and padding included, and adds passes for entropy and accuracy. This head asks the
+    model's own forward for the columns where some row has a label. The fields that only feed metrics are zero, but for
+    the entropy (nats) where it is asked for. Models whose forward cannot choose columns, and mixtures of experts
+    (router loss), keep TRL's head.
     """
     if isinstance(model, PeftModel):
         model = model.get_base_model()
@@ -137,8 +145,10 @@ def score_labelled_positions(model: Any, entropy: bool = False) -> None:
 
 
 class _Planned(Trainer):
-    """Rows in a planned order, figures to the context's log, checkpoints that are whole or not there, nothing printed
-    and nothing sent. `blank` is the number of a row that counts for nothing."""
+    """A trainer that takes rows in a planned order and logs to the context. It prints and sends nothing.
+
+    A checkpoint is whole or not there. `blank` is the number of a row that counts for nothing.
+    """
 
     def __init__(self, *, order: list[int], blank: int, context: TrainContext, **kwargs: Any) -> None:
         self.context = context
@@ -154,7 +164,7 @@ class _Planned(Trainer):
 
     @property
     def seconds(self) -> float:
-        """What training took so far, the parts before a kill too."""
+        """How long training took so far, the parts before a kill included."""
         return self.before + time.monotonic() - self.begin
 
     def get_train_dataloader(self) -> Any:
@@ -180,7 +190,7 @@ class _Planned(Trainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Past TRL's own, which writes a model card besides. A folder with its final name holds a whole checkpoint."""
+        """Save without TRL's model card. A folder with its final name holds a whole checkpoint."""
         Trainer._save_checkpoint(self, model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
@@ -194,18 +204,20 @@ class _Planned(Trainer):
                 shutil.rmtree(older)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """No word about a weight that is tied to another, which a checkpoint holds once."""
+        """Do not warn of a weight that is tied to another: a checkpoint holds it once."""
         tied = getattr(self.model, "all_tied_weights_keys", {})
         load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
         super()._issue_warnings_after_load(load_result)
 
     def _send_telemetry(self) -> None:
-        """TRL reports each start to its makers unless told otherwise; a run tells nobody."""
+        """Report nothing. TRL would report each start to its makers."""
 
 
 class WeightedCollator(DataCollatorForLanguageModeling):
-    """TRL's collator, with the rows' weights beside their ids: shape (rows, 1), or of rows laid end to end a weight for
-    each token but the first, (1, tokens - 1)."""
+    """TRL's collator, with the rows' weights beside their ids, shape (rows, 1).
+
+    For rows laid end to end there is a weight for each token but the first, (1, tokens - 1).
+    """
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         weight = torch.tensor([row["weight"] for row in examples])[:, None]
@@ -215,7 +227,7 @@ class WeightedCollator(DataCollatorForLanguageModeling):
 
 
 class SupervisedTrainer(_Planned, SFTTrainer):
-    """TRL's SFT. Loss of a step: sum of weight * NLL over its labelled tokens, divided by their number."""
+    """TRL's SFT. A step's loss is the sum of weight * NLL over its labelled tokens, divided by their number."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -246,10 +258,10 @@ class PreferenceCollator(DataCollatorForPreference):
 class PreferenceTrainer(_Planned, DPOTrainer):
     """TRL's DPO on rows of `prompt_ids`, `chosen_ids`, `rejected_ids` and `label_smoothing`, taken as they are.
 
-    Loss of a step: the mean over its pairs of TRL's loss, plus the pair's label smoothing times beta times its margin,
-    plus `sft_weight` times the chosen completion's NLL divided by its length (iterative reasoning preference
-    optimization, arXiv:2404.19733, eq. 2). TRL's own `sft` term and its mean over device steps would both depend on how
-    many pairs share a device step, and its `label_smoothing` is one number for all pairs.
+    A step's loss is a mean over its pairs of three terms: TRL's loss; the pair's label smoothing times beta times its
+    margin; and `sft_weight` times the chosen completion's NLL divided by its length (iterative reasoning preference
+    optimization, arXiv:2404.19733, eq. 2). TRL's own `sft` term and its mean over device steps are not used, because
+    both depend on how many pairs share a device step. TRL's `label_smoothing` is one number for all pairs.
     """
 
     def __init__(self, *, sft_weight: float, reference: str, **kwargs: Any) -> None:
@@ -264,11 +276,11 @@ class PreferenceTrainer(_Planned, DPOTrainer):
         return dataset  # the columns that TRL's tokenisation would make are there already
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """Log-probabilities under the reference, once, before the first step; then the reference is let go.
+        """Compute log-probabilities under the reference once, before the first step; then let the reference go.
 
         TRL's own version does the same through a cache file and with progress bars. The reference is `ref_model` if
-        there is one, else the policy itself, which has not moved yet: with its adapter as it is (TRL's copy `ref` of a
-        continued adapter; a new adapter is zero, so switching it off says the same), or without for `base`.
+        there is one. Else it is the policy itself, which has not moved yet. For `start` the policy keeps its adapter:
+        TRL's copy `ref` of a continued one, or none for a new one, which is zero. For `base` it goes without.
         """
         policy: Any = self.model
         if self.args.use_cpu:
@@ -330,6 +342,6 @@ class PreferenceTrainer(_Planned, DPOTrainer):
 
 
 def _gather_uneven(accelerator: Any, tensor: torch.Tensor) -> torch.Tensor:
-    """Values of all processes, (all,), of which each may have another number; TRL gathers figures to be logged."""
+    """The values of all processes, (all,), for figures that TRL logs. Each process may have another number of them."""
     gathered: torch.Tensor = gather(pad_across_processes(tensor, pad_index=math.nan))
     return gathered[~gathered.isnan()]

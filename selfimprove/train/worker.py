@@ -1,7 +1,7 @@
 """One process of a training phase: `python -m selfimprove.train.worker JOB PARENT`.
 
-JOB is the file that `selfimprove.train.launch` wrote, PARENT the id of the process that started this one, with which it
-dies. What comes out stands beside JOB: the main process's step figures and its result, each process's error.
+JOB is the file that `selfimprove.train.launch` wrote. PARENT is the id of the process that started this one; this one
+dies with it. Beside JOB stand the main process's step figures and result, and each process's error.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, in whatever way that ends."""
+    """Have the kernel kill this process when its parent ends, however that happens."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before it could be watched
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def work(job: dict[str, Any], folder: Path) -> dict[str, float]:
-    """Do what a job says; returns the figures of its train function. Step figures are appended to `STEPS`."""
+    """Do a job. Returns the figures of its train function, and appends step figures to `STEPS`."""
     fields = job["context"]
     fields |= {key: fields[key] and Path(fields[key]) for key in PATHS} | {"training": Training(**fields["training"])}
     with (folder / STEPS).open("a", encoding="utf-8", buffering=1) as lines:  # a line at a time

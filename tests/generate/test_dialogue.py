@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from selfimprove.datasets.arithmetic import load
-from selfimprove.generate.critique import fill, said, verdict
+from selfimprove.generate.critique import after_reasoning, fill, verdict
 from selfimprove.generate.dialogue import Dialogue
 from selfimprove.generate.until import until
 from selfimprove.policy import Policy, chat
@@ -49,7 +49,7 @@ def test_a_dialogue_without_a_chat_template_is_text_and_blank_lines() -> None:
     assert tokenizer.decode(whole, skip_special_tokens=True) == "7 + 5 = 12\n\nAnd 1?"
 
 
-def test_replies_are_kept_id_for_id_and_a_fork_shares_them() -> None:
+def test_replies_are_kept_id_for_id_and_a_turn_that_ended_can_go_on() -> None:
     torch.set_num_threads(1)
     engine = TransformersEngine(str(PACKAGED / "tiny"), device="cpu", max_batch=8)
     problem = load(seed=0, train_size=0, heldout_size=1)[0]
@@ -57,7 +57,8 @@ def test_replies_are_kept_id_for_id_and_a_fork_shares_them() -> None:
     async def talk() -> tuple[Dialogue, Dialogue]:
         dialogue = Dialogue(Policy(engine, 0, max_tokens=96), problem.prompt)
         await dialogue.reply(temperature=0)
-        other = dialogue.fork()
+        other = Dialogue(Policy(engine, 0, max_tokens=96), problem.prompt)
+        await other.reply(temperature=0)
         dialogue.user("Is this solution correct? Give a reason and a verdict.")
         await dialogue.reply(temperature=0)
         other.append("\n")
@@ -70,7 +71,7 @@ def test_replies_are_kept_id_for_id_and_a_fork_shares_them() -> None:
     assert review.prompt_ids[: len(draft.prompt_ids + draft.completion_ids)] == draft.prompt_ids + draft.completion_ids
     assert dialogue.ids == review.prompt_ids + review.completion_ids
     assert "Verdict: " in review.text
-    assert other.samples[0] is draft
+    assert other.samples[0].completion_ids == draft.completion_ids
     assert len(dialogue.samples) == len(other.samples) == 2
     so_far = draft.prompt_ids + draft.completion_ids[:-1]  # the end token is taken back: the turn goes on
     assert other.samples[1].prompt_ids == so_far + engine.encode("\n")
@@ -119,8 +120,8 @@ def test_the_last_verdict_word_counts(text: str, found: bool | None) -> None:
 
 
 def test_reasoning_is_not_shown() -> None:
-    assert said("<think>hm</think>\nThe answer is 3. ") == "The answer is 3."
-    assert said("The answer is 3.") == "The answer is 3."
+    assert after_reasoning("<think>hm</think>\nThe answer is 3. ") == "The answer is 3."
+    assert after_reasoning("The answer is 3.") == "The answer is 3."
 
 
 def test_plain_samples_until_so_many_tokens_are_the_fewest() -> None:

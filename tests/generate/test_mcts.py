@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from selfimprove.datasets import arithmetic
 from selfimprove.generate.mcts import (
-    Branch,
     Rules,
     Steps,
     backup,
@@ -23,11 +23,10 @@ from selfimprove.generate.mcts import (
     prior_outside,
     propose,
     puct,
-    records,
     search,
-    solution,
 )
-from selfimprove.methods.mcts_dpo import Judge, ask, generate, outcome_score, state_value
+from selfimprove.generate.tree import Branch, records, solution
+from selfimprove.methods.mcts_dpo import Growth, Judge, Worth, ask, generate, outcome_score, state_value
 from selfimprove.policy import Policy, Request
 from selfimprove.types import Problem, Sample, Trajectory
 from selfimprove.verify import Outcome
@@ -190,15 +189,8 @@ class Digits:
     def close(self) -> None: ...
 
 
-BUDGET: dict[str, Any] = {
-    "iterations": 16,
-    "first_iterations": 64,
-    "depth": 3,
-    "candidates": 16,
-    "first_candidates": 16,
-    "judge": None,
-    "confidence": 0.0,
-}
+BUDGET = Growth(iterations=16, first_iterations=64, depth=3, candidates=16, first_candidates=16)
+STEPS = Steps()
 
 
 async def ends_in(text: str, problem: Problem) -> Outcome:
@@ -211,14 +203,16 @@ def problems(count: int) -> list[Problem]:
     return [Problem(f"p{i}", f"problem {i}\n", gold="0\n0\n0") for i in range(count)]
 
 
-async def solve(engine: Any, some: Sequence[Problem], **options: Any) -> list[list[Trajectory]]:
+async def solve(
+    engine: Any, some: Sequence[Problem], budget: Growth = BUDGET, steps: Steps = STEPS
+) -> list[list[Trajectory]]:
     policy = Policy(engine, seed=0, max_tokens=20)
-    options = {"check": ends_in, **BUDGET, **options}
-    return list(await asyncio.gather(*(generate(p, policy.for_problem(p), **options) for p in some)))
+    options = {"check": ends_in, "search": budget, "worth": Worth(confidence=0.0), "steps": steps, "judge": None}
+    return list(await asyncio.gather(*(generate(p, policy.for_problem(p), **options) for p in some)))  # type: ignore[arg-type]
 
 
 def test_finds_what_the_policy_hardly_ever_writes() -> None:
-    found = asyncio.run(solve(Digits(), problems(20), candidates=40, first_candidates=40))
+    found = asyncio.run(solve(Digits(), problems(20), replace(BUDGET, candidates=40, first_candidates=40)))
     right = sum(trajectory.text == "0\n0\n0" for (trajectory,) in found)
     assert right >= 17  # in 1 - (1 - .9 ** 40) ** 3 = 4 of 100 trees it is nowhere
     for (trajectory,) in found:
@@ -232,7 +226,7 @@ def test_finds_what_the_policy_hardly_ever_writes() -> None:
         assert sample.completion_ids == [token for node in chosen for token in node.completion_ids]
         for node in tree:  # a visit goes on below; a chosen child has also those that began there
             children = [child for child in tree if child.parent == node.id]
-            begun = BUDGET["iterations"] * any(child.chosen and not child.terminal for child in children)
+            begun = BUDGET.iterations * any(child.chosen and not child.terminal for child in children)
             assert sum(child.visits for child in children) == (node.visits + begun if children else 0)
             assert (node.status is not None) == node.terminal == (node.depth == 3)
 
@@ -240,16 +234,16 @@ def test_finds_what_the_policy_hardly_ever_writes() -> None:
 def test_trees_share_batches_and_a_node_is_one_request() -> None:
     engine, count = Digits(), 30
     found = asyncio.run(solve(engine, problems(count)))
-    assert engine.most == count * BUDGET["candidates"]
+    assert engine.most == count * BUDGET.candidates
     alone = asyncio.run(solve(Digits(), problems(count)[7:8]))
     assert alone[0] == found[7]
     expanded = {(t.problem_id, node.parent) for (t,) in found for node in t.tree if node.parent >= 0}
-    assert len(engine.requests) == len(expanded) * BUDGET["candidates"]
+    assert len(engine.requests) == len(expanded) * BUDGET.candidates
 
 
 def test_steps_stop_at_lines_and_the_last_one_goes_on_to_the_end() -> None:
     engine = Digits()
-    asyncio.run(solve(engine, problems(1), finish_at=2, step_tokens=7, max_tokens=19))
+    asyncio.run(solve(engine, problems(1), steps=Steps(finish_at=2, step_tokens=7, max_tokens=19)))
     seen = {(bytes(r.prompt_ids).decode().count("\n") - 1, r.stop, r.max_tokens) for r in engine.requests}
     assert seen == {(0, ("\n",), 7), (1, ("\n",), 7), (2, (), 15)}
 
@@ -257,7 +251,7 @@ def test_steps_stop_at_lines_and_the_last_one_goes_on_to_the_end() -> None:
 def test_a_solution_is_ended_by_its_end_or_for_want_of_room() -> None:
     engine = Digits()
     policy = Policy(engine, 0)
-    steps = Steps(("\n",), 1.0, 10, total_tokens=6, threshold=0.99)
+    steps = Steps(step_tokens=10, max_tokens=6)
     root = Branch([1, 2, 3])
     assert ended(root.add(step("ab"), 1.0), policy, steps)
     assert not ended(root.add(step("ab\n"), 1.0), policy, steps)
@@ -285,7 +279,7 @@ def test_a_node_without_candidates_is_a_dead_end() -> None:
 def test_the_start_of_an_iteration_is_counted_once_or_twice(recount: bool) -> None:
     engine = Digits()
     policy = Policy(engine, 0, max_tokens=20)
-    steps = Steps(("\n",), 1.0, 10, 20, 0.99)
+    steps = Steps(step_tokens=10, max_tokens=20)
 
     async def one(children: Sequence[Branch]) -> None: ...
 
@@ -362,12 +356,10 @@ def test_the_shipped_policy_searches_better_than_it_samples(tiny: Any, tiny_judg
     async def check(text: str, problem: Problem) -> Outcome:
         return check_arithmetic(text, problem.gold, problem.metadata)
 
-    options = {"iterations": 3, "first_iterations": 12, "depth": 3, "candidates": 2, "first_candidates": 4}
+    options = {"search": Growth(3, 12, 3, 2, 4), "worth": Worth(), "steps": STEPS, "judge": tiny_judge, "check": check}
 
     async def both() -> tuple[list[Trajectory], list[Sample]]:
-        trees = asyncio.gather(
-            *(generate(p, policy.for_problem(p), check=check, judge=tiny_judge, **options) for p in some)  # type: ignore[arg-type]
-        )
+        trees = asyncio.gather(*(generate(p, policy.for_problem(p), **options) for p in some))  # type: ignore[arg-type]
         plain = asyncio.gather(*(policy.for_problem(p).sample(p.prompt, 4) for p in some))
         return [t for (t,) in await trees], [s for group in await plain for s in group]
 

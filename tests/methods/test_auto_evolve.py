@@ -11,26 +11,22 @@ import pytest
 from selfimprove import run, store
 from selfimprove.methods.auto_evolve import applied, parse
 from selfimprove.studies import Lab
-from selfimprove.studies.auto_evolve import (
+from selfimprove.studies.auto_evolve import answer, evolve, scripted, stated
+from selfimprove.studies.made.planner import (
     MODULES,
     STAGE1,
     TASKS,
     Planner,
-    answer,
     careful,
     checked,
     document,
-    evolve,
     hasty,
     level_of,
     mixture,
-    planner,
     questions,
-    scripted,
-    stated,
     structure,
 )
-from selfimprove.studies.solving import shipped
+from selfimprove.studies.tiny import shipped
 from selfimprove.types import Problem, Trajectory
 from tests.conftest import TRAIN, run_here
 
@@ -68,11 +64,11 @@ def test_a_plan_stands_in_the_last_message():
 
 def test_each_task_has_its_own_plan_which_all_its_problems_follow():
     problems = questions(40)
-    plans, policy = evolve(planner(problems, p_up=0.5), problems, stated)
+    plans, policy = evolve(Planner(problems, p_up=0.5), problems, stated)
     assert set(plans) == set(TASKS)
     assert policy.meter.calls == 4 * (2 + STAGE1["refinements"])
     assert len({plan["structure"] for plan in plans.values()}) > 1
-    for group in answer(planner(problems, p_up=0.5), problems, plans, stated):
+    for group in answer(Planner(problems, p_up=0.5), problems, plans, stated):
         (attempt,) = group
         prompt = "".join(map(chr, attempt.trajectory.samples[0].prompt_ids))
         task = attempt.problem.metadata["task"]
@@ -89,7 +85,7 @@ def test_a_plan_is_made_of_problems_without_their_answers():
             seen.append(prompt)
             return super().outcomes(prompt)
 
-    evolve(Listening({str(p.prompt): str(p.gold) for p in problems}, 0.5), problems, stated)
+    evolve(Listening(problems, 0.5), problems, stated)
     assert len(seen) == 20
     assert all(sum(str(p.prompt) in prompt for p in problems) == STAGE1["examples"] for prompt in seen)
     assert not any(str(p.gold) in prompt.replace(str(p.prompt), "") for prompt in seen for p in problems[2:])
@@ -97,7 +93,7 @@ def test_a_plan_is_made_of_problems_without_their_answers():
 
 def test_without_a_readable_plan_the_bare_problem_is_asked():
     problems = questions(4)
-    engine = planner(problems, p_up=0.5, valid=0.0)
+    engine = Planner(problems, p_up=0.5, valid=0.0)
     plans, _ = evolve(engine, problems, stated)
     assert {plan["structure"] for plan in plans.values()} == {None}
     (attempt,) = answer(engine, problems, plans, stated)[0]
@@ -107,12 +103,12 @@ def test_without_a_readable_plan_the_bare_problem_is_asked():
 
 def test_with_dev_problems_no_plan_is_kept_that_solves_fewer_of_them():
     problems, dev = questions(4), questions(400, "dev")
-    plans, _ = evolve(planner([*problems, *dev], p_up=0.0), problems, stated, dev)
+    plans, _ = evolve(Planner([*problems, *dev], p_up=0.0), problems, stated, dev)
     for plan in plans.values():
         assert level_of(plan["structure"]) == 3, "every refinement was worse"
         assert plan["dev"][0] > max(plan["dev"][1:])
         assert plan["calls"] == 5
-    plans, _ = evolve(planner(problems, p_up=0.0), problems, stated)
+    plans, _ = evolve(Planner(problems, p_up=0.0), problems, stated)
     assert {level_of(plan["structure"]) for plan in plans.values()} == {0}
 
 

@@ -13,10 +13,20 @@ import pytest
 from selfimprove.config import check_solver, compose
 from selfimprove.datasets import colouring
 from selfimprove.errors import ConfigError
-from selfimprove.methods.critique_coloring import KINDS, critic_alone, edges_named, example, generate, tell
+from selfimprove.methods.critique_coloring import (
+    KINDS,
+    critic_alone,
+    edges_named,
+    example,
+    generate,
+    self_critique,
+    tell,
+)
 from selfimprove.policy.scripted import YES, ScriptedEngine
 from selfimprove.studies import critique_coloring as study
+from selfimprove.studies.made import colourer
 from selfimprove.studies.solving import solve
+from selfimprove.studies.tiny import dialogue_row, make_tokenizer
 from selfimprove.types import Problem
 from selfimprove.verify.colouring import check
 
@@ -57,7 +67,7 @@ def test_what_it_says_of_other_errors(feedback):
 
 
 def talk(critic, engine, rounds=3, feedback="all", seed=0):
-    solver = partial(generate, critic=critic, feedback=feedback, rounds=rounds, **study.asked(YES))
+    solver = partial(generate, critic=critic, feedback=feedback, rounds=rounds, **study.talk(YES))
     (found,) = solve(solver, engine, [GRAPH], seed=seed, check=study.graded)
     return found
 
@@ -110,15 +120,15 @@ def test_closed_form_of_self_critique_by_counting_out():
     accepts = np.where(right, rng.random(right.shape) < 0.4, rng.random(right.shape) < 0.1)
     accepts[:, 5] = True  # nobody is asked after the last of five rounds
     final = right[np.arange(len(right)), accepts.argmax(axis=1)]
-    assert study.self_critique(0.3, 0.4, 0.1, 5) == pytest.approx(final.mean(), abs=0.004)
-    assert study.self_critique(0.16, 0.02, 0.05, 15) < 0.16 < 1 - 0.84**16
+    assert self_critique(0.3, 0.4, 0.1, 5) == pytest.approx(final.mean(), abs=0.004)
+    assert self_critique(0.16, 0.02, 0.05, 15) < 0.16 < 1 - 0.84**16
 
 
 @pytest.mark.parametrize("name", ["self-critique", "verifier, pass/fail", "verifier, misleading", study.CONTROL])
 def test_arms_of_an_independent_policy_reach_their_closed_form(name):
-    problems, engine = study.script(15)
+    problems, engine = colourer.script(15, study.P, study.ACCEPT_RIGHT, study.ACCEPT_WRONG)
     arm = study.run(engine, problems, name, 0, YES)
-    expected = study.self_critique(0.16, 0.02, 0.05, 15) if name == "self-critique" else 1 - 0.84**16
+    expected = self_critique(0.16, 0.02, 0.05, 15) if name == "self-critique" else 1 - 0.84**16
     sigma = math.sqrt(expected * (1 - expected) / len(problems))
     assert abs(np.mean(list(arm.success().values())) - expected) < 3 * sigma
     assert abs(np.mean(list(arm.success(1).values())) - (1 - 0.84**2)) < 0.08 or name == "self-critique"
@@ -126,7 +136,7 @@ def test_arms_of_an_independent_policy_reach_their_closed_form(name):
 
 
 def test_kinds_of_colourings_are_what_they_are_called():
-    graphs = study.graphs_of(30)
+    graphs = colourer.graphs(30)
     for kind in KINDS:
         rng = random.Random(1)
         outcomes = [check(example(p, kind, rng), None, p.metadata) for p in graphs]
@@ -160,12 +170,13 @@ def test_edges_that_a_review_names():
 def test_documents_of_the_tiny_model():
     rng = random.Random(3)
     seen = Counter()
-    tokenizer = study.make_tokenizer(random.Random(0))
+    texts = [m["content"] for _ in range(300) for m in colourer.document(rng).messages]
+    tokenizer = make_tokenizer(texts, vocabulary=320, window=colourer.WINDOW)
     for i in range(150):
-        made = study.document(rng)
+        made = colourer.document(rng)
         answer = made.messages[-1]["content"]
         assert made.learnt[-1] == answer
-        row = study.example(tokenizer, made, i)
+        row = dialogue_row(tokenizer, made.messages, made.learnt, str(i))
         learnt = [t for t, kept in zip(row.completion_ids, row.mask or [], strict=True) if kept]
         assert tokenizer.decode(learnt) == "".join(made.learnt) + "<eos>"
         question = made.messages[0]["content"]
@@ -182,8 +193,8 @@ def test_documents_of_the_tiny_model():
 
 
 def test_graphs_are_shown_with_earlier_neighbours_and_answers_with_their_colours():
-    assert study.neighbours(3, [[1, 3], [2, 3]]) == "1 by none\n2 by none\n3 by 1 2"
-    text = study.worked([1, 2, 3], [[1, 3], [2, 3]])
+    assert colourer.neighbours(3, [[1, 3], [2, 3]]) == "1 by none\n2 by none\n3 by 1 2"
+    text = colourer.worked([1, 2, 3], [[1, 3], [2, 3]])
     assert text == "()\n1: 1\n()\n2: 2\n(1: 1 2: 2)\n3: 3"
     graph = {"vertices": [1, 2, 3], "edges": [[1, 3], [2, 3]], "colours": 3}
     assert check(text, None, graph).extracted == "1: 1, 2: 2, 3: 3"

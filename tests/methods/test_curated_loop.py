@@ -13,12 +13,13 @@ import torch
 
 from selfimprove.datasets import draws
 from selfimprove.errors import ConfigError, RunError
-from selfimprove.methods.curated_loop import curate
+from selfimprove.methods.curated_loop import curate, curated, margins, mixed
 from selfimprove.policy import Policy, categorical, flow
 from selfimprove.policy.draws import DrawsEngine
 from selfimprove.policy.models import PACKAGED
 from selfimprove.studies import Lab
-from selfimprove.studies.curated_loop import EXACT, PLANE, curated, exact, heldout_weight, margins, mixed, tables
+from selfimprove.studies.curated_loop import EXACT, PLANE, exact
+from selfimprove.studies.draws import heldout_weight, tables
 from selfimprove.train import TrainContext, refit
 from selfimprove.types import Attempt, Example, Problem, Sample, Trajectory, Verdict, from_rows, to_table
 from selfimprove.verify import reward

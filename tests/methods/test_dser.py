@@ -8,10 +8,10 @@ import math
 import numpy as np
 import pytest
 
-from selfimprove.methods.dser import generate, right_after, stationary, vote_right
+from selfimprove.methods.dser import generate, review_rates, right_after, solutions_of, stationary, stopped, vote_right
 from selfimprove.policy import Policy
 from selfimprove.policy.scripted import ANSWER, ScriptedEngine
-from selfimprove.studies.dser import critique, scripted, stopped, table_of, verdicts
+from selfimprove.studies.dser import critique, scripted
 from selfimprove.types import Problem
 from selfimprove.verify.answers import vote
 
@@ -88,7 +88,7 @@ def test_a_chain_does_not_depend_on_the_others():
 def test_chains_and_their_vote_go_where_the_formulas_say(p_ic, p_ci):
     problems, voters, n = 50, 9, 5
     groups = scripted(problems, voters, n, seed=2, p_improve=p_ic, p_degrade=p_ci)
-    shares = table_of(groups, voters)
+    shares = solutions_of(groups, voters)
     for stage in (1, n):
         p = right_after(stage, 0.5, p_ic, p_ci)
         assert abs(shares[:, stage].mean() - p) <= 3 * math.sqrt(p * (1 - p) / (problems * voters))
@@ -102,7 +102,7 @@ def test_stopping_when_verified_pays_only_with_a_verifier_that_can_tell():
     for fpr, pays in ((0.7, False), (0.0, True)):
         rates = {"p_improve": 0.3, "p_degrade": 0.1, "tpr": 0.9, "fpr": fpr}
         groups = scripted(40, 6, 8, start=0.3, **rates)
-        assert (stopped(groups, 6).mean() > table_of(groups, 6)[:, -1].mean()) == pays
-        wrong, right = verdicts(groups)
+        assert (stopped(groups, 6).mean() > solutions_of(groups, 6)[:, -1].mean()) == pays
+        wrong, right = review_rates(groups)
         assert wrong == pytest.approx(fpr, abs=0.05)
         assert right == pytest.approx(0.9, abs=0.05)

@@ -21,7 +21,7 @@ from selfimprove.policy.models import PACKAGED
 from selfimprove.policy.scripted import ANSWER, ScriptedEngine
 from selfimprove.report.statistics import difference
 from selfimprove.store import read_records
-from selfimprove.studies.iad import (
+from selfimprove.studies.feedback import (
     AFTER,
     FIRST,
     GRADED,
@@ -34,12 +34,12 @@ from selfimprove.studies.iad import (
     flipped,
     margin,
     neighbours,
-    solved,
     toy,
 )
-from selfimprove.studies.solving import attempts, solve
+from selfimprove.studies.solving import attempts, solve, solved
 from selfimprove.types import Problem
 from selfimprove.verify import Outcome, arithmetic
+from selfimprove.verify.answers import best
 from tests.conftest import run_here
 
 OTHER = ["method=iad", "model=other", "model.path=none"]
@@ -93,7 +93,9 @@ def test_one_candidate_an_iteration_is_refused():
 
 def test_the_closed_form_by_hand():
     assert chance(SAMPLED, GRADED) == pytest.approx(1 - 0.9**12)
-    assert chance(SAMPLED, GRADED, 0.5) == pytest.approx(0.1, abs=0.03), "scores say nothing: hardly more than one"
+    assert chance(SAMPLED, GRADED, p_flip=0.5) == pytest.approx(0.1, abs=0.03), (
+        "scores say nothing: hardly more than one"
+    )
     far, near = FIRST["far"] ** 4, 0.9**4 - FIRST["far"] ** 4  # the best of the first four is no better than that
     right = 1 - far * 0.9**8 - near * 0.5**8
     assert chance(AFTER, GRADED) == pytest.approx(right)
@@ -109,7 +111,7 @@ def test_the_method_reaches_its_closed_form(p_flip):
     found = solve(partial(arm, prompt=PROMPT), engine, problems, check=flipped(distance, p_flip, 0))
     scored = attempts(problems, found, distance)
     rate = sum(solved(scored, by_score).values()) / 300
-    exact = chance(AFTER, GRADED, p_flip)
+    exact = chance(AFTER, GRADED, p_flip=p_flip)
     assert abs(rate - exact) < 4 * (exact * (1 - exact) / 300) ** 0.5
 
 
@@ -122,10 +124,10 @@ def test_feedback_counts_and_that_of_another_problem_does_not():
 
     real = run(0)
     samples = solve(partial(best_of_n, n=12, temperature=1.0), engine, problems, seed=1)
-    base = [solved(attempts(problems, samples, distance))]
-    other = difference([solved(run(2, donors=neighbours(real)))], base)
+    base = [solved(attempts(problems, samples, distance), best)]
+    other = difference([solved(run(2, donors=neighbours(real)), best)], base)
     assert other.low <= 0 <= other.high
-    assert difference([solved(real)], base).low > 0.1
+    assert difference([solved(real, best)], base).low > 0.1
 
 
 def test_a_wrong_value_can_be_nearer_to_the_right_one_than_another():

@@ -12,7 +12,8 @@ from selfimprove.methods.ids import bounds, budgets, flipped, generate
 from selfimprove.policy.scripted import ANSWER, END, ScriptedEngine
 from selfimprove.studies import Lab
 from selfimprove.studies.ids import chosen, equal_tokens, positions, stages
-from selfimprove.studies.solving import attempts, shipped, solve
+from selfimprove.studies.solving import attempts, solve, solved
+from selfimprove.studies.tiny import shipped
 from selfimprove.types import Attempt, Example, Problem, Sample, Trajectory, Verdict
 from selfimprove.verify import Outcome
 from selfimprove.verify.answers import vote
@@ -92,7 +93,7 @@ def test_the_vote_is_over_what_each_chain_said_last():
     said = [("6", "6", "6"), ("6", "5", "5")]
     group = [attempt(c, s, a) for s, row in enumerate(said) for c, a in enumerate(row)]
     assert group[vote(group, window=1)].verdict.extracted == "5"
-    assert chosen([group]) == [True]
+    assert list(solved([group], chosen).values()) == [1.0]
 
 
 def test_flipped_chains_are_learnt_from_the_problems_prompt_on_with_their_triggers():

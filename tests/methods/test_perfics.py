@@ -20,7 +20,8 @@ from selfimprove.policy import Policy
 from selfimprove.policy.hf import TransformersEngine
 from selfimprove.policy.models import PACKAGED
 from selfimprove.policy.scripted import VERIFY, ScriptedEngine
-from selfimprove.studies.perfics import closed_form, crossing, document, easy, heldout, order, slipped
+from selfimprove.studies.made.refiner import document, easy, heldout, slipped
+from selfimprove.studies.perfics import closed_form, crossing, order
 from selfimprove.studies.solving import attempts, solve
 from selfimprove.types import Problem
 from selfimprove.verify import Outcome, arithmetic

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from selfimprove import store
-from selfimprove.methods.sharpening import bon, keep_best, pairs
+from selfimprove.methods.sharpening import bon, keep_best, optimum, pairs, sharpened, total_variation
 from selfimprove.policy import Policy
 from selfimprove.studies import Claim, Lab
-from selfimprove.studies.sharpening import CLEAR, TIED, optimum, sharpened, total_variation
+from selfimprove.studies.sharpening import CLEAR, TIED
 from selfimprove.train.residual import squared_residual
 from selfimprove.types import Attempt, Example, Problem, Sample, Trajectory, Verdict
 from selfimprove.verify import Context, Outcome

@@ -1,0 +1,1 @@
+"""What the small models of studies learn, a file a model."""
