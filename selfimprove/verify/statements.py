@@ -1,0 +1,217 @@
+r"""What a completion states as its answer, and what of it does not count.
+
+Not read at all: reasoning (`<think> ... </think>`, and everything behind a `<think>` that has no end), and what a base
+model runs on into, the next question with its answer. In the rest an answer is stated by a box, `#### ...` (GSM8K),
+`<answer> ... </answer>`, and "The answer is ..." or "Answer: ...", in several languages. Which of the statements counts
+is for each check to decide: the last one that can be an answer to its kind of question.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    start: int  # where it stands in its passage
+    text: str  # what is stated, as it stands there
+    kind: Literal["box", "mark", "phrase"]
+    denied: bool = False  # "the answer is not 5"
+
+
+# Passages
+
+_TAG = re.compile(
+    r"<(?P<a>/?)(?:think|thinking|thoughts?|reasoning|reflection|scratchpad)>|\[(?P<b>/?)THINK\]"
+    r"|\u25c1(?P<c>/?)think\u25b7|<\|(?:begin|(?P<d>end))_of_(?:thought|thinking)\|>",
+    re.IGNORECASE,
+)
+_NEXT = re.compile(
+    r"(?P<turn><\|im_start\|>user|<\|im_end\|>|<\|eot_id\|>|<\|end_?of_?text\|>|<\|user\|>|</s>|\[INST\])"
+    r"|^[ \t]*(?:[#>*_-]+[ \t]*)*"
+    r"(?:(?:(?:next|new|another)[ \t]+)?(?:question|problem|exercise|q|human|user|\u95ee\u9898|\u554f\u984c|\u9898\u76ee"
+    r"|\u984c\u76ee|\u95ee|\u8cea\u554f|\ubb38\uc81c|\uc9c8\ubb38|pregunta|frage|domanda|pergunta"
+    r"|\u0432\u043e\u043f\u0440\u043e\u0441|\u0437\u0430\u0434\u0430\u0447\u0430)(?:[ \t]*\#?\d+(?!\.?\d))?"
+    r"|\#{2,}[ \t]*(?:instruction|input|task)|example[ \t]+\d+)"
+    r"[ \t]*[*_]*[ \t]*(?::|\n|(?<=\d)[.)])",
+    re.IGNORECASE | re.MULTILINE,
+)
+_REPLY = re.compile(
+    r"^[ \t#*_>]*(?:answer|a|solution|response|assistant|\u7b54\u6848|\u7b54)[ \t*_]*:", re.IGNORECASE | re.MULTILINE
+)
+
+
+def passages(text: str) -> list[str]:
+    """The parts of a completion that may answer, one for each question in it; the first that answers is the answer.
+
+    Another question begins with a line such as "Question:" or "### Problem 2", where an answer has been stated before
+    it, or an empty line precedes it, or "Answer:" follows; and wherever another turn of a conversation begins.
+    """
+    if "<" in text or "[" in text or "\u25c1" in text:
+        text = _spoken(text)
+    if "\n" not in text and "<|" not in text and "</s>" not in text:
+        return [text]
+    found, start = [], 0
+    for match in _NEXT.finditer(text):
+        before = text[start : match.start()]
+        if before.strip() and (
+            match["turn"] or before.endswith("\n\n") or _REPLY.search(text, match.end()) or statements(before)
+        ):
+            found.append(before)
+            start = match.start()
+    return [*found, text[start:]]
+
+
+def _spoken(text: str) -> str:
+    """A completion without its reasoning. An end without a beginning ends what the prompt began."""
+    kept, start, inside = [], 0, False
+    for tag in _TAG.finditer(text):
+        if any(tag.groups()):  # an end
+            if not inside:
+                kept.clear()
+            start, inside = tag.end(), False
+        elif not inside:
+            kept.append(text[start : tag.start()])
+            inside = True
+    return "\n".join([*kept, text[start:]] if not inside else kept) if start or inside else text
+
+
+# Statements
+
+_HASHES = re.compile(r"####[ \t]*([^\n]+)")
+_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_BETWEEN = re.compile(  # boxes of one list: "x = [3], x = [5] or [7]"
+    r"(?:[ \t$,;&~]|\n(?!\s*\n)|\\[()\[\],;:! ]|\\q?quad|\\\\|\\(?:text|mbox|textrm|mathrm)\s*\{[\s,;]*(?:and|or)?\s*\}"
+    r"|\b(?:and|or)\b|\\?\b[a-zA-Z]+(?:_\{?\w+\}?)?\s*=|(?<=\n)[ \t]*(?:[-*\u2022]|\d+[.)])[ \t])*"
+)
+_PHRASE = re.compile(
+    r"\banswers?\b(?:\s+(?:to|of|for)\s[^.\n]{0,80}?)?[*_]*(?:\s*\([^()\n]{1,40}\))?[*_]*\s*"
+    r"(?:(?P<no>(?:can(?:not|'t|\snot)|could(?:n't|\snot)|won't|(?:must|should|would|will)(?:n't|\snot))"
+    r"\s+(?:possibly\s+)?be\b(?!\s+(?:determined|found|known|computed|calculated|answered|solved|inferred|concluded)\b)"
+    r"|(?:is|are)n't\b)"
+    r"|(?:(?:must|should|would|will|has\s+to|turns\s+out\s+to)\s+be|is|are|becomes|equals|comes\s+(?:out\s+)?(?:to|as))\b"
+    r"|:|=|(?P<head>\n))[:*_\s]*",
+    re.IGNORECASE,
+)
+_HEADING = re.compile(r"(?:^|\n)[ \t#*_]*(?:the\s+)?(?:final\s+)?$", re.IGNORECASE)  # what "Answer" is then alone with
+_FOREIGN = re.compile(
+    r"(?:\u7b54\u6848|\u7b54)(?:\u5e94\u8be5|\u61c9\u8a72|\u5e94|\u61c9)?(?P<no>\u4e0d\u662f)?(?(no)|(?:\u662f|\u4e3a"
+    r"|\u70ba|\u7b49\u4e8e|\u7b49\u65bc|:))"  # Chinese
+    r"|(?:\u7b54\u3048|\u89e3\u7b54|\u6b63\u89e3|\u7b54)(?:\u306f|:)|(?:\uc815\ub2f5|\ub2f5)(?:\uc740|:)"  # Japanese, Korean
+    r"|\br[e\u00e9]ponse(?:\s+finale)?\s*(?:est|:|=)|\b(?:respuesta|risposta|resposta)(?:\s+(?:final|finale|correcta))?"
+    r"\s*(?:es\b|\u00e8|\u00e9|:|=)|\b(?:antwort|l\u00f6sung)\s*(?:ist\b|lautet\b|:)|\bantwoord\s*(?:is\b|:)"
+    r"|\bodpowied\u017a\s*(?:to\b|:)|\bcevap\s*:|\bjawaban(?:nya)?\s*(?:adalah\b|:)|\bjibu\s*(?:ni\b|:)"
+    r"|\b\u043e\u0442\u0432\u0435\u0442\s*(?:\u0440\u0430\u0432\u0435\u043d\b|-|:)|\b(?:\u0111\u00e1p\s+\u00e1n|c\u00e2u"
+    r"\s+tr\u1ea3\s+l\u1eddi)\s*(?:l\u00e0\b|:)|\u0e04\u0e33\u0e15\u0e2d\u0e1a(?:\u0e04\u0e37\u0e2d|:)"  # Russian, Thai
+    r"|(?:\u0627\u0644\u0625\u062c\u0627\u0628\u0629|\u0627\u0644\u0627\u062c\u0627\u0628\u0629"
+    r"|\u0627\u0644\u062c\u0648\u0627\u0628)(?:\s+\u0627\u0644\u0646\u0647\u0627\u0626\u064a\u0629)?"
+    r"\s*(?:\u0647\u064a|\u0647\u0648|:)|\u0909\u0924\u094d\u0924\u0930\s*(?:\u0939\u0948|:|=|-)?(?=\s)"  # Arabic, Hindi
+    r"|\u0989\u09a4\u09cd\u09a4\u09b0\s*(?:\u09b9\u09b2|:)?(?=\s)",  # Bengali
+    re.IGNORECASE,
+)
+_FOREIGN_WORDS = ("respuesta", "risposta", "resposta", "reponse", "antwo", "cevap", "jawaban", "jibu")
+_SAID = re.compile(  # to the end of the formula, the line or the sentence, which "St. Louis" and "U.S." do not end
+    r"\\\[.{0,2000}?\\\]|\$\$.{0,2000}?\$\$"
+    r"|[^\n]+?(?=[.!]?[*_]*(?:\n|$)|(?<!\b(?:St|Dr|Mr|Ms|Mt|vs|Rs|No))(?<!\.\w)[.!][*_]*\s)",
+    re.DOTALL,
+)
+_SUPPOSED = re.compile(
+    r"\b(?:if|suppose|supposing|assume|assuming|whether|unless)\s+(?:that\s+)?(?:\w+\s+){0,2}$", re.I
+)
+_WRONG = re.compile(r"\b(?:wrong|incorrect|mistaken|not\s+(?:the|an?|my|our))\s+(?:\w+\s+)?$", re.IGNORECASE)
+_NOT = re.compile(
+    r"(?:(?:definitely|certainly|clearly|surely|obviously|absolutely|simply|actually|therefore|thus|also|probably|of"
+    r" course|in fact|now|then|most)\s+)*(?:not|never|neither|no longer|anything but)\b",
+    re.IGNORECASE,
+)
+
+ADVERBS = (
+    r"(?:(?:indeed|also|therefore|thus|hence|so|now|really|clearly|obviously|actually|definitely|certainly|probably|likely"
+    r"|very|quite|already|then|of course|in fact|both|always|still|fully|completely|mathematically|logically|well),?\s+)*"
+)
+REMARK = re.compile(  # what is said of an answer without giving one
+    rf"{ADVERBS}(?:correct|incorrect|wrong|accurate|inaccurate|consistent|inconsistent|reasonable|unreasonable|plausible"
+    r"|sensible|valid|invalid|verified|confirmed|checked|validated|supported|justified|proved|proven|obtained|derived|reached"
+    r"|calculated|computed|determined|based on|as (?:expected|required|requested|follows|desired|stated|shown)|complete|clear"
+    r"|obvious|evident|straightforward|good|fine|ok|okay|sound|acceptable|makes? sense|satisf\w+"
+    r"|an? (?:valid|reasonable|plausible|sensible|possible|correct|good|nice)"
+    r"|the (?:correct|right|required|desired|expected|final) (?:one|answer|value|result|number|choice))(?![a-zA-Z])",
+    re.IGNORECASE,
+)
+
+
+def statements(passage: str) -> list[Statement]:
+    """All that `passage` states as an answer, in order of place. Boxes that form a list are one statement."""
+    found: list[Statement] = []
+    if "\\boxed" in passage or "\\fbox" in passage:
+        found += _lists(passage)
+    if "####" in passage:
+        found += (Statement(m.start(), m[1], "mark") for m in _HASHES.finditer(passage))
+    if "<answer>" in passage.lower():
+        found += (Statement(m.start(), m[1].strip(), "box") for m in _ANSWER_TAG.finditer(passage))
+    if "nswer" in passage or "NSWER" in passage:
+        found += _phrases(_PHRASE, passage)
+    if not passage.isascii() or any(word in passage.lower() for word in _FOREIGN_WORDS):
+        found += _phrases(_FOREIGN, passage)
+    return sorted(found, key=lambda statement: statement.start) if len(found) > 1 else found
+
+
+def stated(text: str) -> str | None:
+    """The last statement of the first passage that makes one, as it stands there; None when there is none."""
+    for passage in passages(text):
+        said = [statement.text for statement in statements(passage) if not statement.denied]
+        if said:
+            return said[-1]
+    return None
+
+
+def _phrases(pattern: re.Pattern[str], text: str) -> Iterator[Statement]:
+    for match in pattern.finditer(text):
+        before = text[max(0, match.start() - 40) : match.start()]
+        if _SUPPOSED.search(before) or (match.groupdict().get("head") and not _HEADING.search(before)):
+            continue
+        if said := _SAID.match(text, match.end()):
+            denied = bool(match["no"]) or _NOT.match(said[0]) is not None or _WRONG.search(before) is not None
+            yield Statement(match.start(), said[0], "phrase", denied)
+
+
+def last_box(text: str) -> tuple[int, str | None]:
+    """Start and content of the outermost box that closes last; (-1, None) without one."""
+    found = _boxes(text)
+    return (found[-1][0], text[found[-1][1] : found[-1][2]]) if found else (-1, None)
+
+
+def _boxes(text: str) -> list[tuple[int, int, int]]:
+    """Start, content's start and content's end of each box that lies in no other. One pass, however nested."""
+    found: list[tuple[int, int, int]] = []
+    first = min((i for i in (text.find("\\boxed"), text.find("\\fbox")) if i >= 0), default=len(text))
+    opened: list[tuple[int, int] | None] = []  # start and content's start of a box, None for another brace
+    for match in _BRACES.finditer(text, first):
+        if match[0] == "}":
+            if opened and (box := opened.pop()):
+                while found and found[-1][0] > box[0]:
+                    found.pop()
+                found.append((*box, match.start()))
+        elif match[0] == "{":
+            opened.append(None)
+        elif match[0].endswith("{") and match[0] != "\\{":
+            opened.append((match.start(), match.end()))
+    return found
+
+
+def _lists(text: str) -> Iterator[Statement]:
+    """A statement for each box, one for those with nothing but commas, "and", "or" and "x =" between them."""
+    group: list[str] = []
+    start = end = 0
+    for begin, inner, close in _boxes(text):
+        if group and not _BETWEEN.fullmatch(text, end, begin):
+            yield Statement(start, ", ".join(dict.fromkeys(group)), "box")
+            group = []
+        group.append(text[inner:close].strip())
+        start, end = begin, close + 1
+    if group:
+        yield Statement(start, ", ".join(dict.fromkeys(group)) if len(group) > 1 else group[0], "box")
