@@ -11,10 +11,11 @@ import numpy as np
 from rich.table import Table
 
 from selfimprove.methods.sharpening import bon
-from selfimprove.report.metrics import normalise, paired_difference
+from selfimprove.report.metrics import paired_difference
 from selfimprove.studies import Claim, Lab, Result, claim_above, difference
 from selfimprove.train.residual import squared_residual
 from selfimprove.types import Attempt
+from selfimprove.verify.equality import canonical
 
 FORMS = ("logprob", "mean_logprob", "majority")
 CLEAR = (0.40, 0.20, 0.15, 0.12, 0.08, 0.05)  # the mode is well ahead
@@ -108,7 +109,7 @@ def _overall(runs: Sequence[dict[str, float]]) -> float:
 def rewards(group: Sequence[Attempt], form: str) -> list[float]:
     """The self-reward of each sample of the policy; a cut-off one is never the best."""
     if form == "majority":
-        said = [None if a.verdict.extracted is None else normalise(a.verdict.extracted) for a in group]
+        said = [canonical(a.verdict.extracted or "") for a in group]
         votes = Counter(answer for answer in said if answer is not None)
         found = [votes[answer] / len(group) if answer is not None else 0.0 for answer in said]
     else:

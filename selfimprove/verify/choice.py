@@ -15,51 +15,57 @@ from typing import Any
 
 from selfimprove.verify import Outcome
 from selfimprove.verify.characters import fold
-from selfimprove.verify.statements import passages, statements
+from selfimprove.verify.statements import NOT, REMARK, passages, statements
 from selfimprove.verify.text import normalise
 
 _WRAPPING = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}|\\[()\[\]]|[*$]")
 _LABEL = r"(?:(?:option|choice|answer|letter)\s+)?"
-_ALONE = re.compile(rf"\s*{_LABEL}[(\[]?\s*([A-Za-z]|\d\d?)\s*[)\]]?\s*[.):,;!]?\s*", re.IGNORECASE)
+_ALONE = re.compile(rf"{_LABEL}[(\[]? ?([A-Za-z]|\d\d?) ?[)\]]? ?[.):,;!]?", re.IGNORECASE)
 _LED = re.compile(
-    r"\s*(?:(?:option|choice)\s+)?(?:\(([A-Z]|\d\d?)\)|([A-Z]|\d(?=[):.]\s|:))"
+    r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\(([A-Za-z]|\d\d?)\)|([A-Z]|[a-z](?=\))|\d(?=\)|[.:]\s))"
     r"(?:[.):,;]|\s+(?=because|since|as\b|[-\u2013\u2014])))\s*(.*)",
-    re.DOTALL | re.IGNORECASE,
+    re.DOTALL,
 )
-_LETTER = r"\(([A-Z])\)|\b(?:[Oo]ption|[Cc]hoice)\s+([A-Z])\b|(?<![\w'\\])([B-HJ-Z])(?![\w'])"
-_LETTERS = re.compile(_LETTER)
+_EDGE = r"a-zA-Z0-9_'\u00c0-\u024f\u0370-\u052f"  # beside which a letter is part of a word, as no Chinese one is
+_BEFORE, _AFTER = rf"(?<![{_EDGE}\\])", rf"(?![{_EDGE}])"
+_NO_ARTICLE = r"(?=\s*[,.:;)\]/&?!]|\s+(?:or|and|nor|is|isn't|cannot|can't|because|remains)\b|\s*$)"  # of a lone A or I
+_LETTERS = re.compile(
+    rf"\(([A-Z])\)|\b(?:[Oo]ption|[Cc]hoice)\s+([A-Z])\b|{_BEFORE}([B-HJ-Z]){_AFTER}|{_BEFORE}([A]){_AFTER}{_NO_ARTICLE}"
+)
 _REASONS = re.compile(r"\b(?:explanation|reason(?:ing|s)?|rationale|justification|because|since|as|for|note)\b", re.I)
-_FORMULA = re.compile(r"\\[a-zA-Z]|[=^_]")  # whose letters name no options
+_FORMULA = re.compile(r"\\[a-zA-Z]|[=^_]|\b[A-Z]\s+[A-Z]\b")  # whose letters name no options
+_FORMULAS = re.compile(r"\\boxed\s*\{.*|\\\[.{0,500}?\\\]|\\\(.{0,500}?\\\)|(?<!\\)\$[^$\n\\=^_]{0,500}[\\=^_][^$\n]{0,500}\$")
 _NUMERIC = re.compile(r"\s*[-+$\u20ac\u00a3]?\.?\d")
 
 # Around the name of an option, in one clause
+
 _NOT_BEFORE = (
-    r"(?:\bnot|n't|\bnever|\bcannot|\bneither|\bnor|\bexcept(?:\s+for)?|\brul(?:e|es|ed|ing)\s+out|\beliminat(?:e|es|ed|ing)"
-    r"|\bexclud(?:e|es|ed|ing)|\breject(?:s|ed|ing)?|\bdiscard(?:s|ed|ing)?|\bdismiss(?:es|ed|ing)?|\brather\s+than"
-    r"|\binstead\s+of|\bunlike|\bother\s+than|\u4e0d\u662f|\u5e76\u975e|\u4e0d\u9009|\u6392\u9664)"
-    r"(?:\s+(?:be|been|the|an?|option|options|choice|choices|answer|letter|statement|either|possibly|really|actually|sure|if"
-    r"|necessarily|simply|just|any|of|it|to|select|choose|pick|say|go|with|think|believe|that|is|whether|me|in|for|both)\b)*"
-    r"[\s(\[\"'*]*"
+    r"(?i:(?:\b(?:not|never|cannot|neither|nor|unlike|if|whether|suppose|unless|except(?:\s+for)?|rul(?:e|es|ed|ing)\s+out"
+    r"|eliminat(?:e|es|ed|ing)|exclud(?:e|es|ed|ing)|(?:reject|discard)(?:s|ed|ing)?|dismiss(?:es|ed|ing)?|rather\s+than"
+    r"|instead\s+of|other\s+than|anything\s+but)\b|n't\b|\u4e0d\u662f|\u5e76\u975e|\u4e0d\u9009|\u6392\u9664)"
+    r"(?:\s+(?:be|been|the|an?|options?|choices?|answer|letter|statement|either|possibly|really|actually|sure|if|whether|that"
+    r"|necessarily|simply|just|any|of|it|is|to|select|choose|pick|say|go|with|think|believe|me|in|for|both|correct|right"
+    r"|final)\b)*[\s(\[\"'*]*)"
 )
 _NOT_AFTER = (
-    r"[\s)\]\"'*.]*\s*(?:(?:is|are|was|were|seems?|looks?|would\s+be|must\s+be)\s+(?:\w+ly\s+|both\s+|all\s+|also\s+|therefore"
-    r"\s+|thus\s+)*(?:not\b|wrong|incorrect|false|untrue|invalid|impossible|unlikely|irrelevant|out\b|eliminated|excluded"
-    r"|ruled|inaccurate|mistaken|implausible|unsupported)|(?:isn|aren|wasn|doesn|don|didn|can|couldn|won|wouldn|hasn|haven)'t"
-    r"\b|cannot\b|can\s+not\b|could\s+not\b|does\s+not\b|do\s+not\b|did\s+not\b|will\s+not\b|would\s+not\b|fails?\b"
-    r"|\?\s*no\b|\u4e0d\u5bf9|\u9519\u8bef|\u4e0d\u6b63\u786e)"
+    r"(?i:[\s)\]\"'*.]*(?:\b(?:is|are|was|were|seems?|looks?|would\s+be|must\s+be)\s+(?:(?:\w+ly|both|all|also|therefore"
+    r"|thus)\s+)*(?:not|wrong|incorrect|false|untrue|invalid|impossible|unlikely|irrelevant|out|eliminated|excluded|ruled"
+    r"|inaccurate|mistaken|implausible|unsupported)\b|\b(?:is|are|was|does|do|did|ca|could|wo|would|has|have)n't\b"
+    r"|\b(?:can|could|does|do|did|will|would)\s*not\b|\bfails?\b|\?\s*no\b|\u4e0d\u5bf9|\u9519\u8bef|\u4e0d\u6b63\u786e))"
 )
 _TAKEN_BEFORE = (
-    r"\b(?:(?:pick|choose|select|chose|opt\s+for|vote\s+for|go(?:ing)?\s+with|answer\s+with)(?:s|ing)?"
+    r"(?i:(?:\b(?:(?:pick|choose|select|chose|opt\s+for|vote\s+for|go(?:ing)?\s+with|answer\s+with)(?:s|ing)?"
     r"|(?:correct|right|best|true|final|most\s+\w+)\s+(?:(?:answer|option|choice|statement|one|response)\s*)?"
-    r"(?:is|:|would\s+be|must\s+be)|\u9009(?:\u62e9)?|\u6b63\u786e(?:\u7b54\u6848|\u9009\u9879)?\u662f)"
-    r"(?:\s+(?:the|option|choice|answer|statement|letter|therefore|thus)\b)*[\s:(\[\"'*]*"
+    r"(?:is|would\s+be|must\s+be))\b|\b(?:choice|option|pick)\s*:|\u9009(?:\u62e9)?|\u6b63\u786e\w*\u662f)"
+    r"(?:\s+(?:the|option|choice|answer|statement|letter|therefore|thus)\b)*[\s:(\[\"'*]*)"
 )
 _TAKEN_AFTER = (
-    r"[\s)\]\"'*]*\s*(?:is|must\s+be|would\s+be|seems|looks)\s+(?:\w+ly\s+|the\s+|a\s+|my\s+)*(?:correct|right|best|true|answer"
-    r"|most\s+\w+|closest|only\s+\w+)\b"
+    r"(?i:[\s)\]\"'*]*\b(?:is|must\s+be|would\s+be|seems|looks)\s+(?:(?:\w+ly|the|a|my)\s+)*(?:correct|right|best|true"
+    r"|answer|most\s+\w+|closest|only\s+\w+)\b)"
 )
-_GONE_AFTER = (
-    r"[\s)\]\"'*.]*\s*(?:is|isn't|was|wasn't)\s+(?:not\s+)?(?:the\s+)?(?:wrong|incorrect|correct|right|answer)\b"
+_REFUTED = (
+    r"(?i:[\s)\]\"'*]*\b(?:(?:is|was)\s+(?:wrong|incorrect)"
+    r"|(?:is\s+not|was\s+not|isn't|wasn't)\s+(?:the\s+)?(?:correct|right|answer))\b)"
 )
 
 
@@ -91,29 +97,34 @@ def chosen_in(text: str, options: list[str]) -> set[int]:
 
 
 def _chosen(passage: str, options: list[str]) -> set[int]:
+    gone: set[int] = set()  # options that a later sentence takes back
     for statement in reversed(statements(passage)):
-        named = _whole(statement.text, options) if statement.denied else choose(statement.text, options, led=True)
-        rest = passage[statement.start :]
-        if named and not _refused(rest, named, options):
-            return named
-    lines = [line for line in passage.splitlines() if line.strip()]
+        if statement.kind == "phrase" and REMARK.match(statement.text) and not _whole(statement.text, options):
+            continue
+        named = choose(statement.text, options, led=True)
+        if statement.denied and not NOT.match(statement.text):  # "a wrong answer is B", "the answer cannot be B"
+            gone |= named
+            continue
+        gone |= _refuted(passage[statement.start :], named, options)
+        if named - gone:
+            return named - gone
+    lines = passage.strip().splitlines()
     for line in (lines[-1:], lines[:1]):
-        if line and (alone := _ALONE.fullmatch(_WRAPPING.sub(r"\1", line[0]))):
-            if (index := _index(alone[1], options)) is not None:
-                return {index}
+        if line and (alone := _ALONE.fullmatch(_bare(line[0]))) and (index := _index(alone[1], options)) is not None:
+            return {index}
     if (led := _leading(passage, options)) is not None:
         return {led}
-    return choose(passage, options)
+    return choose(_FORMULAS.sub(" ", passage), options) - gone
 
 
 def _leading(passage: str, options: list[str]) -> int | None:
     """The option whose letter a text begins with and explains, where it does not go on to list the others."""
-    match = _LED.fullmatch(_WRAPPING.sub(lambda match: match[1] or "", passage))
+    match = _LED.fullmatch(_bare(passage))
     index = _index(match[1] or match[2], options) if match else None
     if match is None or index is None:
         return None
     said = _REASONS.split(match[3].partition("\n")[0], maxsplit=1)[0]
-    rest = normalise(said)
+    rest = "" if match[3].startswith(("-", "\u2013", "\u2014")) else normalise(said)
     if rest and rest != normalise(options[index]):
         return None
     return None if index == 0 and re.match(r"\s*\(?B[).:]", match[3][len(said) :]) else index
@@ -124,7 +135,7 @@ def choose(answer: str, options: list[str], led: bool = False) -> set[int]:
 
     led: after a letter that it begins with, "(B) because ...", nothing else counts but another option's text.
     """
-    answer = _WRAPPING.sub(lambda match: match[1] or "", fold(answer))
+    answer = _bare(fold(answer))
     if (match := _ALONE.fullmatch(answer)) and (letter := _index(match[1], options)) is not None:
         return {letter}
     if whole := _whole(answer, options, exactly=True):
@@ -138,6 +149,11 @@ def choose(answer: str, options: list[str], led: bool = False) -> set[int]:
     if whole := _whole(answer, options):
         return whole
     return set() if led and _FORMULA.search(answer) else _named(answer, options)
+
+
+def _bare(text: str) -> str:
+    """A text without emphasis, dollar signs and the commands for upright letters."""
+    return _WRAPPING.sub(lambda match: match[1] or "", text).strip()
 
 
 def _whole(answer: str, options: list[str], exactly: bool = False) -> set[int]:
@@ -156,14 +172,10 @@ def _named(answer: str, options: list[str]) -> set[int]:
     # "New York" does not name the option "York" as well
     named -= {i for i in named for j in named if texts[i] != texts[j] and _contains(texts[j], texts[i])}
     found = {letter for letter in letters if letter is not None} | named
-    if len(found) == 1 and not re.search(
-        r"not|n't|never|rul|elimin|exclu|reject|wrong|incorrect|false|\?|\u4e0d", answer
-    ):
-        return found
     names = {i: _name(i, options) for i in found}
     any_name = "|".join(names.values())
-    listed = rf"(?:(?:{any_name})\)?\s*(?:,\s*(?:and\s+|or\s+)?|\band\s+|\bor\s+|\bnor\s+|&\s*)\(?)*" if names else ""
-    after = rf"(?:\)?\s*(?:,\s*(?:and\s+|or\s+)?|\band\s+|\bor\s+|&\s*)\(?(?:{any_name}))*"
+    listed = rf"(?:(?:{any_name})\)?\s*(?:,\s*(?:and\s+|or\s+)?|\band\s+|\bor\s+|\bnor\s+|&\s*)\(?){{0,26}}" if names else ""
+    after = rf"(?:\)?\s*(?:,\s*(?:and\s+|or\s+)?|\band\s+|\bor\s+|&\s*)\(?(?:{any_name})){{0,26}}"
     denied = {
         i
         for i, name in names.items()
@@ -179,18 +191,16 @@ def _named(answer: str, options: list[str]) -> set[int]:
     return taken or rest
 
 
-def _refused(text: str, named: Iterable[int], options: list[str]) -> bool:
-    """Whether `text`, from a statement on, takes back what it stated: "the answer is B. No, B is wrong"."""
+def _refuted(text: str, named: Iterable[int], options: list[str]) -> set[int]:
+    """Which options `text`, from the statement of them on, takes back: "the answer is B. No, B is wrong"."""
     if not re.search(r"\bnot\b|n't\b|wrong|incorrect", text):
-        return False
-    return any(
-        _count(rf"\b(?:it\s+is|it's|is|be)\s+not\s+(?:option\s+)?\(?(?:{name})", text)
-        or any(
-            "not" in m or "n't" in m or "wrong" in m or "incorrect" in m
-            for m in _found(rf"(?:{name}){_GONE_AFTER}", text)
-        )
-        for name in (_name(i, options) for i in named)
-    )
+        return set()
+    return {
+        i
+        for i in named
+        if (name := _name(i, options))
+        and re.search(rf"(?i:\b(?:it\s+is|it's|be)\s+not\s+(?:option\s+)?)\(?(?:{name})|(?:{name}){_REFUTED}", text)
+    }
 
 
 def _name(index: int, options: list[str]) -> str:
@@ -198,20 +208,12 @@ def _name(index: int, options: list[str]) -> str:
     letter = string.ascii_uppercase[index]
     words = r"[\W_]+".join(map(re.escape, re.findall(r"\w+", options[index])))
     text = rf"|(?i:(?<!\w){words}(?!\w))" if words else ""
-    lone = (
-        rf"(?<![\w'\\]){letter}(?![\w'])"
-        if letter not in "AI"
-        else rf"(?<![\w'\\]){letter}(?=[)\].:,]|\s+(?:is|isn't|cannot)\b)"
-    )
+    lone = rf"{_BEFORE}{letter}{_AFTER}" + (_NO_ARTICLE if letter in "AI" else "")
     return rf"\({letter}\)|\b[Oo]ption\s+{letter}\b|\b[Cc]hoice\s+{letter}\b|{lone}{text}"
 
 
 def _count(pattern: str, text: str) -> int:
     return sum(1 for _ in re.finditer(pattern, text))
-
-
-def _found(pattern: str, text: str) -> list[str]:
-    return [match[0] for match in re.finditer(pattern, text)]
 
 
 def _index(label: str, options: list[str]) -> int | None:

@@ -7,6 +7,7 @@ alike before it sees them. Nothing here imports it: what only groups answers cle
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 from selfimprove.verify.characters import fold
 from selfimprove.verify.statements import last_box
@@ -18,6 +19,7 @@ CURRENCY = r"$\u20ac\u00a3\u00a5\u20b9\u00a2\u20a9\u20bd\u20ba\u20ab\u0e3f\u20b4
 QUANTITY = rf"-?(?:{NUMBER})(?:/\d+)?(?:\s*(?:\\?%|percent\b|pct\b))?"
 TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mbox|operatorname)\s*\{([^{}]*)\}")
 
+_DONE = re.compile(r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,15})?")
 _SPACES = str.maketrans({"\n": " ", "\t": " ", "~": " "})
 # A dollar sign opens mathematics before a non-space and closes it after one, unless a digit follows (Pandoc's rule).
 _SPAN = re.compile(r"\$\$(.+?)\$\$|\\\((.+?)\\\)|\\\[(.+?)\\\]|(?<!\\)\$(?=\S)([^$]*?[^\s$\\])\$(?!\d)")
@@ -30,7 +32,7 @@ _UPRIGHT = re.compile(r"\\(?:mathrm|operatorname|mathit|rm)\s*\{\s*([ei])\s*\}|\
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,|\{,\}|\\,|\\!,|,\\!|\\? )\d{3})+(?![\d,])")
 _SEPARATOR = re.compile(r"[^\d]+")
 _SCALE = re.compile(
-    r"(?<=\d)\s*(?:(thousand|million|billion|trillion)\b|([\u4e07\u842c\ub9cc\u4ebf\u5104\uc5b5]))", re.I
+    rf"({NUMBER})\s*(?:(thousand|million|billion|trillion)\b|([\u4e07\u842c\ub9cc\u4ebf\u5104\uc5b5]))", re.IGNORECASE
 )
 _ZEROS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _ZEROS |= dict.fromkeys("\u4e07\u842c\ub9cc", 4) | dict.fromkeys("\u4ebf\u5104\uc5b5", 8)
@@ -110,6 +112,8 @@ def clean(answer: str) -> str | None:
 
     None for one that says no one thing: prose without a number, or with several that it does not choose from.
     """
+    if _DONE.fullmatch(answer):
+        return answer
     if len(answer) > LONGEST:
         return None
     text = fold(answer).translate(_SPACES).strip(" *").lstrip(" ,;:=").rstrip(" .,;:")
@@ -117,22 +121,22 @@ def clean(answer: str) -> str | None:
         while (box := last_box(text)[1]) is not None:
             text = box
     text = _unspanned(text)
-    if clock := _CLOCK.match(text):
-        return _time(clock)
+    if ":" in text or "m" in text:
+        if clock := _CLOCK.match(_unwrapped(text)):
+            return _time(clock)
     text = _CURRENCY.sub("", text)
     text = _THOUSANDS.sub(lambda match: _SEPARATOR.sub("", match[0]), text)
-    text = _SCALE.sub(lambda match: f" \\times 10^{{{_ZEROS[(match[1] or match[2]).lower()]}}} ", text)
+    text = _SCALE.sub(_scaled, text)
     if "\\" in text:
         text = _UPRIGHT.sub(lambda match: f"{{{match[1] or match[2]}}}", text)
         if (whole := TEXT.fullmatch(text.strip())) and any(map(str.isdigit, whole[1])):
             text = whole[1]
-    if not text.strip().isdigit():
+    if not text.strip().isdecimal():
         text = _unmeasured(text)
     text = text.lstrip(" ,;:=").rstrip(" .,;:")
     if not text:
         return None
-    bare = TEXT.sub("", text)
-    if _OTHER_LETTER.search(bare) or any(not _NOT_PROSE.fullmatch(word.lower()) for word in _WORD.findall(bare)):
+    if is_prose(text):
         if not any(map(str.isdigit, text)):
             if len(text) == 3 and text.isascii():  # "Yes", or the product xyz: math-verify takes it for either
                 return text
@@ -149,6 +153,14 @@ def clean(answer: str) -> str | None:
     return number + ("%" if percent else "")
 
 
+def is_prose(text: str) -> bool:
+    """Whether there are words in a text that are no part of a formula."""
+    bare = TEXT.sub("", text)
+    return bool(_OTHER_LETTER.search(bare)) or any(
+        not _NOT_PROSE.fullmatch(word.lower()) for word in _WORD.findall(bare)
+    )
+
+
 def _unspanned(text: str) -> str:
     """Mathematics between dollar signs or their like, without them."""
     spans = (
@@ -161,10 +173,20 @@ def _unspanned(text: str) -> str:
     return spans[0] if _SPAN.match(text) else spans[-1]  # "$5$ because $2 + 3 = 5$", "the cost of $3$ is $15$"
 
 
+def _scaled(match: re.Match[str]) -> str:
+    """1500000 for "1.5 million"."""
+    value = Decimal(match[1]).scaleb(_ZEROS[(match[2] or match[3]).lower()])
+    return f"{value.to_integral_value() if value == value.to_integral_value() else value:f}"
+
+
+def _unwrapped(text: str) -> str:
+    """A text without the commands for upright letters and for space."""
+    return (_GAPS.sub(" ", TEXT.sub(r" \1", text)) if "\\" in text else text).strip()
+
+
 def _unmeasured(text: str) -> str:
     """A plain number or fraction without the unit behind it; typed symbols as LaTeX."""
-    unwrapped = _GAPS.sub(" ", TEXT.sub(r" \1", text)) if "\\" in text else text
-    if match := _MEASURE.fullmatch(unwrapped.strip()):
+    if match := _MEASURE.fullmatch(_unwrapped(text)):
         return match[1]
     if text.isascii():
         return text

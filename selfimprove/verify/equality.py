@@ -26,21 +26,29 @@ _JOINT = re.compile(r" *(?:,|;|\band\b|\bor\b|\\text *\{ *(?:and|or) *\}) *(?:(?
 _SET = re.compile(r"\\(?:left *)?\\?\{(.*?)\\(?:right *)?\\?\}")
 
 
+_SPACED = re.compile(r"\d\s+\d")  # numbers side by side, or a mixed one
+_FILLER = frozenset(" ?._-!,;:*\u2026\n\t")
+
+
 @lru_cache(maxsize=65536)
 def canonical(answer: str) -> str | None:
-    r"""The one text for an answer and all that are the same: 1,000 and 1000.0, 1/2 and 0.5, $18 and 18 dollars, x = 3
-    and 3, "1, 2" and \{2, 1\}, Paris and paris. None without a letter or digit.
+    r"""The one text for an answer and all that are the same: 1,000 and 1000.0, 1/2 and 0.5, $18 and 18, x = 3 and 3,
+    "1, 2" and \{2, 1\}, Paris and paris. None for an answer of nothing but dots and question marks.
 
     Whole numbers are exact. Others agree in six decimals, below 1 in six significant digits; 50% is 50.
     """
-    if answer.isascii() and answer.isdigit():
+    if answer.isascii() and answer.isdecimal():
         return answer.lstrip("0") or "0"
-    if not any(map(str.isalnum, answer)):
+    if _FILLER.issuperset(answer):
         return None
     if len(answer.strip()) == 1 and answer.strip().isalpha():  # a letter, of an option say, and no article
         return answer.strip().upper()
+    if (whole := cleaning.TEXT.fullmatch(answer.strip())) and not any(map(str.isdigit, whole[1])):
+        return words.normalise(whole[1])
+    if cleaning.is_prose(answer) or (_SPACED.search(answer) and "\\" not in answer and "/" not in answer):
+        return words.normalise(answer)
     cleaned = cleaning.clean(answer)
-    if cleaned is None or cleaned.startswith("\\text{"):
+    if cleaned is None:
         return words.normalise(answer)
     cleaned = _NAMED.sub("", cleaned, count=1) if _NAMED.match(cleaned) else cleaned
     value = _value(cleaned.removesuffix("%"))
@@ -80,7 +88,7 @@ def _decimal(value: Fraction) -> str:
     if value.denominator == 1:
         return str(value)
     if abs(value) < 1:
-        return f"{float(value):.5e}" if abs(value) < Fraction(1, 10**4) else f"{float(value):.6g}"
+        return f"{float(value):.6g}"
     scaled = round(value * 10**6)
     whole, rest = divmod(abs(scaled), 10**6)
     digits = f"{whole}.{rest:06}".rstrip("0").rstrip(".")

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from math_verify import LatexExtractionConfig, grader, parse, verify
-from sympy import Expr, Float, latex
+from sympy import Expr, Float, latex, nan, oo, zoo
 
 from selfimprove.verify import Outcome
 from selfimprove.verify.characters import fold
@@ -34,6 +34,8 @@ _LAST_NUMBER = re.compile(
     rf"(?<![{_LETTERS}.\\])(?:(?<![\d)}}])-\s?)?[{CURRENCY}]?(?:{NUMBER})(?:/\d+|\s?\\?%)?"
     r"(?:\s*(?:[\u4e07\u842c\ub9cc\u4ebf\u5104\uc5b5]|(?:thousand|million|billion|trillion)\b))?"
 )
+_PLAIN = re.compile(r"-?\d{1,15}(?:\.\d+)?%?")
+_QUICK = re.compile(r"\$?[0-9][0-9.,]*")  # a number and nothing else
 _AMOUNT = rf"(?:\\?[{CURRENCY}]|\\\(|\s)*({QUANTITY})(?![.,]?\d)"
 _DENIED = re.compile(
     r"(?:\bnot\b|n't\b|\bnever\b|\bcannot\b|\brather than\b|\binstead of\b|\u2260|\\neq?\b|\u4e0d\u662f|\u4e0d\u7b49\u4e8e"
@@ -57,6 +59,7 @@ _NO_QUANTITY = re.compile(  # what a sentence on an answer may begin with, and n
     r"|not (?:an?|in|on|the|only|always|yet|as|so|simply|just|clear|obvious|surprising))(?![a-zA-Z])",
     re.IGNORECASE,
 )
+_VAGUE = re.compile(rf"{ADVERBS}(?:between|either|from|somewhere|anywhere)\b", re.IGNORECASE)
 _WEAK = re.compile(  # words that give an answer, but not where another one is stated
     rf"{ADVERBS}(?:right|true|false|even|odd|positive|negative|prime|unique|impossible|possible|undefined|unknown|real|rational"
     r"|irrational|finite|infinite|not [a-z]+)[\s.!*]*(?:\.|,|$|\band\b.*|\bas\b.*|\bsince\b.*|\bbecause\b.*)",
@@ -112,35 +115,38 @@ def extract(text: str, fallback: Fallback) -> str | None:
 
 def _answer(passage: str, fallback: Fallback) -> str | None:
     denied: set[str | None] = set()
-    weak: str | None = None
+    weak = vague = None
     for statement in reversed(statements(passage)):
         said = statement.text
-        if statement.kind == "phrase":
+        if not statement.denied and _QUICK.fullmatch(said):
+            pass
+        elif statement.kind == "phrase":
             said, numbers = _affirmed(said)
-            if statement.denied and not numbers:
-                numbers = [clean(said)]
+            if statement.denied:  # "not 5 but 6"
+                numbers = numbers or [clean(said)]
+                said = said.partition("but ")[2]
             denied.update(numbers)
-            if (statement.denied or numbers) and not (numbers and any(map(str.isdigit, said)) and not statement.denied):
-                rest = re.split(r"\bbut\b|\brather\b", said, maxsplit=1)[1:]
-                if not rest or not any(map(str.isdigit, rest[0])):
-                    continue
-                said = rest[0]
+            if (statement.denied or numbers) and not any(map(str.isdigit, said)):
+                continue
             if _WEAK.match(said):
                 weak = weak or said
                 continue
             if REMARK.match(said) or _NO_QUANTITY.match(said):
                 continue
+            if _VAGUE.match(said):
+                vague = said
+                continue
         elif _HEADING.match(said) if statement.kind == "mark" else _PLACEHOLDER.fullmatch(said):
             continue
         if not denied or clean(said) not in denied:
             return said
-    if weak is not None:
-        return weak
-    if fallback == "none" or denied:
-        return None
+    if weak or vague or fallback == "none" or denied:
+        return weak or vague
+    rest, refuted = _affirmed(passage)
     found = None
-    for match in _LAST_NUMBER.finditer(_affirmed(passage)[0]):
-        found = match[0]
+    for match in _LAST_NUMBER.finditer(rest):
+        if not refuted or clean(match[0]) not in refuted:
+            found = match[0]
     return found
 
 
@@ -159,7 +165,7 @@ def _affirmed(text: str) -> tuple[str, list[str | None]]:
 
 
 def _is_number(cleaned: str) -> bool:
-    return re.fullmatch(r"-?\d{1,15}(?:\.\d+)?%?", cleaned) is not None and len(cleaned) < 16
+    return len(cleaned) < 16 and _PLAIN.fullmatch(cleaned) is not None
 
 
 def compare_short(gold: str, answer: str) -> bool | None:
@@ -201,7 +207,12 @@ def simplest(cleaned: str) -> str:
     """
     parsed = _parse(cleaned)
     value = parsed[0] if parsed else None
-    if not isinstance(value, Expr) or value.has(Float) or not any(map(str.isdigit, cleaned)) or cleaned.endswith("%"):
+    if (
+        not isinstance(value, Expr)
+        or value.has(Float, nan, oo, zoo)
+        or not any(map(str.isdigit, cleaned))
+        or cleaned.endswith("%")
+    ):
         return cleaned
     try:
         return str(latex(value.doit() if value.is_number else value.expand()))

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Statement:
+MOST = 50  # statements of a passage that are looked at, the last ones: a looping sample makes a thousand
+FARTHEST = 1000  # characters of a statement
+
+
+class Statement(NamedTuple):
     start: int  # where it stands in its passage
     text: str  # what is stated, as it stands there
     kind: Literal["box", "mark", "phrase"]
@@ -30,15 +32,15 @@ _TAG = re.compile(
     re.IGNORECASE,
 )
 _NEXT = re.compile(
-    r"(?P<turn><\|im_start\|>user|<\|im_end\|>|<\|eot_id\|>|<\|end_?of_?text\|>|<\|user\|>|</s>|\[INST\])"
-    r"|^[ \t]*(?:[#>*_-]+[ \t]*)*"
+    r"[ \t]*(?:[#>*_-]+[ \t]*)*"
     r"(?:(?:(?:next|new|another)[ \t]+)?(?:question|problem|exercise|q|human|user|\u95ee\u9898|\u554f\u984c|\u9898\u76ee"
     r"|\u984c\u76ee|\u95ee|\u8cea\u554f|\ubb38\uc81c|\uc9c8\ubb38|pregunta|frage|domanda|pergunta"
     r"|\u0432\u043e\u043f\u0440\u043e\u0441|\u0437\u0430\u0434\u0430\u0447\u0430)(?:[ \t]*\#?\d+(?!\.?\d))?"
     r"|\#{2,}[ \t]*(?:instruction|input|task)|example[ \t]+\d+)"
     r"[ \t]*[*_]*[ \t]*(?::|\n|(?<=\d)[.)])",
-    re.IGNORECASE | re.MULTILINE,
+    re.IGNORECASE,
 )
+_TURN = re.compile(r"<\|im_start\|>user|<\|im_end\|>|<\|eot_id\|>|<\|end_?of_?text\|>|<\|user\|>|</s>|\[INST\]", re.I)
 _REPLY = re.compile(
     r"^[ \t#*_>]*(?:answer|a|solution|response|assistant|\u7b54\u6848|\u7b54)[ \t*_]*:", re.IGNORECASE | re.MULTILINE
 )
@@ -50,19 +52,28 @@ def passages(text: str) -> list[str]:
     Another question begins with a line such as "Question:" or "### Problem 2", where an answer has been stated before
     it, or an empty line precedes it, or "Answer:" follows; and wherever another turn of a conversation begins.
     """
+    parts = [text]
     if "<" in text or "[" in text or "\u25c1" in text:
-        text = _spoken(text)
-    if "\n" not in text and "<|" not in text and "</s>" not in text:
-        return [text]
-    found, start = [], 0
-    for match in _NEXT.finditer(text):
-        before = text[start : match.start()]
-        if before.strip() and (
-            match["turn"] or before.endswith("\n\n") or _REPLY.search(text, match.end()) or statements(before)
-        ):
-            found.append(before)
-            start = match.start()
-    return [*found, text[start:]]
+        parts = [part for part in _TURN.split(_spoken(text)) if part.strip()]
+    return [passage for part in parts for passage in _questions(part)] if "\n" in text else parts
+
+
+def _questions(text: str) -> Iterator[str]:
+    start, line, looked = 0, text.find("\n") + 1, 0
+    reply: int | None = None  # where the last answer begins; read when it matters
+    while line:
+        if match := _NEXT.match(text, line):
+            if reply is None:
+                reply = max((found.start() for found in _REPLY.finditer(text)), default=-1)
+            ends = text.endswith("\n\n", start, line) or reply >= match.end()
+            if not ends and looked < MOST:
+                looked += 1
+                ends = bool(statements(text[start:line]))
+            if ends and text[start:line].strip():
+                yield text[start:line]
+                start = line
+        line = text.find("\n", line) + 1
+    yield text[start:]
 
 
 def _spoken(text: str) -> str:
@@ -82,7 +93,7 @@ def _spoken(text: str) -> str:
 # Statements
 
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
-_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
+_ANSWER_TAG = re.compile(r"<answer>(.{0,1000}?)</answer>", re.IGNORECASE | re.DOTALL)
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _BETWEEN = re.compile(  # boxes of one list: "x = [3], x = [5] or [7]"
     r"(?:[ \t$,;&~]|\n(?!\s*\n)|\\[()\[\],;:! ]|\\q?quad|\\\\|\\(?:text|mbox|textrm|mathrm)\s*\{[\s,;]*(?:and|or)?\s*\}"
@@ -97,7 +108,7 @@ _PHRASE = re.compile(
     r"|:|=|(?P<head>\n))[:*_\s]*",
     re.IGNORECASE,
 )
-_HEADING = re.compile(r"(?:^|\n)[ \t#*_]*(?:the\s+)?(?:final\s+)?$", re.IGNORECASE)  # what "Answer" is then alone with
+_HEADING = re.compile(r"(?:^|\n)[\s#*_]*(?:the\s+)?(?:final\s+)?$", re.IGNORECASE)  # what "Answer" is then alone with
 _FOREIGN = re.compile(
     r"(?:\u7b54\u6848|\u7b54)(?:\u5e94\u8be5|\u61c9\u8a72|\u5e94|\u61c9)?(?P<no>\u4e0d\u662f)?(?(no)|(?:\u662f|\u4e3a"
     r"|\u70ba|\u7b49\u4e8e|\u7b49\u65bc|:))"  # Chinese
@@ -113,17 +124,17 @@ _FOREIGN = re.compile(
     r"|\u0989\u09a4\u09cd\u09a4\u09b0\s*(?:\u09b9\u09b2|:)?(?=\s)",  # Bengali
     re.IGNORECASE,
 )
-_FOREIGN_WORDS = ("respuesta", "risposta", "resposta", "reponse", "antwo", "cevap", "jawaban", "jibu")
+_FOREIGN_WORDS = re.compile("respuesta|risposta|resposta|reponse|antwo|cevap|jawaban|jibu", re.IGNORECASE)
 _SAID = re.compile(  # to the end of the formula, the line or the sentence, which "St. Louis" and "U.S." do not end
     r"\\\[.{0,2000}?\\\]|\$\$.{0,2000}?\$\$"
     r"|[^\n]+?(?=[.!]?[*_]*(?:\n|$)|(?<!\b(?:St|Dr|Mr|Ms|Mt|vs|Rs|No))(?<!\.\w)[.!][*_]*\s)",
     re.DOTALL,
 )
 _SUPPOSED = re.compile(
-    r"\b(?:if|suppose|supposing|assume|assuming|whether|unless)\s+(?:that\s+)?(?:\w+\s+){0,2}$", re.I
+    r"\b(?:if|suppose|supposing|assume|assuming|whether|unless|hope|hoping)\s+(?:that\s+)?(?:\w+\s+){0,2}$", re.I
 )
 _WRONG = re.compile(r"\b(?:wrong|incorrect|mistaken|not\s+(?:the|an?|my|our))\s+(?:\w+\s+)?$", re.IGNORECASE)
-_NOT = re.compile(
+NOT = re.compile(
     r"(?:(?:definitely|certainly|clearly|surely|obviously|absolutely|simply|actually|therefore|thus|also|probably|of"
     r" course|in fact|now|then|most)\s+)*(?:not|never|neither|no longer|anything but)\b",
     re.IGNORECASE,
@@ -151,32 +162,36 @@ def statements(passage: str) -> list[Statement]:
         found += _lists(passage)
     if "####" in passage:
         found += (Statement(m.start(), m[1], "mark") for m in _HASHES.finditer(passage))
-    if "<answer>" in passage.lower():
+    if "<" in passage and "<answer>" in passage.lower():
         found += (Statement(m.start(), m[1].strip(), "box") for m in _ANSWER_TAG.finditer(passage))
     if "nswer" in passage or "NSWER" in passage:
         found += _phrases(_PHRASE, passage)
-    if not passage.isascii() or any(word in passage.lower() for word in _FOREIGN_WORDS):
+    if not passage.isascii() or (not found and _FOREIGN_WORDS.search(passage)):
         found += _phrases(_FOREIGN, passage)
-    return sorted(found, key=lambda statement: statement.start) if len(found) > 1 else found
+    return sorted(found, key=lambda statement: statement.start)[-MOST:] if len(found) > 1 else found
 
 
 def stated(text: str) -> str | None:
     """The last statement of the first passage that makes one, as it stands there; None when there is none."""
     for passage in passages(text):
-        said = [statement.text for statement in statements(passage) if not statement.denied]
-        if said:
-            return said[-1]
+        for statement in reversed(statements(passage)):
+            if not statement.denied and not (statement.kind == "phrase" and REMARK.match(statement.text)):
+                return statement.text
     return None
 
 
 def _phrases(pattern: re.Pattern[str], text: str) -> Iterator[Statement]:
-    for match in pattern.finditer(text):
-        before = text[max(0, match.start() - 40) : match.start()]
-        if _SUPPOSED.search(before) or (match.groupdict().get("head") and not _HEADING.search(before)):
+    for match in list(pattern.finditer(text))[-MOST:]:
+        start = match.start()
+        before = text[max(text.rfind("\n", 0, start), text.rfind(". ", 0, start), start - 40, 0) : start]
+        if len(before) > 5 and _SUPPOSED.search(before):
             continue
-        if said := _SAID.match(text, match.end()):
-            denied = bool(match["no"]) or _NOT.match(said[0]) is not None or _WRONG.search(before) is not None
-            yield Statement(match.start(), said[0], "phrase", denied)
+        if match.lastgroup == "head" and not _HEADING.search(before):
+            continue
+        if said := _SAID.match(text, match.end(), match.end() + FARTHEST):
+            denied = match.lastgroup == "no" or NOT.match(said[0]) is not None
+            denied = denied or (len(before) > 5 and _WRONG.search(before) is not None)
+            yield Statement(start, said[0], "phrase", denied)
 
 
 def last_box(text: str) -> tuple[int, str | None]:

@@ -29,6 +29,7 @@ from sympy import (
 )
 
 TOLERANCE = 1.000001e-6  # so that 0.333333 is 1/3
+_ROUNDING = 1e-14  # relative, of what decimals are computed with
 _ENDLESS = (nan, oo, -oo, zoo)
 _LONG = (
     Integral,
@@ -79,7 +80,7 @@ def _equal(a: Expr, b: Expr) -> bool:
     scale, difference = max(abs(a.evalf(20)), abs(b.evalf(20))), abs((a - b).evalf(digits))
     if digits == _DIGITS:
         return bool(difference <= Rational(1, 10 ** (_DIGITS - 10)) * scale)
-    if difference <= TOLERANCE * min(1, scale):
+    if difference <= max(TOLERANCE * min(1, scale), _ROUNDING * scale):
         return True
     written = [_last_digit(value) for value in (a, b) if isinstance(value, Float)]
     exact = any(not value.has(Float) and not isinstance(value, Integer) for value in (a, b))
