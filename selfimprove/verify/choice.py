@@ -34,7 +34,9 @@ _LETTERS = re.compile(
 )
 _REASONS = re.compile(r"\b(?:explanation|reason(?:ing|s)?|rationale|justification|because|since|as|for|note)\b", re.I)
 _FORMULA = re.compile(r"\\[a-zA-Z]|[=^_]|\b[A-Z]\s+[A-Z]\b")  # whose letters name no options
-_FORMULAS = re.compile(r"\\boxed\s*\{.*|\\\[.{0,500}?\\\]|\\\(.{0,500}?\\\)|(?<!\\)\$[^$\n\\=^_]{0,500}[\\=^_][^$\n]{0,500}\$")
+_FORMULAS = re.compile(
+    r"\\boxed\s*\{.*|\\\[.{0,500}?\\\]|\\\(.{0,500}?\\\)|(?<!\\)\$[^$\n\\=^_]{0,500}[\\=^_][^$\n]{0,500}\$"
+)
 _NUMERIC = re.compile(r"\s*[-+$\u20ac\u00a3]?\.?\d")
 
 # Around the name of an option, in one clause
@@ -42,7 +44,7 @@ _NUMERIC = re.compile(r"\s*[-+$\u20ac\u00a3]?\.?\d")
 _NOT_BEFORE = (
     r"(?i:(?:\b(?:not|never|cannot|neither|nor|unlike|if|whether|suppose|unless|except(?:\s+for)?|rul(?:e|es|ed|ing)\s+out"
     r"|eliminat(?:e|es|ed|ing)|exclud(?:e|es|ed|ing)|(?:reject|discard)(?:s|ed|ing)?|dismiss(?:es|ed|ing)?|rather\s+than"
-    r"|instead\s+of|other\s+than|anything\s+but)\b|n't\b|\u4e0d\u662f|\u5e76\u975e|\u4e0d\u9009|\u6392\u9664)"
+    r"|instead\s+of|other\s+than|anything\s+but)\b|n't\b|不是|并非|不选|排除)"
     r"(?:\s+(?:be|been|the|an?|options?|choices?|answer|letter|statement|either|possibly|really|actually|sure|if|whether|that"
     r"|necessarily|simply|just|any|of|it|is|to|select|choose|pick|say|go|with|think|believe|me|in|for|both|correct|right"
     r"|final)\b)*[\s(\[\"'*]*)"
@@ -51,12 +53,12 @@ _NOT_AFTER = (
     r"(?i:[\s)\]\"'*.]*(?:\b(?:is|are|was|were|seems?|looks?|would\s+be|must\s+be)\s+(?:(?:\w+ly|both|all|also|therefore"
     r"|thus)\s+)*(?:not|wrong|incorrect|false|untrue|invalid|impossible|unlikely|irrelevant|out|eliminated|excluded|ruled"
     r"|inaccurate|mistaken|implausible|unsupported)\b|\b(?:is|are|was|does|do|did|ca|could|wo|would|has|have)n't\b"
-    r"|\b(?:can|could|does|do|did|will|would)\s*not\b|\bfails?\b|\?\s*no\b|\u4e0d\u5bf9|\u9519\u8bef|\u4e0d\u6b63\u786e))"
+    r"|\b(?:can|could|does|do|did|will|would)\s*not\b|\bfails?\b|\?\s*no\b|不对|错误|不正确))"
 )
 _TAKEN_BEFORE = (
     r"(?i:(?:\b(?:(?:pick|choose|select|chose|opt\s+for|vote\s+for|go(?:ing)?\s+with|answer\s+with)(?:s|ing)?"
     r"|(?:correct|right|best|true|final|most\s+\w+)\s+(?:(?:answer|option|choice|statement|one|response)\s*)?"
-    r"(?:is|would\s+be|must\s+be))\b|\b(?:choice|option|pick)\s*:|\u9009(?:\u62e9)?|\u6b63\u786e\w*\u662f)"
+    r"(?:is|would\s+be|must\s+be))\b|\b(?:choice|option|pick)\s*:|选(?:择)?|正确\w*是)"
     r"(?:\s+(?:the|option|choice|answer|statement|letter|therefore|thus)\b)*[\s:(\[\"'*]*)"
 )
 _TAKEN_AFTER = (
@@ -142,10 +144,11 @@ def choose(answer: str, options: list[str], led: bool = False) -> set[int]:
         return whole
     match = _LED.fullmatch(answer) if led else None  # before articles go, and "A) ill" is "ill"
     if match and (letter := _index(match[1] or match[2], options)) is not None:
-        also = _LETTERS.match(re.sub(r"^(?:and|or)\s+", "", match[3]))
         texts = [normalise(option) for option in options]
-        same = {i for i, text in enumerate(texts) if text == normalise(match[3]) != texts[letter]}
-        return {letter} | same | ({_index(next(filter(None, also.groups())), options)} - {None} if also else set())
+        found = {letter} | {i for i, text in enumerate(texts) if text == normalise(match[3]) != texts[letter]}
+        also = _LETTERS.match(re.sub(r"^(?:and|or)\s+", "", match[3]))  # "A, B"
+        other = _index(next(filter(None, also.groups())), options) if also else None
+        return found if other is None else found | {other}
     if whole := _whole(answer, options):
         return whole
     return set() if led and _FORMULA.search(answer) else _named(answer, options)
@@ -174,7 +177,9 @@ def _named(answer: str, options: list[str]) -> set[int]:
     found = {letter for letter in letters if letter is not None} | named
     names = {i: _name(i, options) for i in found}
     any_name = "|".join(names.values())
-    listed = rf"(?:(?:{any_name})\)?\s*(?:,\s*(?:and\s+|or\s+)?|\band\s+|\bor\s+|\bnor\s+|&\s*)\(?){{0,26}}" if names else ""
+    listed = (
+        rf"(?:(?:{any_name})\)?\s*(?:,\s*(?:and\s+|or\s+)?|\band\s+|\bor\s+|\bnor\s+|&\s*)\(?){{0,26}}" if names else ""
+    )
     after = rf"(?:\)?\s*(?:,\s*(?:and\s+|or\s+)?|\band\s+|\bor\s+|&\s*)\(?(?:{any_name})){{0,26}}"
     denied = {
         i

@@ -17,7 +17,7 @@ LONGEST = 500  # characters of an answer; of longer ones, looping samples mostly
 NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 CURRENCY = r"$\u20ac\u00a3\u00a5\u20b9\u00a2\u20a9\u20bd\u20ba\u20ab\u0e3f\u20b4\u20aa\u20a6\u20b1\u20bf"  # a class's
 QUANTITY = rf"-?(?:{NUMBER})(?:/\d+)?(?:\s*(?:\\?%|percent\b|pct\b))?"
-TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mbox|operatorname)\s*\{([^{}]*)\}")
+TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 
 _DONE = re.compile(r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,15})?")
 _SPACES = str.maketrans({"\n": " ", "\t": " ", "~": " "})
@@ -31,11 +31,9 @@ _CURRENCY = re.compile(
 _UPRIGHT = re.compile(r"\\(?:mathrm|operatorname|mathit|rm)\s*\{\s*([ei])\s*\}|\{\\rm\s+([ei])\s*\}")  # \mathrm{e}
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,|\{,\}|\\,|\\!,|,\\!|\\? )\d{3})+(?![\d,])")
 _SEPARATOR = re.compile(r"[^\d]+")
-_SCALE = re.compile(
-    rf"({NUMBER})\s*(?:(thousand|million|billion|trillion)\b|([\u4e07\u842c\ub9cc\u4ebf\u5104\uc5b5]))", re.IGNORECASE
-)
+_SCALE = re.compile(rf"({NUMBER})\s*(?:(thousand|million|billion|trillion)\b|([万萬만亿億억]))", re.IGNORECASE)
 _ZEROS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_ZEROS |= dict.fromkeys("\u4e07\u842c\ub9cc", 4) | dict.fromkeys("\u4ebf\u5104\uc5b5", 8)
+_ZEROS |= dict.fromkeys("万萬만", 4) | dict.fromkeys("亿億억", 8)
 _PERCENT = re.compile(r"\s*(?:\\?%|\\text\s*\{\s*(?:percent|\\?%)\s*\}|\b(?:percent|percentage|pct)\b)\s*$", re.I)
 _SCIENTIFIC = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))[eE]([+-]?\d+)")
 _MIXED = re.compile(r"(-?\d+) (\d+)/(\d+)")
@@ -95,9 +93,7 @@ _CLOCK = re.compile(r"(\d{1,2})(?::(\d{2})(?::\d{2})?)?\s*([ap])\.?\s?m\b\.?|(\d
 _WORD = re.compile(r"(?<![\\\w])[a-zA-Z]{3,}")
 _OTHER_LETTER = re.compile(r"[^\W\d_a-zA-Z\u0370-\u03ff]")  # neither ASCII nor Greek: of no formula
 _LEADING = re.compile(rf"({QUANTITY})(?=\s+[a-zA-Z(]|\s*[^\W\d_a-zA-Z]|[,;(]|\s*$)")
-_HEDGED = re.compile(
-    r"\s*(?:(?:[a-z]+\s+)?(?:,\s*|(?:or|to|and)\s+)(?:[a-z]+\s+)?|[\u6216\u548c\u5230\u81f3\u304b\u3084])-?\.?\d", re.I
-)
+_HEDGED = re.compile(r"\s*(?:(?:[a-z]+\s+)?(?:,\s*|(?:or|to|and)\s+)(?:[a-z]+\s+)?|[或和到至かや])-?\.?\d", re.I)
 _NUMBERS = re.compile(rf"(?<![a-zA-Z0-9_.\\]){QUANTITY}")
 _WORDS = re.compile(r"[^\W\d_]{4,}|[^\W\d_]+(?: [^\W\d_]+){1,4}|[^\W\d_a-zA-Z]+")
 _NOT_PROSE = re.compile(
@@ -121,9 +117,8 @@ def clean(answer: str) -> str | None:
         while (box := last_box(text)[1]) is not None:
             text = box
     text = _unspanned(text)
-    if ":" in text or "m" in text:
-        if clock := _CLOCK.match(_unwrapped(text)):
-            return _time(clock)
+    if (":" in text or "m" in text) and (clock := _CLOCK.match(_unwrapped(text))):
+        return _time(clock)
     text = _CURRENCY.sub("", text)
     text = _THOUSANDS.sub(lambda match: _SEPARATOR.sub("", match[0]), text)
     text = _SCALE.sub(_scaled, text)
@@ -163,9 +158,9 @@ def is_prose(text: str) -> bool:
 
 def _unspanned(text: str) -> str:
     """Mathematics between dollar signs or their like, without them."""
-    spans = (
-        [next(group for group in span if group) for span in _SPAN.findall(text)] if "$" in text or "\\" in text else []
-    )
+    if "$" not in text and "\\" not in text:
+        return text
+    spans: list[str] = [next(group for group in span if group) for span in _SPAN.findall(text)]
     if not spans:
         return text
     if _JOINED.fullmatch(_SPAN.sub("", text)):

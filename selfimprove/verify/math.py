@@ -18,7 +18,7 @@ from sympy import Expr, Float, latex, nan, oo, zoo
 
 from selfimprove.verify import Outcome
 from selfimprove.verify.characters import fold
-from selfimprove.verify.cleaning import CURRENCY, LONGEST, NUMBER, QUANTITY, clean, same_time
+from selfimprove.verify.cleaning import CURRENCY, LONGEST, NUMBER, QUANTITY, clean, is_prose, same_time
 from selfimprove.verify.statements import ADVERBS, REMARK, passages, statements
 from selfimprove.verify.values import TOLERANCE, equal_numbers
 
@@ -29,49 +29,51 @@ grader.sympy_numeric_eq = (
 
 Fallback = Literal["last_number", "none"]
 
-_LETTERS = r"a-zA-Z0-9_\u00c0-\u024f\u0370-\u052f"  # beside which a digit is part of a name: x2, but not \u7b2c2
+_LETTERS = r"a-zA-Z0-9_\u00c0-\u024f\u0370-\u052f"  # beside which a digit is part of a name: x2, but not 第2
 _LAST_NUMBER = re.compile(
     rf"(?<![{_LETTERS}.\\])(?:(?<![\d)}}])-\s?)?[{CURRENCY}]?(?:{NUMBER})(?:/\d+|\s?\\?%)?"
-    r"(?:\s*(?:[\u4e07\u842c\ub9cc\u4ebf\u5104\uc5b5]|(?:thousand|million|billion|trillion)\b))?"
+    r"(?:\s*(?:[万萬만亿億억]|(?:thousand|million|billion|trillion)\b))?"
 )
 _PLAIN = re.compile(r"-?\d{1,15}(?:\.\d+)?%?")
 _QUICK = re.compile(r"\$?[0-9][0-9.,]*")  # a number and nothing else
 _AMOUNT = rf"(?:\\?[{CURRENCY}]|\\\(|\s)*({QUANTITY})(?![.,]?\d)"
 _DENIED = re.compile(
-    r"(?:\bnot\b|n't\b|\bnever\b|\bcannot\b|\brather than\b|\binstead of\b|\u2260|\\neq?\b|\u4e0d\u662f|\u4e0d\u7b49\u4e8e"
-    r"|\u5e76\u975e)"
+    r"(?:\bnot\b|n't\b|\bnever\b|\bcannot\b|\brather than\b|\binstead of\b|\u2260|\\neq?\b"
+    r"|不是|不等于|并非)"
     rf"(?:\s*\b(?:be|been|equals?|to|exactly|simply|just|the|an?|actually|really|necessarily|answer|is)\b)*{_AMOUNT}",
     re.IGNORECASE,
 )
 _REFUTED = re.compile(
-    rf"(?<![{_LETTERS}.\\])({QUANTITY})(?:\s*(?:\$|\\\)))?(?:\s+(?:is|was|would\s+be)\s+(?:also\s+)?(?:(?:not|n't)\s+(?:the\s+)?"
-    r"(?:correct|right|answer|possible)|wrong|incorrect|impossible|too\s+\w+)\b"
-    r"|\s*(?:\u3067\u306f\u306a|\u3058\u3083\u306a|\u3067\u306f\u3042\u308a\u307e\u305b\u3093|(?:\uc774|\uac00)?\s*\uc544\ub2c8))",
+    rf"(?<![{_LETTERS}.\\])({QUANTITY})(?:\s*(?:\$|\\\)))?"
+    r"(?:\s+(?:is|was|would\s+be)\s+(?:also\s+)?"
+    r"(?:(?:not|n't)\s+(?:the\s+)?(?:correct|right|answer|possible)|wrong|incorrect|impossible|too\s+\w+)\b"
+    r"|\s*(?:では(?:な|ありません)|じゃな|[이가]?\s*아니))",
     re.IGNORECASE,
 )
+_VAGUE = re.compile(rf"{ADVERBS}(?:between|either|somewhere|anywhere|from\s+\S?\d)", re.IGNORECASE)
 _NO_QUANTITY = re.compile(  # what a sentence on an answer may begin with, and no mathematical answer does
-    rf"{ADVERBS}(?:shown|found|expected|as|required|done|final|simple|easy|given|within|below|above|less|more|greater|smaller"
-    r"|larger|at (?:least|most)|close|near|an? (?:positive|negative|whole|natural|even|odd|prime|real|rational|irrational|unique"
-    r"|single|simple|finite|perfect|two-digit|three-digit|multiple|number|value|integer|fraction|decimal|solution|proper"
-    r"|non-?negative|nonzero)|the (?:same|only|sum of|product of|number of|value of)|what|because|since|how|where|when|if|it"
-    r"(?!\s+is)|this|too|great|exact|rounded|simplified|written|expressed|represented|boxed|stated|presented|to|for|from|by"
-    r"|with|without|of|on|in|under|over|independent|dependent|optional|needed|dimensionally|let'?s|let us|let me|we|first|step"
+    rf"{ADVERBS}(?:shown|found|expected|as|required|done|final|simple|easy|given|within|below|above|less|more|greater"
+    r"|smaller|larger|at (?:least|most)|close|near|exact|rounded|simplified|written|expressed|represented|boxed|stated"
+    r"|presented|independent|dependent|optional|needed|dimensionally|too|great|first|step|this|it(?!\s+is)|we|what|because"
+    r"|since|how|where|when|if|to|for|from|by|with|without|of|on|in|under|over|let'?s|let us|let me"
+    r"|an? (?:positive|negative|whole|natural|even|odd|prime|real|rational|irrational|unique|single|simple|finite|perfect"
+    r"|proper|non-?negative|nonzero|two-digit|three-digit|multiple|number|value|integer|fraction|decimal|solution)"
+    r"|the (?:same|only|sum of|product of|number of|value of)"
     r"|not (?:an?|in|on|the|only|always|yet|as|so|simply|just|clear|obvious|surprising))(?![a-zA-Z])",
     re.IGNORECASE,
 )
-_VAGUE = re.compile(rf"{ADVERBS}(?:between|either|from|somewhere|anywhere)\b", re.IGNORECASE)
 _WEAK = re.compile(  # words that give an answer, but not where another one is stated
-    rf"{ADVERBS}(?:right|true|false|even|odd|positive|negative|prime|unique|impossible|possible|undefined|unknown|real|rational"
-    r"|irrational|finite|infinite|not [a-z]+)[\s.!*]*(?:\.|,|$|\band\b.*|\bas\b.*|\bsince\b.*|\bbecause\b.*)",
+    rf"{ADVERBS}(?:right|true|false|even|odd|positive|negative|prime|unique|impossible|possible|undefined|unknown|real"
+    r"|rational|irrational|finite|infinite)[\s.!*]*(?:[.,]|$|\b(?:and|as|since|because)\b.*)",
     re.IGNORECASE,
 )
-_HEADING = re.compile(
-    r"[*_\s]*(?:step|verif\w+|conclusion|solution|check\w*|explanation|summary|part|case|note|analysis|final answer|answer"
-    r"|calculat\w+|understand\w*|approach|method|result|\d+\.\s+[a-z])\b",
+_HEADING = re.compile(  # what a heading of Markdown begins with, which has "####" as well
+    r"[*_\s]*(?:step|verif\w+|conclusion|solution|check\w*|explanation|summary|part|case|note|analysis|final answer"
+    r"|answer|calculat\w+|understand\w*|approach|method|result|\d+\.\s+[a-z])\b",
     re.IGNORECASE,
 )
 _PLACEHOLDER = re.compile(
-    r"(?:\\text\s*\{)?[\s.?\u2026_]*(?:(?:your|the|final)\s+)*(?:answer|result)?[\s.?\u2026_]*(?:here)?\s*\}?", re.I
+    r"(?:\\text\s*\{)?[\s.?\u2026_]*(?:(?:your|the|final)\s+)*(?:answer|result)?[\s.?\u2026_]*(?:here)?[\s.]*\}?", re.I
 )
 
 
@@ -131,13 +133,15 @@ def _answer(passage: str, fallback: Fallback) -> str | None:
             if _WEAK.match(said):
                 weak = weak or said
                 continue
-            if REMARK.match(said) or _NO_QUANTITY.match(said):
-                continue
             if _VAGUE.match(said):
                 vague = said
                 continue
-        elif _HEADING.match(said) if statement.kind == "mark" else _PLACEHOLDER.fullmatch(said):
+            if REMARK.match(said) or _NO_QUANTITY.match(said):
+                continue
+        elif _HEADING.match(said) if statement.kind == "mark" else _PLACEHOLDER.fullmatch(said[:60]):
             continue
+        elif statement.kind == "tag" and (is_prose(said) or clean(said) is None):
+            said = _answer(said, "last_number") or said
         if not denied or clean(said) not in denied:
             return said
     if weak or vague or fallback == "none" or denied:
@@ -201,7 +205,7 @@ def compare(gold: str, answer: str) -> bool | None:
 
 @lru_cache(maxsize=16384)
 def simplest(cleaned: str) -> str:
-    r"""A cleaned answer in the form that all of its value have, where it is an exact formula: 2 \\sqrt{2} for \\sqrt{8}.
+    r"""A cleaned answer in the form of all that have its value, where it is a formula: 2 \sqrt{2} for \sqrt{8}.
 
     So answers that are the same are the same text to what groups them (`selfimprove.verify.equality`).
     """

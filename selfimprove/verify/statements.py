@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-
 MOST = 50  # statements of a passage that are looked at, the last ones: a looping sample makes a thousand
 FARTHEST = 1000  # characters of a statement
 
@@ -20,7 +19,7 @@ FARTHEST = 1000  # characters of a statement
 class Statement(NamedTuple):
     start: int  # where it stands in its passage
     text: str  # what is stated, as it stands there
-    kind: Literal["box", "mark", "phrase"]
+    kind: Literal["box", "tag", "mark", "phrase"]
     denied: bool = False  # "the answer is not 5"
 
 
@@ -28,21 +27,20 @@ class Statement(NamedTuple):
 
 _TAG = re.compile(
     r"<(?P<a>/?)(?:think|thinking|thoughts?|reasoning|reflection|scratchpad)>|\[(?P<b>/?)THINK\]"
-    r"|\u25c1(?P<c>/?)think\u25b7|<\|(?:begin|(?P<d>end))_of_(?:thought|thinking)\|>",
+    r"|◁(?P<c>/?)think▷|<\|(?:begin|(?P<d>end))_of_(?:thought|thinking)\|>",
     re.IGNORECASE,
 )
 _NEXT = re.compile(
-    r"[ \t]*(?:[#>*_-]+[ \t]*)*"
-    r"(?:(?:(?:next|new|another)[ \t]+)?(?:question|problem|exercise|q|human|user|\u95ee\u9898|\u554f\u984c|\u9898\u76ee"
-    r"|\u984c\u76ee|\u95ee|\u8cea\u554f|\ubb38\uc81c|\uc9c8\ubb38|pregunta|frage|domanda|pergunta"
-    r"|\u0432\u043e\u043f\u0440\u043e\u0441|\u0437\u0430\u0434\u0430\u0447\u0430)(?:[ \t]*\#?\d+(?!\.?\d))?"
-    r"|\#{2,}[ \t]*(?:instruction|input|task)|example[ \t]+\d+)"
+    r"[ \t>*_-]*(?:\#+[ \t*_]*)?"
+    r"(?:(?:(?:next|new|another)[ \t]+)?(?:question|problem|exercise|q|human|user|pregunta|frage|domanda|pergunta"
+    r"|问题|問題|题目|題目|问|質問|문제|질문|\u0432\u043e\u043f\u0440\u043e\u0441|\u0437\u0430\u0434\u0430\u0447\u0430)(?:[ \t]*\#?(?P<number>\d{1,6})(?!\.?\d))?"
+    r"|(?<=\#[ ])(?:instruction|input|task)|example[ \t]+\d+)"
     r"[ \t]*[*_]*[ \t]*(?::|\n|(?<=\d)[.)])",
     re.IGNORECASE,
 )
 _TURN = re.compile(r"<\|im_start\|>user|<\|im_end\|>|<\|eot_id\|>|<\|end_?of_?text\|>|<\|user\|>|</s>|\[INST\]", re.I)
 _REPLY = re.compile(
-    r"^[ \t#*_>]*(?:answer|a|solution|response|assistant|\u7b54\u6848|\u7b54)[ \t*_]*:", re.IGNORECASE | re.MULTILINE
+    r"^[ \t#*_>]*(?:answer|a|solution|response|assistant|答案|答)[ \t*_]*:", re.IGNORECASE | re.MULTILINE
 )
 
 
@@ -50,22 +48,27 @@ def passages(text: str) -> list[str]:
     """The parts of a completion that may answer, one for each question in it; the first that answers is the answer.
 
     Another question begins with a line such as "Question:" or "### Problem 2", where an answer has been stated before
-    it, or an empty line precedes it, or "Answer:" follows; and wherever another turn of a conversation begins.
+    it, or an empty line precedes it, or "Answer:" follows; and wherever another turn of a conversation begins. "Question 1"
+    is not another one, nor are those that go on counting from it.
     """
     parts = [text]
-    if "<" in text or "[" in text or "\u25c1" in text:
+    if "<" in text or "[" in text or "◁" in text:
         parts = [part for part in _TURN.split(_spoken(text)) if part.strip()]
     return [passage for part in parts for passage in _questions(part)] if "\n" in text else parts
 
 
 def _questions(text: str) -> Iterator[str]:
     start, line, looked = 0, text.find("\n") + 1, 0
+    numbered = False  # whether there were numbered questions: then the problem has several
     reply: int | None = None  # where the last answer begins; read when it matters
     while line:
         if match := _NEXT.match(text, line):
             if reply is None:
                 reply = max((found.start() for found in _REPLY.finditer(text)), default=-1)
-            ends = text.endswith("\n\n", start, line) or reply >= match.end()
+            number = match["number"]
+            another = number is None or (int(number) > 1 and not numbered)
+            ends = another and (text.endswith("\n\n", start, line) or reply >= match.end())
+            numbered = numbered or number is not None
             if not ends and looked < MOST:
                 looked += 1
                 ends = bool(statements(text[start:line]))
@@ -78,7 +81,8 @@ def _questions(text: str) -> Iterator[str]:
 
 def _spoken(text: str) -> str:
     """A completion without its reasoning. An end without a beginning ends what the prompt began."""
-    kept, start, inside = [], 0, False
+    kept: list[str] = []
+    start, inside = 0, False
     for tag in _TAG.finditer(text):
         if any(tag.groups()):  # an end
             if not inside:
@@ -110,18 +114,27 @@ _PHRASE = re.compile(
 )
 _HEADING = re.compile(r"(?:^|\n)[\s#*_]*(?:the\s+)?(?:final\s+)?$", re.IGNORECASE)  # what "Answer" is then alone with
 _FOREIGN = re.compile(
-    r"(?:\u7b54\u6848|\u7b54)(?:\u5e94\u8be5|\u61c9\u8a72|\u5e94|\u61c9)?(?P<no>\u4e0d\u662f)?(?(no)|(?:\u662f|\u4e3a"
-    r"|\u70ba|\u7b49\u4e8e|\u7b49\u65bc|:))"  # Chinese
-    r"|(?:\u7b54\u3048|\u89e3\u7b54|\u6b63\u89e3|\u7b54)(?:\u306f|:)|(?:\uc815\ub2f5|\ub2f5)(?:\uc740|:)"  # Japanese, Korean
-    r"|\br[e\u00e9]ponse(?:\s+finale)?\s*(?:est|:|=)|\b(?:respuesta|risposta|resposta)(?:\s+(?:final|finale|correcta))?"
-    r"\s*(?:es\b|\u00e8|\u00e9|:|=)|\b(?:antwort|l\u00f6sung)\s*(?:ist\b|lautet\b|:)|\bantwoord\s*(?:is\b|:)"
-    r"|\bodpowied\u017a\s*(?:to\b|:)|\bcevap\s*:|\bjawaban(?:nya)?\s*(?:adalah\b|:)|\bjibu\s*(?:ni\b|:)"
-    r"|\b\u043e\u0442\u0432\u0435\u0442\s*(?:\u0440\u0430\u0432\u0435\u043d\b|-|:)|\b(?:\u0111\u00e1p\s+\u00e1n|c\u00e2u"
-    r"\s+tr\u1ea3\s+l\u1eddi)\s*(?:l\u00e0\b|:)|\u0e04\u0e33\u0e15\u0e2d\u0e1a(?:\u0e04\u0e37\u0e2d|:)"  # Russian, Thai
-    r"|(?:\u0627\u0644\u0625\u062c\u0627\u0628\u0629|\u0627\u0644\u0627\u062c\u0627\u0628\u0629"
-    r"|\u0627\u0644\u062c\u0648\u0627\u0628)(?:\s+\u0627\u0644\u0646\u0647\u0627\u0626\u064a\u0629)?"
-    r"\s*(?:\u0647\u064a|\u0647\u0648|:)|\u0909\u0924\u094d\u0924\u0930\s*(?:\u0939\u0948|:|=|-)?(?=\s)"  # Arabic, Hindi
-    r"|\u0989\u09a4\u09cd\u09a4\u09b0\s*(?:\u09b9\u09b2|:)?(?=\s)",  # Bengali
+    "|".join(
+        (
+            r"(?:答案|答)(?:应该|應該|应|應)?(?:(?P<no>不是|并非)|是|为|為|等于|等於|:)",  # Chinese
+            r"(?:答え|解答|正解|答)(?:は|:)",  # Japanese
+            r"(?:정답|답)(?:은|:)",  # Korean
+            r"\br[eé]ponse(?:\s+finale)?\s*(?:(?P<no2>n'est\s+pas)|est|:|=)",  # French
+            r"\b(?:respuesta|risposta|resposta)(?:\s+(?:final|finale|correcta))?\s*(?:(?P<no3>no\s+es|non\s+è|não\s+é)|es\b|è|é|:|=)",
+            r"\b(?:antwort|lösung)\s*(?:(?P<no4>ist\s+nicht)|ist\b|lautet\b|:)",  # German
+            r"\bantwoord\s*(?:is\b|:)",  # Dutch
+            r"\bodpowiedź\s*(?:to\b|:)",  # Polish
+            r"\b\u043e\u0442\u0432\u0435\u0442\s*(?:\u0440\u0430\u0432\u0435\u043d\b|-|:)",  # Russian
+            r"\bcevap\s*:",  # Turkish
+            r"\bjawaban(?:nya)?\s*(?:adalah\b|:)",  # Indonesian
+            r"\bjibu\s*(?:ni\b|:)",  # Swahili
+            r"\b(?:đáp\s+án|câu\s+trả\s+lời)\s*(?:là\b|:)",  # Vietnamese
+            r"คำตอบ(?:คือ|:)",  # Thai
+            r"(?:الإجابة|الاجابة|الجواب)(?:\s+النهائية)?\s*(?:(?P<no5>ليست|ليس)|هي|هو|:)",  # Arabic
+            r"उत्तर\s*(?:है|:|=|-)?(?=\s)",  # Hindi
+            r"উত্তর\s*(?:হল|:)?(?=\s)",  # Bengali
+        )
+    ),
     re.IGNORECASE,
 )
 _FOREIGN_WORDS = re.compile("respuesta|risposta|resposta|reponse|antwo|cevap|jawaban|jibu", re.IGNORECASE)
@@ -141,14 +154,15 @@ NOT = re.compile(
 )
 
 ADVERBS = (
-    r"(?:(?:indeed|also|therefore|thus|hence|so|now|really|clearly|obviously|actually|definitely|certainly|probably|likely"
-    r"|very|quite|already|then|of course|in fact|both|always|still|fully|completely|mathematically|logically|well),?\s+)*"
+    r"(?:(?:indeed|also|therefore|thus|hence|so|now|really|clearly|obviously|actually|definitely|certainly|probably"
+    r"|likely|very|quite|already|then|of course|in fact|both|always|still|fully|completely|mathematically|logically"
+    r"|well),?\s+)*"
 )
 REMARK = re.compile(  # what is said of an answer without giving one
     rf"{ADVERBS}(?:correct|incorrect|wrong|accurate|inaccurate|consistent|inconsistent|reasonable|unreasonable|plausible"
-    r"|sensible|valid|invalid|verified|confirmed|checked|validated|supported|justified|proved|proven|obtained|derived|reached"
-    r"|calculated|computed|determined|based on|as (?:expected|required|requested|follows|desired|stated|shown)|complete|clear"
-    r"|obvious|evident|straightforward|good|fine|ok|okay|sound|acceptable|makes? sense|satisf\w+"
+    r"|sensible|valid|invalid|verified|confirmed|checked|validated|supported|justified|proved|proven|obtained|derived"
+    r"|reached|calculated|computed|determined|based on|complete|clear|obvious|evident|straightforward|good|fine|ok|okay"
+    r"|as (?:expected|required|requested|follows|desired|stated|shown)|sound|acceptable|makes? sense|satisf\w+"
     r"|an? (?:valid|reasonable|plausible|sensible|possible|correct|good|nice)"
     r"|the (?:correct|right|required|desired|expected|final) (?:one|answer|value|result|number|choice))(?![a-zA-Z])",
     re.IGNORECASE,
@@ -163,7 +177,7 @@ def statements(passage: str) -> list[Statement]:
     if "####" in passage:
         found += (Statement(m.start(), m[1], "mark") for m in _HASHES.finditer(passage))
     if "<" in passage and "<answer>" in passage.lower():
-        found += (Statement(m.start(), m[1].strip(), "box") for m in _ANSWER_TAG.finditer(passage))
+        found += (Statement(m.start(), m[1].strip(), "tag") for m in _ANSWER_TAG.finditer(passage))
     if "nswer" in passage or "NSWER" in passage:
         found += _phrases(_PHRASE, passage)
     if not passage.isascii() or (not found and _FOREIGN_WORDS.search(passage)):
@@ -189,7 +203,7 @@ def _phrases(pattern: re.Pattern[str], text: str) -> Iterator[Statement]:
         if match.lastgroup == "head" and not _HEADING.search(before):
             continue
         if said := _SAID.match(text, match.end(), match.end() + FARTHEST):
-            denied = match.lastgroup == "no" or NOT.match(said[0]) is not None
+            denied = (match.lastgroup or "").startswith("no") or NOT.match(said[0]) is not None
             denied = denied or (len(before) > 5 and _WRONG.search(before) is not None)
             yield Statement(start, said[0], "phrase", denied)
 
