@@ -60,7 +60,8 @@ def maj_at_k(problems: Sequence[Sequence[Verdict]], k: int, seed: int = 0) -> Es
     Samples with no extracted answer do not vote; a problem where none votes scores 0. Answers are the same by
     `verify.equality.canonical`, 1/2 and 0.5 for instance. A tie is broken in expectation: the mean over the tied
     answers. With k below the number of samples it is the mean over 200 random subsets of size k (seeded), an unbiased
-    estimate of the mean over all; with k equal to it, it is exact. Raises ValueError when a problem has fewer than k samples.
+    estimate of the mean over all; with k equal to it, it is exact. Raises ValueError when a problem has fewer than k
+    samples.
     """
     rng = np.random.default_rng(seed)
     return mean_over_problems([_majority(group, k, rng) for group in problems], seed)

@@ -93,7 +93,11 @@ _CLOCK = re.compile(r"(\d{1,2})(?::(\d{2})(?::\d{2})?)?\s*([ap])\.?\s?m\b\.?|(\d
 _WORD = re.compile(r"(?<![\\\w])[a-zA-Z]{3,}")
 _OTHER_LETTER = re.compile(r"[^\W\d_a-zA-Z\u0370-\u03ff]")  # neither ASCII nor Greek: of no formula
 _LEADING = re.compile(rf"({QUANTITY})(?=\s+[a-zA-Z(]|\s*[^\W\d_a-zA-Z]|[,;(]|\s*$)")
-_HEDGED = re.compile(r"\s*(?:(?:[a-z]+\s+)?(?:,\s*|(?:or|to|and)\s+)(?:[a-z]+\s+)?|[或和到至かや])-?\.?\d", re.I)
+_HEDGED = re.compile(  # "5 or maybe 6", "5, 6", "5 apples or 6"; but not "5, since 2 + 3 = 5"
+    r"\s*(?:(?:[a-z]+\s+)?(?:,\s*(?:(?:and|or|maybe|perhaps|possibly)\s+)?|(?:or|to|and)\s+(?:[a-z]+\s+)?)"
+    r"|[或和到至かや])-?\.?\d",
+    re.IGNORECASE,
+)
 _NUMBERS = re.compile(rf"(?<![a-zA-Z0-9_.\\]){QUANTITY}")
 _WORDS = re.compile(r"[^\W\d_]{4,}|[^\W\d_]+(?: [^\W\d_]+){1,4}|[^\W\d_a-zA-Z]+")
 _NOT_PROSE = re.compile(

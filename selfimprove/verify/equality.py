@@ -55,9 +55,9 @@ def canonical(answer: str) -> str | None:
     if value is not None:
         return _decimal(value)
     inside = _SET.fullmatch(cleaned)
-    listed = inside[1] if inside else cleaned
+    listed = _JOINT.sub(",", inside[1] if inside else cleaned)
     if inside or not re.search(r"[()\[\]{}]", listed):
-        parts = [_part(part) for part in _JOINT.split(listed)]
+        parts = [_part(part) for part in listed.split(",")]
         if len(parts) > 1:
             return ",".join(sorted(set(parts)))
     return cleaned.replace(" ", "")

@@ -54,10 +54,10 @@ _VAGUE = re.compile(rf"{ADVERBS}(?:between|either|somewhere|anywhere|from\s+\S?\
 _NO_QUANTITY = re.compile(  # what a sentence on an answer may begin with, and no mathematical answer does
     rf"{ADVERBS}(?:shown|found|expected|as|required|done|final|simple|easy|given|within|below|above|less|more|greater"
     r"|smaller|larger|at (?:least|most)|close|near|exact|rounded|simplified|written|expressed|represented|boxed|stated"
-    r"|presented|independent|dependent|optional|needed|dimensionally|too|great|first|step|this|it(?!\s+is)|we|what|because"
-    r"|since|how|where|when|if|to|for|from|by|with|without|of|on|in|under|over|let'?s|let us|let me"
-    r"|an? (?:positive|negative|whole|natural|even|odd|prime|real|rational|irrational|unique|single|simple|finite|perfect"
-    r"|proper|non-?negative|nonzero|two-digit|three-digit|multiple|number|value|integer|fraction|decimal|solution)"
+    r"|presented|independent|dependent|optional|needed|dimensionally|too|great|first|step|this|it(?!\s+is)|we|what"
+    r"|because|since|how|where|when|if|to|for|from|by|with|without|of|on|in|under|over|let'?s|let us|let me"
+    r"|an? (?:positive|negative|whole|natural|even|odd|prime|real|rational|irrational|unique|single|simple|finite"
+    r"|perfect|proper|non-?negative|nonzero|two-digit|three-digit|multiple|number|value|integer|fraction|decimal|solution)"
     r"|the (?:same|only|sum of|product of|number of|value of)"
     r"|not (?:an?|in|on|the|only|always|yet|as|so|simply|just|clear|obvious|surprising))(?![a-zA-Z])",
     re.IGNORECASE,

@@ -33,8 +33,8 @@ _TAG = re.compile(
 _NEXT = re.compile(
     r"[ \t>*_-]*(?:\#+[ \t*_]*)?"
     r"(?:(?:(?:next|new|another)[ \t]+)?(?:question|problem|exercise|q|human|user|pregunta|frage|domanda|pergunta"
-    r"|问题|問題|题目|題目|问|質問|문제|질문|\u0432\u043e\u043f\u0440\u043e\u0441|\u0437\u0430\u0434\u0430\u0447\u0430)(?:[ \t]*\#?(?P<number>\d{1,6})(?!\.?\d))?"
-    r"|(?<=\#[ ])(?:instruction|input|task)|example[ \t]+\d+)"
+    r"|问题|問題|题目|題目|问|質問|문제|질문|\u0432\u043e\u043f\u0440\u043e\u0441|\u0437\u0430\u0434\u0430\u0447\u0430)"
+    r"(?:[ \t]*\#?(?P<number>\d{1,6})(?!\.?\d))?|(?<=\#[ ])(?:instruction|input|task)|example[ \t]+\d+)"
     r"[ \t]*[*_]*[ \t]*(?::|\n|(?<=\d)[.)])",
     re.IGNORECASE,
 )
@@ -48,8 +48,8 @@ def passages(text: str) -> list[str]:
     """The parts of a completion that may answer, one for each question in it; the first that answers is the answer.
 
     Another question begins with a line such as "Question:" or "### Problem 2", where an answer has been stated before
-    it, or an empty line precedes it, or "Answer:" follows; and wherever another turn of a conversation begins. "Question 1"
-    is not another one, nor are those that go on counting from it.
+    it, or an empty line precedes it, or "Answer:" follows; and wherever another turn of a conversation begins.
+    "Question 1" is not another one, nor are those that go on counting from it.
     """
     parts = [text]
     if "<" in text or "[" in text or "◁" in text:
@@ -59,7 +59,8 @@ def passages(text: str) -> list[str]:
 
 def _questions(text: str) -> Iterator[str]:
     start, line, looked = 0, text.find("\n") + 1, 0
-    numbered = False  # whether there were numbered questions: then the problem has several
+    first = _NEXT.match(text)
+    numbered = first is not None and first["number"] is not None  # then the problem itself has several questions
     reply: int | None = None  # where the last answer begins; read when it matters
     while line:
         if match := _NEXT.match(text, line):
