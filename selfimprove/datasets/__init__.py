@@ -194,11 +194,14 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def field_of(fields: dict[str, Any], name: str, key: str, where: str) -> str:
-    """A row's field as text. Raises ConfigError when it is missing, empty, or neither text nor a number."""
+    """A row's field as text; the first of SQuAD's {"text": [...]}. Raises ConfigError when it is missing, empty, or
+    neither text nor a number, as NaN is."""
     if name not in fields:
         raise ConfigError(f"{where}: no field {name!r} ({key}); the row has {', '.join(map(repr, fields))}", key)
     value = fields[name]
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+    if isinstance(value, dict) and isinstance(value.get("text"), list):
+        value = next(iter(value["text"]), None)
+    if isinstance(value, bool) or value != value or not isinstance(value, str | int | float) or not str(value).strip():
         shown = "empty" if value is None or value == "" else f"{type(value).__name__} {str(value)[:40]!r}"
         raise ConfigError(f"{where}: field {name!r} ({key}) is {shown}; it must be text or a number", key)
     return str(value).strip()

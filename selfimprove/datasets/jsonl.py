@@ -51,6 +51,8 @@ def load(
             if answer_field:
                 answer = field_of(fields, answer_field, "dataset.answer_field", where)
                 gold = gold_of(answer, pattern, where)
+                if isinstance(fields[answer_field], dict):  # the other gold answers, for `exact` and `f1`
+                    metadata["answers"] = fields[answer_field]
                 if gold != answer:
                     metadata["solution"] = answer
             line = where.rpartition(":")[2]

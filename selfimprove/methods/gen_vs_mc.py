@@ -29,9 +29,9 @@ from selfimprove.errors import ConfigError
 from selfimprove.generate.critique import fill
 from selfimprove.generate.dialogue import Dialogue
 from selfimprove.policy import Policy
-from selfimprove.report.metrics import normalise
 from selfimprove.report.statistics import Estimate, ratio
 from selfimprove.types import Attempt, Count, NonNegative, Problem, Sample, Share, Trajectory
+from selfimprove.verify.equality import canonical
 
 Space = Literal["open", "choice"]
 
@@ -154,7 +154,7 @@ def turns(groups: Sequence[Sequence[Attempt]]) -> Turns:
     """From each problem's attempts in the order of their stages. Where a window was full, the last answer stays."""
     width = max(map(len, groups))
     verdicts = [[group[min(i, len(group) - 1)].verdict for i in range(width)] for group in groups]
-    answers = [[None if v.extracted is None else normalise(v.extracted) for v in row] for row in verdicts]
+    answers = [[canonical(v.extracted or "") for v in row] for row in verdicts]
     return Turns(
         np.array([[v.status == "correct" for v in row] for row in verdicts]),
         np.array(answers, dtype=object),

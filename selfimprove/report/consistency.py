@@ -11,15 +11,16 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from selfimprove.report.metrics import decoding, mean_over_problems, normalise
+from selfimprove.report.metrics import decoding, mean_over_problems
 from selfimprove.types import Attempt
+from selfimprove.verify.equality import canonical
 
 DECODERS = ("greedy", "beam", "top_k", "top_p", "consistency")  # of the last, the first sample
 
 
 def clusters(answers: Sequence[str | None]) -> list[int]:
     """Sizes of the groups of equal answers, largest first; each None is one of its own."""
-    said = Counter(normalise(answer) for answer in answers if answer is not None)
+    said = Counter(form for answer in answers if (form := canonical(answer or "")) is not None)
     return sorted([*said.values(), *[1] * (len(answers) - said.total())], reverse=True)
 
 

@@ -23,6 +23,7 @@ from selfimprove.report.statistics import accuracy as accuracy
 from selfimprove.report.statistics import mean_over_problems as mean_over_problems
 from selfimprove.report.statistics import paired_difference as paired_difference
 from selfimprove.types import Attempt, Sample, Trajectory, Verdict
+from selfimprove.verify.equality import canonical
 
 SUBSETS = 200  # drawn per problem for maj@k with k below the number of samples
 
@@ -40,7 +41,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     if n - c < k:
         return 1.0
     factors, drawn = min(c, k), max(c, k)
-    return -math.expm1(math.fsum(math.log1p(-drawn / (n - i)) for i in range(factors)))
+    return 0.0 - math.expm1(math.fsum(math.log1p(-drawn / (n - i)) for i in range(factors)))
 
 
 def pass_at_k_over(problems: Sequence[Sequence[Verdict]], k: int, seed: int = 0) -> Estimate:
@@ -56,10 +57,11 @@ def mean_at_k(problems: Sequence[Sequence[Verdict]], seed: int = 0) -> Estimate:
 def maj_at_k(problems: Sequence[Sequence[Verdict]], k: int, seed: int = 0) -> Estimate:
     """Accuracy of the majority among k samples' answers, averaged over problems.
 
-    Samples with no extracted answer do not vote; a problem where none votes scores 0. Answers are the same when their
-    text is, up to white space. A tie is broken in expectation: the mean over the tied answers. With k below the number
-    of samples it is the mean over 200 random subsets of size k (seeded), an unbiased estimate of the mean over all;
-    with k equal to it, it is exact. Raises ValueError when a problem has fewer than k samples.
+    Samples with no extracted answer do not vote; a problem where none votes scores 0. Answers are the same by
+    `verify.equality.canonical`, 1/2 and 0.5 for instance. A tie is broken in expectation: the mean over the tied
+    answers. With k below the number of samples it is the mean over 200 random subsets of size k (seeded), an unbiased
+    estimate of the mean over all; with k equal to it, it is exact. Raises ValueError when a problem has fewer than k
+    samples.
     """
     rng = np.random.default_rng(seed)
     return mean_over_problems([_majority(group, k, rng) for group in problems], seed)
@@ -69,7 +71,7 @@ def _majority(group: Sequence[Verdict], k: int, rng: np.random.Generator) -> flo
     n = len(group)
     if not 1 <= k <= n:
         raise ValueError(f"maj@k needs 1 <= k <= n, got n={n}, k={k}")
-    answers = [None if v.extracted is None else normalise(v.extracted) for v in group]
+    answers = [canonical(v.extracted or "") for v in group]
     classes = sorted({answer for answer in answers if answer is not None})
     if not classes:
         return 0.0
@@ -89,7 +91,7 @@ def _correct(group: Iterable[Verdict]) -> int:
 
 
 def normalise(text: str) -> str:
-    """Runs of white space become one space: what counts as the same answer or the same solution."""
+    """Runs of white space become one space: what counts as the same solution."""
     return " ".join(text.split())
 
 
@@ -170,8 +172,8 @@ def round_metrics(problems: Iterable[Sequence[Attempt]], kept: Collection[str]) 
     `kept` are the ids of the trajectories that training imitates (of a pair, the preferred one). Returned:
 
     - explore/pass@k: for k = 1, 2, 4, ..., the mean over the problems with at least k attempts
-    - explore/distinct_answers, distinct_solutions, distinct_correct: different extracted answers, different texts,
-      different correct texts among a problem's attempts, means over problems
+    - explore/distinct_answers, distinct_solutions, distinct_correct: different extracted answers (1/2 and 0.5 are one),
+      different texts, different correct texts among a problem's attempts, means over problems
     - exploit/available_reward, kept_reward: mean reward over all attempts and over the kept ones; best_reward: the
       mean over problems of the best attempt's; keep_rate: kept attempts / attempts
 
@@ -188,7 +190,7 @@ def round_metrics(problems: Iterable[Sequence[Attempt]], kept: Collection[str]) 
         right = (text for text, a in zip(texts, group, strict=True) if a.verdict.status == "correct")
         total["problems"] += 1
         total["attempts"] += n
-        total["answers"] += len({normalise(a.verdict.extracted) for a in group if a.verdict.extracted is not None})
+        total["answers"] += len({canonical(a.verdict.extracted or "") for a in group} - {None})
         total["solutions"] += len(set(texts))
         total["correct solutions"] += len(set(right))
 

@@ -13,10 +13,11 @@ import numpy as np
 from rich.table import Table
 
 from selfimprove.methods.sharpening import bon, optimum, sharpened, total_variation
-from selfimprove.report.metrics import normalise, paired_difference
+from selfimprove.report.metrics import paired_difference
 from selfimprove.studies import Claim, Lab, Result, claim_above, difference, measured, overall
 from selfimprove.studies.arms import arms_table, run_arms
 from selfimprove.types import Attempt
+from selfimprove.verify.equality import canonical
 
 SIZES = (1, 4, 16, 50)  # N of best-of-N
 FORMS = ("logprob", "mean_logprob", "majority")
@@ -105,7 +106,7 @@ def _accuracy(group: Sequence[Attempt]) -> float:
 def rewards(group: Sequence[Attempt], form: str) -> list[float]:
     """The self-reward of each sample of the policy; a cut-off one is never the best."""
     if form == "majority":
-        answers = [None if a.verdict.extracted is None else normalise(a.verdict.extracted) for a in group]
+        answers = [canonical(a.verdict.extracted or "") for a in group]
         votes = Counter(answer for answer in answers if answer is not None)
         values = [votes[answer] / len(group) if answer is not None else 0.0 for answer in answers]
     else:

@@ -17,12 +17,13 @@ It stays open for later phases, and is closed by its `close()` where it has one.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from selfimprove.types import Problem, Status, Trajectory
+from selfimprove.verify.statements import last_box as last_box
+from selfimprove.verify.statements import stated as stated
 
 if TYPE_CHECKING:
     from selfimprove.policy import Policy
@@ -62,44 +63,3 @@ class Opening:
     hardware: Hardware
     problems: list[Problem]
     paths: Mapping[str, str] = field(default_factory=dict)
-
-
-_PHRASE = re.compile(r"\banswer\b(?:\s+to\s[^.\n]{0,80}?)?[*_]*\s*(?:is|are|:|=)[:*_\s]*", re.IGNORECASE)
-_SAID = re.compile(  # to the end of the formula, the line or the sentence, which "St. Louis" and "U.S." do not end
-    r"\\\[.{0,2000}?\\\]|\$\$.{0,2000}?\$\$"
-    r"|[^\n]+?(?=[.!]?[*_]*(?:\n|$)|(?<!\b(?:St|Dr|Mr|Ms|Mt|vs))(?<!\.\w)[.!][*_]*\s)",
-    re.DOTALL,
-)
-_HASHES = re.compile(r"####[ \t]*([^\n]+)")
-_BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-
-
-def stated(text: str) -> str | None:
-    """What the last answer convention in `text` states, as it stands there; None when there is none.
-
-    Conventions are `\\boxed{...}`, `#### ...` (GSM8K), "The answer is ..." and "Answer: ...".
-    """
-    start, content = last_box(text)
-    for match in _HASHES.finditer(text):
-        if match.start() > start:
-            start, content = match.start(), match[1]
-    for match in reversed(list(_PHRASE.finditer(text))):
-        if match.start() > start and (said := _SAID.match(text, match.end())):
-            return said[0]
-    return content
-
-
-def last_box(text: str) -> tuple[int, str | None]:
-    """Start and content of the outermost box that closes last; (-1, None) without one. One pass, however nested."""
-    found: tuple[int, str | None] = (-1, None)
-    first = min((i for i in (text.find("\\boxed"), text.find("\\fbox")) if i >= 0), default=len(text))
-    opened: list[tuple[int, int] | None] = []  # start and content start of a box, None for another brace
-    for match in _BRACES.finditer(text, first):
-        if match[0] == "}":
-            if opened and (box := opened.pop()):
-                found = box[0], text[box[1] : match.start()]
-        elif match[0] == "{":
-            opened.append(None)
-        elif match[0].endswith("{") and match[0] != "\\{":
-            opened.append((match.start(), match.end()))
-    return found

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from selfimprove.report.metrics import normalise
 from selfimprove.types import Attempt, Count
+from selfimprove.verify.equality import canonical
 
 
 def stage(attempt: Attempt) -> int:
@@ -21,13 +21,14 @@ def stage(attempt: Attempt) -> int:
 def vote(group: Sequence[Attempt], *, window: Count | None = None) -> int | None:
     """The first candidate with the answer that most have, of those of the last `window` stages there are; None for
     the window: of all. Of answers as frequent, the one that was there first. Candidates without an answer do not vote.
+    Answers are the same by `equality.canonical`.
     """
     stages = sorted({stage(attempt) for attempt in group})
     counted = set(stages if window is None else stages[-window:])
     said = {
-        i: normalise(attempt.verdict.extracted)
+        i: form
         for i, attempt in enumerate(group)
-        if stage(attempt) in counted and attempt.verdict.extracted is not None
+        if stage(attempt) in counted and (form := canonical(attempt.verdict.extracted or "")) is not None
     }
     if not said:
         return None

@@ -8,24 +8,15 @@ them.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import Counter
-from fractions import Fraction
 from typing import Any, Literal
 
 from selfimprove.types import Problem, Share, Trajectory
-from selfimprove.verify import Context, Outcome, arithmetic, choice, stated
+from selfimprove.verify import Context, Outcome, arithmetic, choice, cleaning, stated
 from selfimprove.verify import math as maths
-from selfimprove.verify import text as words
+from selfimprove.verify.equality import canonical
 
 Fallback = Literal["last_number", "text", "none"]
-
-_NUMBER = r"\d+(?:\.\d+)?"
-_DECIMAL = re.compile(rf"-?{_NUMBER}")
-_FRACTION = re.compile(
-    r"(?P<minus>-?)(?P<whole>\d+(?=\\))?(?:\\[dt]?frac\{(?P<a>\d+)\}\{(?P<b>\d+)\}|(?P<c>\d+)/(?P<d>\d+))"
-)
-_POWER = re.compile(rf"(?P<value>-?{_NUMBER}) \\times 10\^\{{(?P<exponent>-?\d{{1,2}})\}}")
 
 
 async def consensus(
@@ -84,11 +75,11 @@ def read(text: str, metadata: dict[str, Any], fallback: Fallback) -> str | None:
     With `metadata["options"]` it is the letter of the one option that is chosen. Else it is what the text states last,
     or the whole text where it is but an expression of whole numbers, or what `fallback` says.
     """
-    said = stated(text)
     options = metadata.get("options")
     if isinstance(options, list) and options:
-        chosen = choice.choose(text, options) if said is None else choice.choose(said, options, led=True)
-        return canonical(chr(ord("A") + chosen.pop())) if len(chosen) == 1 else None
+        chosen = choice.chosen_in(text, options)
+        return chr(ord("A") + chosen.pop()) if len(chosen) == 1 else None
+    said = stated(text)
     if said is None:
         if arithmetic.parse(text) is not None:
             said = text
@@ -96,44 +87,9 @@ def read(text: str, metadata: dict[str, Any], fallback: Fallback) -> str | None:
             said = maths.extract(text, "last_number")
         elif fallback == "text":
             said = text
-    return None if said is None else canonical(said)
+    return None if said is None else form(said)
 
 
-def canonical(answer: str) -> str | None:
-    """One form for answers that are equal at a glance: 1,000 and 1000.0, 1/2 and 0.5, $18 and 18 dollars, Paris and
-    paris. Numbers are rounded to six places, as math-verify does, and 50% is 50. None without a letter or digit.
-
-    What takes algebra to see, that \\sqrt{8} is 2\\sqrt{2}, is not seen: it takes seconds at times, and no process
-    stands ready here to be killed.
-    """
-    if not any(map(str.isalnum, answer)):
-        return None
-    if len(answer.strip()) == 1 and answer.strip().isalpha():  # a letter, of an option say, and no article
-        return answer.strip().upper()
-    cleaned = maths.clean(answer)
-    if cleaned is None or cleaned.startswith("\\text{"):
-        return words.normalise(answer)
-    value = _value(cleaned.removesuffix("%"))
-    if value is not None:
-        return _decimal(value)
-    return cleaned.replace(" ", "")
-
-
-def _value(text: str) -> Fraction | None:
-    if _DECIMAL.fullmatch(text):
-        return Fraction(text)
-    if match := _POWER.fullmatch(text):
-        return Fraction(match["value"]) * Fraction(10) ** int(match["exponent"])
-    if (match := _FRACTION.fullmatch(text)) and (below := int(match["b"] or match["d"])):
-        value = int(match["whole"] or 0) + Fraction(int(match["a"] or match["c"]), below)
-        return -value if match["minus"] else value
-    if (tree := arithmetic.parse(text)) is not None:
-        return Fraction(arithmetic.evaluate(tree))
-    return None
-
-
-def _decimal(value: Fraction) -> str:
-    scaled = round(value * 10**6)
-    whole, rest = divmod(abs(scaled), 10**6)
-    digits = f"{whole}.{rest:06}".rstrip("0").rstrip(".")
-    return f"-{digits}" if scaled < 0 else digits
+def form(said: str) -> str | None:
+    """The one form of an answer as it stands in a text, "$18" or "18 dollars a day"."""
+    return canonical(cleaning.clean(said) or said)

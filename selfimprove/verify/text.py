@@ -1,20 +1,27 @@
 """Checks a short answer in words, as SQuAD's evaluation does (Rajpurkar et al. 2016, arXiv 1606.05250),
-except that numbers keep their sign and point.
+except that numbers keep their sign and point, and that what is typed in several ways (composed or not, curly or
+straight, full-width or not) is one text.
 
-The answer is what the completion states last (`selfimprove.verify.stated`), or all of it where it states nothing. Where
-several gold answers are right, `metadata["answers"]` lists them, and the one that fits best counts.
+The answer is what the completion states last (`selfimprove.verify.statements`), or all of it where it states nothing; a
+remark on the answer is no statement, nor is "The answer is not ...". Where several gold answers are right,
+`metadata["answers"]` has them, as a list or as SQuAD's {"text": [...]}, and the one that fits best counts.
 """
 
 from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
+from functools import lru_cache
 from typing import Any
 
-from selfimprove.verify import Outcome, stated
+from selfimprove.verify import Outcome
+from selfimprove.verify.characters import fold
+from selfimprove.verify.statements import REMARK, passages, statements
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_SENTENCE = re.compile(r"[^.!?\n]*$")  # the last one, as far as it goes
 # All punctuation but a number's sign and point: without them SQuAD's own normalisation takes 1.3 for 13 and -3 for 3.
 _PUNCTUATION = re.compile(rf"((?<![^\s$(])-(?=\$?\.?\d)|(?<![a-z])\.(?=\d))|[{re.escape(string.punctuation)}]")
 
@@ -44,8 +51,18 @@ def reference(gold: str, metadata: dict[str, Any], **options: Any) -> str:
 
 def normalise(text: str) -> str:
     """Lower case, without punctuation, articles and spare spaces; punctuation alone stays as it is."""
-    words = _ARTICLES.sub(" ", _PUNCTUATION.sub(r"\1", text.lower())).split()
-    return " ".join(words) or "".join(text.lower().split())
+    text = fold(text).lower()
+    words = _ARTICLES.sub(" ", _unpunctuated(_PUNCTUATION.sub(r"\1", text))).split()
+    return " ".join(words) or "".join(text.split())
+
+
+def _unpunctuated(text: str) -> str:
+    return text if text.isascii() else "".join("" if _is_punctuation(character) else character for character in text)
+
+
+@lru_cache(maxsize=4096)
+def _is_punctuation(character: str) -> bool:
+    return not character.isascii() and unicodedata.category(character).startswith("P")
 
 
 def word_f1(answer: list[str], gold: list[str]) -> float:
@@ -56,11 +73,36 @@ def word_f1(answer: list[str], gold: list[str]) -> float:
 
 def _read(text: str, gold: str | None, metadata: dict[str, Any]) -> tuple[str, list[str]] | Outcome:
     """The answer and the gold answers, normalised; or why there is nothing to compare."""
-    golds = metadata.get("answers") or [gold]
+    golds = gold_texts(metadata.get("answers")) or [gold]
     if not all(isinstance(one, str) and normalise(one) for one in golds):
         return Outcome("error", 0.0, reason=f"gold answers {golds!r} include one without a word")
-    answer = stated(text)
-    answer = normalise(text if answer is None else answer)
+    if any(normalise(one) == "nan" for one in golds):
+        return Outcome("error", 0.0, reason="the gold answer is NaN, which a table writes where it has none")
+    answer = normalise(answer_of(text))
     if not answer:
         return Outcome("unparseable", 0.0, reason="no answer is stated")
     return answer, [normalise(one) for one in golds]
+
+
+def gold_texts(answers: Any) -> list[Any]:
+    """The gold answers in a row's `answers`: one text, a list of texts, or a dict whose `text` is either."""
+    if isinstance(answers, dict):
+        answers = answers.get("text")
+    return [answers] if isinstance(answers, str) else list(answers or [])
+
+
+def answer_of(text: str) -> str:
+    """What a completion states, or the first passage of it that says anything, as it stands there."""
+    for passage in passages(text):
+        remark = None
+        found = statements(passage)
+        for statement in reversed(found):
+            if not statement.denied and (statement.kind != "phrase" or not REMARK.match(statement.text)):
+                return statement.text
+            remark = statement.start
+        if any(statement.denied for statement in found):
+            return ""
+        before = passage if remark is None else _SENTENCE.sub("", passage[:remark])
+        if before.strip():
+            return before
+    return ""

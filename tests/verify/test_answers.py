@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from selfimprove.report.curve import Point, baselines, curve, sampled_tokens, trace, worth
+from selfimprove.report.metrics import maj_at_k, round_metrics
 from selfimprove.types import Attempt, Problem, Sample, Status, Trajectory, Verdict
 from selfimprove.verify.answers import best, last, vote
+from selfimprove.verify.equality import canonical
+from selfimprove.verify.math import check
 
 
 def attempt(answer: str | None, stage: int = 0, reward: float = 0.0, status: Status = "wrong", *samples: Sample):
@@ -81,3 +84,49 @@ def test_plain_samples_of_as_many_tokens():
     rules = {"maj": vote, "best": best}
     assert baselines(group, right, 8, rules) == {"maj": False, "best": False, "pass": False}
     assert baselines(group, right, 9, rules) == {"maj": False, "best": True, "pass": True}
+
+
+SAME = [  # a gold answer, notations of it, and another answer in two notations
+    ("1/2", ["1/2", "0.5", "0.50", "\\frac12", "50\\%"], ["2", "2.0"]),
+    ("1000", ["1000", "1,000", "1000.0", "1 thousand"], ["7", "7.00"]),
+    ("5", ["5", "\\$5", "5 dollars", "x = 5"], ["6", "x=6"]),
+    ("2\\sqrt{2}", ["\\sqrt{8}", "2\\sqrt{2}", "\\frac{4}{\\sqrt{2}}"], ["\\sqrt{12}", "2\\sqrt3"]),
+    ("x^2+2x+1", ["(x+1)^2", "x^2+2x+1", "1+2x+x^2"], ["x^2-1", "(x+1)(x-1)"]),
+    ("\\{1,2\\}", ["1, 2", "\\{2,1\\}", "2 \\text{ and } 1"], ["3, 1", "\\{1,3\\}"]),
+    ("\\text{Monday}", ["\\text{monday}", "Monday"], ["Tuesday", "\\text{Tuesday}"]),
+]
+
+
+@pytest.mark.parametrize(("gold", "right", "other"), SAME)
+def test_a_vote_counts_notations_of_one_answer_together_as_the_verdicts_do(gold, right, other):
+    right = [answer for answer in right if "\\%" not in answer]  # 50% is 50 and 0.5, which are two answers to a vote
+    outcomes = [check(f"\\boxed{{{answer}}}", gold, {}) for answer in [*other, *right, right[0]]]
+    assert [o.status for o in outcomes] == ["wrong"] * len(other) + ["correct"] * (len(right) + 1)
+    forms = [canonical(o.extracted) for o in outcomes]
+    assert len(set(forms)) == 2
+    assert len(set(forms[: len(other)])) == 1
+    group = [attempt(o.extracted, status=o.status) for o in outcomes]
+    assert vote(group) == len(other)
+    assert maj_at_k([[a.verdict for a in group]], len(group)).value == 1
+    assert round_metrics([group], kept=())["explore/distinct_answers"] == 2
+
+
+def test_different_answers_are_not_one_vote():
+    apart = [
+        "1e-7",
+        "2e-7",
+        "0.333",
+        "1/3",
+        "2^{100}",
+        "2^{100}+1",
+        "(1,2)",
+        "(2,1)",
+        "room 12",
+        "12",
+        "1 2",
+        "12 x",
+        "<",
+        ">",
+    ]
+    assert len({canonical(answer) for answer in apart}) == len(apart)
+    assert [canonical(answer) for answer in ("", " ? ", "...")] == [None] * 3

@@ -1,6 +1,7 @@
 import pytest
 
 from selfimprove.verify.choice import check, reference
+from selfimprove.verify.consensus import read
 
 CITIES = ["York", "New York", "Paris", "a harbour"]
 
@@ -47,7 +48,7 @@ def test_the_option_is_named_by_letter_or_text(text):
         ("It is (A) or (B).", "A and B"),
         ("The answer is York or Paris", "A and C"),
         ("The answer is (B) Paris", "B and C"),
-        ("(A) is wrong, so (B)", "A and B"),
+        ("(A) or (B)", "A and B"),
         ("Yorkshire", "no option"),
     ],
 )
@@ -95,3 +96,112 @@ def test_a_letter_counts_although_another_option_has_the_same_text():
     options = ["healthy", "ill", "healthy", "old"]
     assert check("The answer is A) healthy.", "A", {"options": options}).status == "correct"
     assert check("The answer is A) ill.", "A", {"options": options}).status == "unparseable"
+
+
+METALS = ["iron", "copper", "zinc", "lead"]
+DENIED = [  # texts that do not choose B
+    "The answer is not B.",
+    "The answer isn't B",
+    "The answer isn\u2019t B",
+    "Answer: It is not B.",
+    "The answer cannot be B.",
+    "It can't be B.",
+    "The correct answer is certainly not (B)",
+    "Not B",
+    "not copper",
+    "B is wrong.",
+    "(B) is not correct.",
+    "Copper is incorrect",
+    "I do not think it is B.",
+    "I would rule out B.",
+    "Neither A nor B",
+    "Anything but B",
+    "B? No.",
+    "A wrong answer is B.",
+    "If the answer is B, we fail.",
+    "The answer is B. No wait, B is wrong.",
+    "\u7b54\u6848\u4e0d\u662fB",
+    "<think>The answer is B",
+    "<think>B</think> I do not know.",
+    "The answer is A or B",
+    "A, B",
+    "Options A and B are both fine",
+    "A) iron B) copper C) zinc D) lead",
+]
+
+
+@pytest.mark.parametrize("text", DENIED)
+def test_an_option_that_is_denied_or_only_considered_is_not_chosen(text):
+    assert check(text, "B", {"options": METALS}).status == "unparseable"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Not B, but D.",
+        "D, not B",
+        "D rather than B",
+        "It is not B. The answer is D.",
+        "Answer: rules out C, leaving D",
+        "It cannot be A, B or C, so D.",
+        "A is wrong. B is wrong. C is wrong. So D.",
+        "I first thought B, but B is wrong. D is correct.",
+        "It isn't iron, copper or zinc; it's lead.",
+        "Eliminate A, B, and C. D remains.",
+    ],
+)
+def test_what_remains_is_chosen(text):
+    outcome = check(text, "D", {"options": METALS})
+    assert (outcome.status, outcome.extracted) == ("correct", "D")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(B) copper. Explanation: (A) is magnetic, (C) is cheap.",
+        "**(B) copper**\n\n**Explanation:** (A) is magnetic; (D) is heavy.",
+        "B\n\nExplanation: iron rusts, so it is not iron.",
+        "B \u2014 A is magnetic and C is cheap",
+        "B is correct, since A and C do not conduct.",
+        "Copper is correct, since iron rusts.",
+        "I would pick B over A.",
+        "A rusts, C is weak, D is soft.\n\n**B**",
+        "The answer is B. Note that A is a common distractor.",
+        "The answer is B. This answer is consistent with the facts on A and C.",
+        "ANSWER IS B. A is incorrect.",
+        "Answer: B\n\nwhere \\boxed{\\Delta A \\ll D}.",
+        "Answer: B\n\nso \\boxed{C = D^2}",
+        "<think>A? C?</think>\nB",
+        "B\n\nQuestion: Which is heavy?\nAnswer: D",
+        "\u7b54\u6848\u662fB\u3002",
+        "\uff22",
+        "\u9009B",
+        "2",
+        "(2)",
+        "Option 2",
+        "The answer is 2.",
+    ],
+)
+def test_the_choice_is_told_from_what_is_said_about_the_others(text):
+    outcome = check(text, "B", {"options": METALS})
+    assert (outcome.status, outcome.extracted) == ("correct", "B")
+    assert check(text, "D", {"options": METALS}).status == "wrong"
+    assert read(text, {"options": METALS}, "none") == "B", "a vote reads it alike"
+
+
+def test_a_number_is_a_label_only_where_no_option_is_a_number():
+    assert check("The answer is 3", "2", {"options": METALS}).status == "wrong"
+    assert check("C", "3", {"options": METALS}).status == "correct"
+    numbers = {"options": ["1", "3", "2", "4"]}
+    assert check("2", "C", numbers).status == "correct"
+    assert check("2", "B", numbers).status == "wrong"
+    assert check("The answer is 5", "D", numbers).status == "unparseable"
+
+
+def test_true_and_false_are_denied_as_others_are():
+    both = {"options": ["True", "False"]}
+    assert check("The statement is not true.", "A", both).status == "unparseable"
+    assert check("It is true.", "A", both).status == "correct"
+    unknown = {"options": ["yes", "no", "not enough information", "cannot be determined"]}
+    assert check("The answer is not enough information.", "C", unknown).status == "correct"
+    assert check("The answer cannot be determined.", "D", unknown).status == "correct"

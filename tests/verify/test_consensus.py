@@ -5,7 +5,8 @@ import pytest
 
 from selfimprove.types import Problem, Sample, Trajectory
 from selfimprove.verify import Context, arithmetic, math
-from selfimprove.verify.consensus import canonical, consensus, read
+from selfimprove.verify.consensus import consensus, form, read
+from selfimprove.verify.equality import canonical
 
 NUMBERS = [
     ["1,000", "1000", "1000.0", "$1{,}000$", "$1000 dollars", "\\$1,000", "1 thousand", "10^3".replace("10^3", "1000")],
@@ -31,11 +32,11 @@ def judge(*texts, gold=None, context=None, **options):
 
 @pytest.mark.parametrize("group", NUMBERS)
 def test_equal_answers_have_one_form(group):
-    assert len({canonical(answer) for answer in group}) == 1, {answer: canonical(answer) for answer in group}
+    assert len({form(answer) for answer in group}) == 1, {answer: form(answer) for answer in group}
 
 
 def test_different_answers_have_different_forms():
-    forms = [canonical(group[0]) for group in NUMBERS]
+    forms = [form(group[0]) for group in NUMBERS]
     assert len(set(forms)) == len(forms)
     assert canonical("1/3") == canonical("0.333333")  # six places
     assert canonical("1/3") != canonical("0.3333")

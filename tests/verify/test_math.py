@@ -5,9 +5,11 @@ from decimal import Decimal
 import pytest
 from math_verify import LatexExtractionConfig, parse, verify
 
-from selfimprove.verify import math
-from selfimprove.verify.math import check, clean, compare_short, reference
+from selfimprove.verify import choice, math
+from selfimprove.verify.cleaning import clean
+from selfimprove.verify.math import check, compare_short, reference
 from selfimprove.verify.pool import Pool
+from selfimprove.verify.text import exact
 
 CORRECT = [  # completion, gold
     ("The answer is 18 dollars per day.", "18"),
@@ -248,3 +250,154 @@ def test_what_raised_is_tried_again(monkeypatch):
         with pytest.raises(ValueError, match="no comparison"):
             math.compare("2\\sqrt{2}", "\\sqrt{8}")
     assert math.compare("2\\sqrt{2}", "\\sqrt{8}") is True
+
+
+SCRIPTS = [  # completion, gold, whether it is that
+    ("\u6240\u4ee5\u7b54\u6848\u662f5\u3002", "5", True),
+    ("\u7b54\u6848\uff1a\uff15", "5", True),
+    ("\u7b54\u6848\u4e3a5\u4e2a\u82f9\u679c", "5", True),
+    ("\u5171\u670912.5\u5343\u514b\u3002", "12.5", True),
+    ("\u7b54\u6848\u4e3a5\u4e07\u5143", "50000", True),
+    ("\u7b54\u3048\u306f5\u500b\u3067\u3059", "5", True),
+    ("\uc815\ub2f5\uc740 5\uc785\ub2c8\ub2e4.", "5", True),
+    ("\u0627\u0644\u0625\u062c\u0627\u0628\u0629 \u0647\u064a \u0665", "5", True),
+    ("\u0909\u0924\u094d\u0924\u0930: \u096b", "5", True),
+    ("La r\u00e9ponse est 5, car 2 + 3 = 5 et 7 > 5.", "5", True),
+    ("\u5c0f\u660e\u67093\u4e2a\uff0c\u73b0\u5728\u4e00\u5171\u67095\u4e2a\u3002", "3", False),
+    ("\u5148\u7b97\u5f976\uff0c\u7b54\u6848\u662f5\u3002", "6", False),
+    ("\u7b54\u6848\u662f15\u3002", "5", False),
+    ("\u7b54\u6848\u4e0d\u662f5\u3002", "5", False),
+    ("\u7b54\u6848\u4e3a5\u4e07\u5143", "5", False),
+    ("5\u3067\u306f\u306a\u304f6\u3067\u3059", "5", False),
+]
+REMARKS = [
+    ("\\boxed{12}. This answer makes sense.", "12", True),
+    ("#### 12\nThis answer is a positive integer.", "12", True),
+    ("\\boxed{12}\nThe answer is less than 20, as expected.", "12", True),
+    ("The answer is 12.\nThis answer is correct, since 12 = 3*4 and 4 = 2*2.", "12", True),
+    ("#### 12\n#### Verification\n3 * 4 = 12, and 12 < 20", "12", True),
+    ("\\boxed{15}, but the answer is wrong. Redoing it: \\boxed{12}", "12", True),
+    ("### Final Answer\n12", "12", True),
+    ("I put the answer in \\boxed{}: \\boxed{12}", "12", True),
+    ("So the answer is 12. If the answer is 15 we fail.", "12", True),
+    ("The answer is not 15 but 12.", "12", True),
+    ("<answer> 12 </answer>", "12", True),
+    ("The answer is odd.", "odd", True),
+    ("\\boxed{15}, but the answer is wrong. Redoing it: \\boxed{12}", "15", False),
+    ("\\boxed{12}\nActually the answer is not 12.", "12", False),
+    ("The answer is not 12.", "12", False),
+    ("The answer cannot be 12.", "12", False),
+    ("It isn't 12.", "12", False),
+    ("So 12 is wrong.", "12", False),
+    ("The answer is 15, not 12.", "12", False),
+    ("#### 12\nBut wait, the answer is 15", "12", False),
+    ("<think>I guess the answer is \\boxed{12}", "12", False),
+    ("<think>The answer is 12.</think>", "12", False),
+    ("<think>12?</think> The answer is 15", "12", False),
+]
+NEXT = "\n\nQuestion: A robe takes 2 bolts of blue and half that of white. How many?\nAnswer: 2 + 1 = 3\n#### 3"
+RUN_ON = [
+    ("9 eggs at $2 is $18.\n#### 18" + NEXT, "18", True),
+    ("so 9 * 2 = 18" + NEXT, "18", True),
+    ("#### 18\n\nHuman: And 1 + 2?\n\nAssistant: The answer is 3.", "18", True),
+    ("The answer is 18.<|im_end|>\n<|im_start|>user\n1 + 2?<|im_end|>The answer is 3.", "18", True),
+    ("#### 18\nProblem 2: How many bolts? 3", "18", True),
+    ("Question: 6 ducks with 3 eggs?\nAnswer: 18", "18", True),
+    ("Question 1: yes\n\nQuestion 2: no\n\nTheir sum is \\boxed{18}", "18", True),
+    ("Question 5.1: How many? The answer is 6.\nQuestion 5.2: In all? The answer is 18.", "18", True),
+    ("9 eggs at $2 is $18.\n#### 18" + NEXT, "3", False),
+    ("so 9 * 2 = 18" + NEXT, "3", False),
+]
+BOXES = [
+    ("The primes are \\boxed{3}, \\boxed{5}, \\boxed{7}.", "3, 5, 7", True),
+    ("So $x = \\boxed{3}$, $x = \\boxed{5}$ or $x = \\boxed{7}$.", "3, 5, 7", True),
+    ("- \\boxed{3}\n- \\boxed{2}", "2,3", True),
+    ("We find \\boxed{3}. So the answer is \\boxed{3}.", "3", True),
+    ("\\boxed{\\frac{1}{2}} = \\boxed{0.5}", "1/2", True),
+    ("\\boxed{5}. That is wrong; correcting, \\boxed{7}.", "7", True),
+    ("\\boxed{5}. That is wrong; correcting, \\boxed{7}.", "5", False),
+    ("The roots are \\boxed{2} and \\boxed{3}.", "3", False),
+    ("\\boxed{2}, \\boxed{3}", "23", False),
+    ("\\boxed{1728}", "1331 and 1728", False),
+]
+UNITS = [
+    *(
+        (f"\\boxed{{{answer}}}", "5", True)
+        for answer in ["5~\\text{cm}", "5\\ \\mathrm{m/s}", "5^\\circ\\text{C}", "5 \u2103"]
+    ),
+    *(
+        (f"The answer is {answer}.", "5", True)
+        for answer in ["5 \u00b0C", "5\u00b0", "5 m\u00b2", "5 m^2", "5km", "5 m/s\u00b2"]
+    ),
+    *(
+        (f"The answer is {answer}.", "5", True)
+        for answer in ["\u20b95", "5\u00a2", "US$5", "Rs. 5", "5 USD", "5 sq ft"]
+    ),
+    ("The answer is 10:30 AM.", "10:30", True),
+    ("The answer is 10:30 p.m.", "22:30", True),
+    ("\\boxed{12:00}", "12:00", True),
+    ("The answer is 25%.", "25", True),
+    ("The answer is 5\u00b2.", "25", True),
+    ("The answer is 6 m\u00b2.", "5", False),
+    ("The answer is 5\u00b2.", "5", False),
+    ("\\boxed{5n}", "5", False),
+    ("\\boxed{0.25}", "25", False),
+    ("The answer is 10:30 AM.", "10:30 PM", False),
+    ("\\boxed{1:00}", "12:00", False),
+]
+EXACT = [  # gold, answer, whether they are equal
+    ("1.6\\times 10^{-19}", "0.16\\times 10^{-18}", True),
+    ("1.6\\times 10^{-19}", "9.1\\times 10^{-31}", False),
+    ("0.0000001", "1e-7", True),
+    ("1e-7", "2e-7", False),
+    ("6.02\\times 10^{23}", "602000000000000000000000", True),
+    ("6.02e23", "6.03e23", False),
+    ("\\frac{100!+1}{101!}", "\\frac{1+100!}{101!}", True),
+    ("\\frac{100!+1}{101!}", "\\frac{1}{101!}", False),
+    ("\\frac{1}{2004!}", "\\frac{1}{2006!}", False),
+    ("2^{100}", "2^{100}+1", False),
+    ("\\sqrt{3+2\\sqrt{2}}", "1+\\sqrt{2}", True),
+    ("\\sqrt{10^{40}+1}", "10^{20}", False),
+    ("1 - \\frac{1}{\\mathrm{e}}", "\\frac{e-1}{e}", True),
+    ("1 - \\frac{1}{\\mathrm{e}}", "1 + \\frac{1}{\\mathrm{e}}", False),
+    ("1/3", "0.333333", True),
+    ("2/3", "0.666666", True),
+    ("1/3", "0.3333", False),
+    ("\\pi", "3.14159265", True),
+    ("100\\pi", "314.159", True),
+    ("100\\pi", "314.16", False),
+    ("3", "2.9999999999999996", True),
+    ("1000000.1", "1000000.2", False),
+    ("\\{10^{-7}, 2\\}", "\\{2, 0.0000001\\}", True),
+    ("\\{10^{-7}, 2\\}", "\\{2, 0.0000002\\}", False),
+    ("(10^{-8}, 1)", "(10^{-9}, 1)", False),
+    ("12.5\\%", "12.5", True),
+    ("0.125", "12.5\\%", True),
+]
+
+
+@pytest.mark.parametrize(("text", "gold", "same"), [*SCRIPTS, *REMARKS, *RUN_ON, *BOXES, *UNITS])
+def test_a_statement_counts_where_it_can_be_an_answer(text, gold, same):
+    assert (check(text, gold, {}).status == "correct") == same, check(text, gold, {})
+
+
+@pytest.mark.parametrize(("gold", "answer", "same"), EXACT)
+def test_numbers_are_equal_exactly_or_to_six_significant_digits(gold, answer, same):
+    assert check(f"\\boxed{{{answer}}}", gold, {}).status == ("correct" if same else "wrong")
+    assert check(f"\\boxed{{{gold}}}", answer, {}).status == ("correct" if same else "wrong")
+
+
+@pytest.mark.parametrize("gold", ["nan", "NaN"])
+def test_nan_is_never_a_correct_answer(gold):
+    assert check("\\boxed{NaN}", gold, {}).status == "error"
+    assert check("The answer is nan.", "5", {}).status == "unparseable"
+
+
+@pytest.mark.parametrize(
+    "unit", ["-", "the answer is ", "\n---- ", "* ", "answer: 5\n", "Question: 1\n", "\\boxed{1}, ", "<answer>", "B, "]
+)
+def test_a_looping_sample_hangs_no_check(unit):
+    text = unit * (20_000 // len(unit))
+    assert check(text, "17", {}).status != "correct"
+    assert exact(text, "17", {}).status != "correct"
+    assert choice.check(text, "B", {"options": ["x1", "x2"]}).status != "correct" or unit == "B, "

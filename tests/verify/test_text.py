@@ -1,3 +1,5 @@
+import unicodedata
+
 import pytest
 
 from selfimprove.verify import Outcome, last_box, stated
@@ -39,7 +41,8 @@ def test_boxes_nest_and_a_great_many_open_ones_are_read_in_one_pass():
     [
         ("The  Eiffel Tower!", "eiffel tower"),
         ("A.N. Other", "other"),
-        ("«a»", "« »"),
+        ("«a»", '"a"'),
+        ("\u201cHamlet\u201d \u2014 \u00bfy t\u00fa?", "hamlet y t\u00fa"),
         ("Ünlü, an", "ünlü"),
         ("?", "?"),
     ],
@@ -81,3 +84,62 @@ def test_f1_counts_words_and_the_threshold_divides_correct_from_wrong():
 @pytest.mark.parametrize("gold", ["Paris", "the U.S. Dr. Who. And more", "a", "?", "#5"])
 def test_the_reference_states_the_gold_answer(gold):
     assert exact(reference(gold, {}), gold, {}).status == "correct"
+
+
+@pytest.mark.parametrize(
+    ("gold", "text"),
+    [
+        ("Z\u00fcrich", unicodedata.normalize("NFD", "Z\u00fcrich")),
+        (unicodedata.normalize("NFD", "\uc11c\uc6b8"), "\uc11c\uc6b8"),
+        ("\u6771\u4eac", "\u300c\u6771\u4eac\u300d\u3002"),
+        ("\u6771\u4eac", "\u7b54\u3048\u306f\u6771\u4eac"),
+        ("don't", "don\u2019t"),
+        ('"Hamlet"', "\u201eHamlet\u201c"),
+        ("well-known", "well\u2011known"),
+        ("-3", "The answer is \u22123."),
+        ("12", "\uff11\uff12"),
+        ("5", "\u0665"),
+        ("New York", "New\u00a0York\u200b"),
+        ("office", "o\ufb03ce"),
+        ("A", "The answer is A."),
+        ("Paris", "Paris. This answer is correct."),
+        ("Paris", "The answer is Paris.\nThis answer is supported by the passage."),
+        ("Paris", "<think>London?</think>Paris"),
+        ("Paris", "Paris\n\nQuestion: Capital of Italy?\nAnswer: Rome"),
+    ],
+)
+def test_one_text_typed_in_several_ways_and_what_does_not_count(gold, text):
+    assert exact(text, gold, {}).status == "correct"
+
+
+@pytest.mark.parametrize(
+    ("gold", "text"),
+    [
+        ("3", "\u22123"),
+        ("10\u00b2", "102"),
+        ("\u00bd", "12"),
+        ("Caf\u00e9", "Cafe"),
+        ("Paris", "The answer is not Paris."),
+        ("Paris", "Paris? The answer is not Paris."),
+        ("Paris", "<think>Paris"),
+        ("Rome", "Paris\n\nQuestion: Capital of Italy?\nAnswer: Rome"),
+    ],
+)
+def test_other_texts_and_denied_or_unfinished_ones(gold, text):
+    assert exact(text, gold, {}).status in ("wrong", "unparseable")
+    assert f1(text, gold, {}).status in ("wrong", "unparseable")
+
+
+def test_the_answers_of_a_row_are_a_list_a_text_or_squads_dict():
+    squad = {"answers": {"text": ["Paris", "the city of Paris"], "answer_start": [3, 9]}}
+    assert exact("City of Paris", "Paris", squad).status == "correct"
+    assert exact("text", "Paris", squad).status == "wrong"
+    assert exact("paris", "London", {"answers": "Paris"}).status == "correct"
+    assert exact("p", "London", {"answers": "Paris"}).status == "wrong"
+    assert exact("Paris", "Paris", {"answers": {"text": [], "answer_start": []}}).status == "correct"
+
+
+@pytest.mark.parametrize("gold", ["nan", "NaN"])
+def test_a_missing_gold_answer_is_an_error_and_no_word(gold):
+    assert exact("NaN", gold, {}).status == f1("nan", gold, {}).status == "error"
+    assert exact("nan", "x", {"answers": ["y", gold]}).status == "error"

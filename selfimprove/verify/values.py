@@ -1,0 +1,97 @@
+"""When two numbers are the same: exactly, where both are exact, else to about six significant digits.
+
+math-verify rounds to six decimals, by which 1e-7 is 2e-7, and takes (100! + 1)/101! for 1/101!. This stands in for its
+comparison of numbers, also within sets, intervals and matrices.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+from sympy import (
+    Derivative,
+    Expr,
+    Float,
+    Integer,
+    Integral,
+    Limit,
+    MatrixBase,
+    MatrixExpr,
+    Mul,
+    Product,
+    Rational,
+    Sum,
+    UnevaluatedExpr,
+    nan,
+    oo,
+    zoo,
+)
+
+TOLERANCE = 1.000001e-6  # so that 0.333333 is 1/3
+_ROUNDING = 1e-14  # relative, of what decimals are computed with
+_ENDLESS = (nan, oo, -oo, zoo)
+_LONG = (
+    Integral,
+    Sum,
+    Product,
+    Limit,
+    Derivative,
+)  # are computed as numbers, since in closed form they may take for ever
+_PERCENT = UnevaluatedExpr(Rational(1, 100))  # what math-verify makes of "%"
+_DIGITS = 60  # of a root, a logarithm or a multiple of pi
+
+
+def equal_numbers(a: Any, b: Any, float_rounding: int = 6, numeric_precision: int = 15) -> bool:
+    """Whether two sympy values are the same number, or matrices of the same numbers. The last two are not looked at.
+
+    50% is 50 and 0.5. A decimal is what it was written as, to a millionth of the larger number, of 1 at most; an exact
+    number besides that what it is cut or rounded to after at least six significant digits.
+    """
+    if isinstance(a, MatrixBase | MatrixExpr) and isinstance(b, MatrixBase | MatrixExpr):
+        a, b = a.doit(), b.doit()
+        if not isinstance(a, MatrixBase) or not isinstance(b, MatrixBase) or a.shape != b.shape:
+            return False
+        return all(equal_numbers(one, other) for one, other in zip(a.flat(), b.flat(), strict=True))
+    if not isinstance(a, Expr) or not isinstance(b, Expr):
+        return False
+    (a, of_hundred), (b, other_of_hundred) = _percent(a), _percent(b)
+    if of_hundred != other_of_hundred:
+        percent, plain = (a, b) if of_hundred else (b, a)
+        return _equal(percent, plain) or _equal(percent / 100, plain)
+    return _equal(a, b)
+
+
+def _percent(value: Expr) -> tuple[Expr, bool]:
+    if isinstance(value, Mul) and len(value.args) == 2 and value.args[1] == _PERCENT:
+        return value.args[0], True
+    return value, False
+
+
+def _equal(a: Expr, b: Expr) -> bool:
+    if not a.is_number or not b.is_number:
+        return False  # algebra is math-verify's
+    a, b = _evaluated(a), _evaluated(b)
+    if isinstance(a, Rational) and isinstance(b, Rational):
+        return bool(a == b)
+    if a.has(*_ENDLESS) or b.has(*_ENDLESS):
+        return bool(a == b)
+    digits = 20 if a.has(Float) or b.has(Float) else _DIGITS
+    scale, difference = max(abs(a.evalf(20)), abs(b.evalf(20))), abs((a - b).evalf(digits))
+    if digits == _DIGITS:
+        return bool(difference <= Rational(1, 10 ** (_DIGITS - 10)) * scale)
+    if difference <= max(TOLERANCE * min(1, scale), _ROUNDING * scale):
+        return True
+    written = [_last_digit(value) for value in (a, b) if isinstance(value, Float)]
+    exact = any(not value.has(Float) and not isinstance(value, Integer) for value in (a, b))
+    return bool(exact and written and difference < written[0] and difference <= TOLERANCE * scale)
+
+
+def _evaluated(value: Expr) -> Expr:
+    return value if value.has(*_LONG) else value.doit()
+
+
+def _last_digit(value: Float) -> float:
+    """What one step in the last digit is worth with which a decimal was written: 0.01 for 3.14."""
+    exponent = Decimal(str(value)).normalize().as_tuple().exponent
+    return float(10.0 ** int(exponent))
