@@ -15,28 +15,31 @@ reach the assertion, the verdict, or the process that decides. Printed answers a
 from __future__ import annotations
 
 import ast
-import builtins
 import functools
 import hashlib
 import json
+import marshal
+import math
 import re
 from dataclasses import asdict
+from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 from typing import Any
 
 from selfimprove.errors import ConfigError
 from selfimprove.types import Status
-from selfimprove.verify import Outcome, harness
+from selfimprove.verify import Outcome, candidate, harness, programs, stand_in, wire
 from selfimprove.verify import sandbox as sandboxes
 from selfimprove.verify.container import IMAGE
+from selfimprove.verify.instrument import prepare
 from selfimprove.verify.sandbox import Limits, Result, run, run_pair
 
 NEEDS_GOLD = False
+KEEPS_TIME = True  # the sandbox ends what takes too long
 OUTPUT_BYTES = 1 << 20
 PROCESSES = 16
 REMEMBERED = 4096  # verdicts
-_FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
-_BODY = re.compile(r"(?:[ \t][^\n]*|)(?:\n(?:[ \t][^\n]*|)(?=\n|\Z))*")  # lines that are indented or empty
+RELATIVE = 1e-9  # of a printed number, where that is more than the tolerance
 
 
 def require(*, sandbox: str = "bubblewrap", image: str = IMAGE, **options: Any) -> dict[str, str]:
@@ -55,30 +58,33 @@ def check(
     seconds: float = 5.0,
     memory_mb: int = 512,
     partial: bool = False,
+    float_tolerance: float = 1e-6,
 ) -> Outcome:
     """Whether the program in `text` passes the tests; `gold` is not read.
 
     The program is the last fenced block that defines what the tests call; without a fence it is the whole text, or
-    what continues the prompt of a HumanEval problem. image: what a container is made of. seconds: wall clock for all
-    tests together; memory_mb: MiB, for the program and for the tests each. partial: a program that fails is rewarded
-    with the share of assertions (or of inputs) that it passes, else with 0.
+    what continues the prompt of a HumanEval problem. image: what a container is made of. seconds: what all tests
+    together may take, not counting the time in which the machine was busy with something else; memory_mb: MiB, for
+    the program and for the tests each. partial: a program that fails is rewarded with the share of the assertions there
+    are (or of inputs) that it passes, else with 0. float_tolerance: by how much a number may differ that is to be
+    printed with a decimal point; 0 compares texts.
 
     `wrong` when an assertion fails or the program raises, exits, or needs too much memory; `unparseable` when there is
-    no program; `timeout`; `error` when the tests or the sandbox are at fault.
+    no program; `timeout`; `error` when the tests or the sandbox are at fault, or cannot tell.
     """
     limits = Limits(seconds, memory_mb, OUTPUT_BYTES, PROCESSES)
     tests = metadata.get("tests")
     try:
         if isinstance(tests, dict):
-            task = _human_eval(text, **tests)
+            task = _human_eval(text, partial=partial, **{key: tests[key] for key in ("prompt", "test", "entry_point")})
         elif tests and isinstance(tests, list) and isinstance(tests[0], str):
-            task = _assertions(text, metadata.get("setup") or "", tests)
+            task = _assertions(text, metadata.get("setup") or "", tests, partial)
         elif tests and isinstance(tests, list):
-            pairs = [(pair["input"], pair["output"]) for pair in tests]
-            task = {"program": next(iter(_blocks(text)), text), "pairs": pairs}
+            pairs = [(str.__str__(pair["input"]), str.__str__(pair["output"])) for pair in tests]
+            task = {"program": programs.printing(text), "pairs": pairs, "tolerance": float_tolerance}
         else:
             raise ValueError("metadata['tests'] holds no tests")
-    except (KeyError, TypeError, ValueError, SyntaxError) as error:
+    except (KeyError, TypeError, ValueError, SyntaxError, RecursionError) as error:
         return Outcome("error", 0.0, reason=f"the problem's tests cannot be read: {type(error).__name__}: {error}")
     return _remembered(task, limits, {"sandbox": sandbox, "image": image}, partial)
 
@@ -93,7 +99,7 @@ def _remembered(task: dict[str, Any], limits: Limits, where: dict[str, Any], par
         return _decided[key]
     try:
         if "pairs" in task:
-            outcome = _printed(task["program"], task["pairs"], limits, where, partial)
+            outcome = _printed(**task, limits=limits, where=where, partial=partial)
         else:
             outcome = _asserted(task, limits, where, partial)
     except ConfigError as error:
@@ -112,74 +118,61 @@ def reference(gold: str | None, metadata: dict[str, Any], **options: Any) -> str
     tests = metadata.get("tests")
     if isinstance(tests, dict) and gold[:1] in (" ", "\t", "\n"):
         gold = tests["prompt"] + gold
-    return f"```python\n{gold}\n```"
+    fence = max(["``", *re.findall("`+", gold)], key=len) + "`"
+    return f"{fence}python\n{gold}\n{fence}"
 
 
-def _human_eval(text: str, prompt: str, test: str, entry_point: str) -> dict[str, Any]:
-    stub = f"{prompt}    pass\n\n"  # the prompt's imports and helpers, which an answer need not repeat
-    blocks = _blocks(text)
-    head = text.partition("```")[0]
-    alone = [(block, stub + block) for block in [*blocks, text]]
-    continued = [("", prompt + body) for body in [*blocks, text, head, _indented(head)] if _is_body(body)]
-    return {
-        "programs": [pair for pair in alone if pair[0].strip()] + continued,
-        "needs": [entry_point],
-        "prelude": stub,
-        "tests": [test],
-        "candidate": entry_point,
-    }
+def _human_eval(text: str, prompt: str, test: str, entry_point: str, partial: bool) -> dict[str, Any]:
+    stub = f"{prompt}    pass\n\n"
+    prepared = prepare((test,), entry_point, stub, partial)
+    found = programs.continuing(text, prompt, entry_point)
+    return prepared | {"programs": found, "needs": [entry_point], "prelude": stub, "candidate": entry_point}
 
 
-def _assertions(text: str, setup: str, tests: list[str]) -> dict[str, Any]:
-    trees = [ast.parse(code) for code in (setup, *tests)]
-    return {
-        "programs": [(block, block) for block in [*_blocks(text), text] if block.strip()],
-        "needs": sorted(harness.called(trees) - set(dir(builtins))),
-        "prelude": "",
-        "tests": [setup, *tests],
-        "candidate": None,
-    }
-
-
-def _blocks(text: str) -> list[str]:
-    """Fenced blocks, last first. One that the text ends within counts."""
-    return [block for block in reversed(_FENCE.findall(text)) if block.strip()]
-
-
-def _is_body(text: str) -> bool:
-    """Whether it can continue a prompt that ends within a function."""
-    return bool(text.strip()) and text.lstrip("\n")[0] in " \t"
-
-
-def _indented(text: str) -> str:
-    """The function body that a base model's completion starts with, without what it made up after it."""
-    match = _BODY.match(text)
-    return match[0] if match else ""
+def _assertions(text: str, setup: str, tests: list[str], partial: bool) -> dict[str, Any]:
+    prepared = prepare((setup, *tests), None, "", partial)
+    found = programs.defining(text)
+    return prepared | {"programs": found, "needs": prepared["wanted"], "prelude": "", "candidate": None}
 
 
 @functools.cache
-def _harness() -> str:
-    return Path(harness.__file__).read_text()
+def _sides(compiled: bool) -> tuple[dict[str, str | bytes], dict[str, str | bytes]]:
+    """The files that the Python of the tests and that of the program run. Compiling them costs as much as the rest of a
+    check, so it is done once, where that Python loads what this one compiles."""
+    sides = []
+    for modules, start in (
+        ((wire, stand_in, harness), "drive(int(sys.argv[-2]), int(sys.argv[-1]))"),
+        ((wire, candidate), "serve()"),
+    ):
+        trees = [ast.parse(Path(str(module.__file__)).read_text()) for module in modules]
+        body = [node for tree in trees for node in tree.body if getattr(node, "module", "") != "__future__"]
+        limit = (
+            "if hasattr(sys, 'set_int_max_str_digits'): sys.set_int_max_str_digits(0)"  # answers may be long numbers
+        )
+        first, last = ast.parse("from __future__ import annotations"), ast.parse(f"import sys\n{limit}\n{start}")
+        whole = ast.Module([*first.body, *body, *last.body], [])
+        if compiled:
+            code = compile(whole, "<harness>", "exec", 0, True, 2)
+            sides.append({"main.pyc": MAGIC_NUMBER + bytes(12) + marshal.dumps(code)})
+        else:
+            sides.append({"main.py": ast.unparse(whole)})
+    return sides[0], sides[1]
 
 
 def _asserted(task: dict[str, Any], limits: Limits, where: dict[str, Any], partial: bool) -> Outcome:
     if not task["programs"]:
         return Outcome("unparseable", 0.0, reason="the completion is empty")
-    source = _harness()
-    result = run_pair(
-        ["-c", source],
-        ["-c", source, "serve"],
-        stdin=json.dumps(task | {"partial": partial}),
-        limits=limits,
-        **where,
-    )
-    if result.status != "ok":
-        return _stopped(result, limits)
-    verdict = json.loads(result.stdout)
-    chosen = verdict["chosen"]
+    verdict = _verdict(task, limits, where, partial, follow=False)
+    if isinstance(verdict, Outcome):
+        return verdict
+    if verdict["status"] == "wrong" and verdict["moved"]:
+        again = _verdict(task, limits, where, partial, follow=True)
+        if isinstance(again, dict) and again["status"] == "correct":
+            why = "the tests hold only where what the program changes in place is what they compare with"
+            return Outcome("error", 0.0, reason=why)
     extracted = None
-    if chosen is not None:
-        own, whole = task["programs"][chosen]
+    if verdict["chosen"] is not None:
+        own, whole, _ = task["programs"][verdict["chosen"]]
         extracted = own or whole
     status: Status = verdict["status"]
     reward = _reward(status, verdict["passed"], verdict["passed"] + verdict["failed"], partial)
@@ -187,13 +180,31 @@ def _asserted(task: dict[str, Any], limits: Limits, where: dict[str, Any], parti
     return Outcome(status, reward, extracted, reason=reason or None)
 
 
+def _verdict(
+    task: dict[str, Any], limits: Limits, where: dict[str, Any], partial: bool, follow: bool
+) -> dict[str, Any] | Outcome:
+    """What the tests' process said, or what it means that it said nothing."""
+    sides = _sides(sandboxes.runs_bytecode(where["sandbox"]))
+    task = task | {"partial": partial, "follow": follow}
+    result = run_pair(*sides, stdin=json.dumps(task), limits=limits, **where)
+    if result.status != "ok":
+        return _stopped(result, limits)
+    verdict: dict[str, Any] = json.loads(result.stdout)
+    return verdict
+
+
 def _printed(
-    program: str, tests: list[tuple[str, str]], limits: Limits, where: dict[str, Any], partial: bool
+    program: str,
+    pairs: list[tuple[str, str]],
+    tolerance: float,
+    limits: Limits,
+    where: dict[str, Any],
+    partial: bool,
 ) -> Outcome:
     if not program.strip():
         return Outcome("unparseable", 0.0, reason="the completion is empty")
     passed, reason, spent = 0, None, 0.0
-    for number, (given, expected) in enumerate(tests, start=1):
+    for number, (given, expected) in enumerate(pairs, start=1):
         result = run(
             program,
             stdin=given,
@@ -203,26 +214,49 @@ def _printed(
             processes=limits.processes,
             **where,
         )
-        spent += result.seconds
+        spent += result.counted
         last = result.stderr.rstrip().rpartition("\n")[2][:300]
         if result.status == "exit" and last.startswith(("SyntaxError:", "IndentationError:", "TabError:")):
             return Outcome("unparseable", 0.0, reason=last)
         if result.status in ("timeout", "error"):
             return _stopped(result, limits)
-        if result.status == "ok" and _lines(result.stdout) == _lines(expected):
+        if result.status == "ok" and same_output(result.stdout, expected, tolerance):
             passed += 1
             continue
         why = "printed another answer" if result.status == "ok" else f"ended with {result.status}: {last}"
-        reason = reason or f"input {number} of {len(tests)}: {why}"
+        reason = reason or f"input {number} of {len(pairs)}: {why}"
         if not partial:
             break
-    status: Status = "correct" if passed == len(tests) else "wrong"
-    return Outcome(status, _reward(status, passed, len(tests), partial), program, reason=reason)
+    status: Status = "correct" if passed == len(pairs) else "wrong"
+    return Outcome(status, _reward(status, passed, len(pairs), partial), program, reason=reason)
+
+
+def same_output(printed: str, expected: str, tolerance: float) -> bool:
+    """Whether a program printed what it should: the same lines, blanks at their ends and empty lines at the end aside,
+    and within the tolerance the same numbers, where the expected one has a decimal point or an exponent."""
+    ours, theirs = _lines(printed), _lines(expected)
+    return len(ours) == len(theirs) and all(
+        a == b or (tolerance > 0 and _same_numbers(a.split(" "), b.split(" "), tolerance))
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def _same_numbers(printed: list[str], expected: list[str], tolerance: float) -> bool:
+    def same(a: str, b: str) -> bool:
+        if a == b or not (_FLOAT.fullmatch(b) and _NUMBER.fullmatch(a)):
+            return a == b
+        return math.isclose(float(a), float(b), rel_tol=RELATIVE, abs_tol=tolerance)
+
+    return len(printed) == len(expected) and all(map(same, printed, expected))
+
+
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_FLOAT = re.compile(r"(?=.*[.eE])" + _NUMBER.pattern, re.ASCII)
 
 
 def _lines(text: str) -> list[str]:
-    """Lines without the white space at their ends, nor empty ones at the end."""
-    return [line.rstrip() for line in text.rstrip().splitlines()]
+    """Lines without the blanks at their ends, nor empty ones at the end. They end as `print` ends them."""
+    return [line.rstrip(" \t\r") for line in text.rstrip(" \t\r\n").split("\n")]
 
 
 def _reward(status: Status, passed: int, total: int, partial: bool) -> float:

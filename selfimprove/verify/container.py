@@ -71,7 +71,7 @@ def run(engine: str, image: str, programs: Sequence[dict[str, Any]], stdin: str,
     if result.status == "ok":
         return Result(**json.loads(result.stdout))
     why = f"{engine} ended with {result.status} {result.exit_code or ''}: {_line(result.stderr)}"
-    return Result("timeout" if result.status == "timeout" else "error", None, "", why, result.seconds)
+    return Result("timeout" if result.status == "timeout" else "error", None, "", why, result.seconds, result.counted)
 
 
 class _Container(Child):

@@ -27,7 +27,8 @@ from typing import Any
 
 from selfimprove.errors import ConfigError
 from selfimprove.verify import Outcome
-from selfimprove.verify.worker import OUT_OF_MEMORY
+from selfimprove.verify.watch import PATIENCE
+from selfimprove.verify.worker import KEEPS_TIME, OUT_OF_MEMORY, READY
 
 Item = tuple[str, str | None, dict[str, Any]]  # text, gold, metadata (JSON)
 
@@ -69,7 +70,8 @@ class _Worker:
         self._poll.register(self.process.stdout, select.POLLIN)
         self._write(json.dumps(header).encode() + b"\n")
         line = self.receive(START_SECONDS)
-        if line != b"ready":
+        self.keeps_time = line == KEEPS_TIME.encode()
+        if line not in (READY.encode(), KEEPS_TIME.encode()):
             end = self.end()
             reason = line.decode() if line else f"its process did not start ({end})"
             raise ConfigError(f"verifier {header['target']}: {reason}")
@@ -133,7 +135,9 @@ class _Worker:
 class Pool:
     """Runs the check named `target` with `options` on many items, in `workers` processes.
 
-    seconds: limit of one check, after which it is `timeout`. memory_mb: address space of a worker, in MiB; a check that
+    seconds: limit of one check, after which it is `timeout`. A check whose module says `KEEPS_TIME` ends by itself in
+    time, as the processes that it starts have a limit of their own, which a busy machine stretches: it is waited for
+    `PATIENCE` times as long. memory_mb: address space of a worker, in MiB; a check that
     wants more is an `error`, as is one that raises, dies, or returns something else than an Outcome. An outcome does
     not depend on the number of workers or on what else is checked.
 
@@ -227,15 +231,16 @@ class Pool:
 
     def _read(self, worker: _Worker, jobs: deque[_Job]) -> bool:
         """Takes from `jobs` what the worker has done. False when the worker is no more, after the guilty one."""
+        seconds = self.seconds * PATIENCE if worker.keeps_time else self.seconds
         while jobs:
-            line = worker.receive(self.seconds)
+            line = worker.receive(seconds)
             if line:
                 worker.finished += 1
                 jobs.popleft().future.set_result(Outcome(*json.loads(line)))
                 continue
             end = worker.end()
             if line is None:
-                jobs.popleft().future.set_result(Outcome("timeout", 0.0, reason=f"took more than {self.seconds:g} s"))
+                jobs.popleft().future.set_result(Outcome("timeout", 0.0, reason=f"took more than {seconds:g} s"))
             elif worker.finished == 0:
                 reason = f"its process died: {end}"
                 if end == f"exit code {OUT_OF_MEMORY}":

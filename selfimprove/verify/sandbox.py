@@ -26,11 +26,12 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 from typing import Any
 
 from selfimprove.errors import ConfigError
-from selfimprove.verify import container, watch
+from selfimprove.verify import cgroup, container, watch
 from selfimprove.verify.container import IMAGE, SHM_MB
 from selfimprove.verify.watch import DISK_MB, ENVIRONMENT, Child, Limits, Result, bounds
 
@@ -41,12 +42,14 @@ NOBODY = "65534"
 # The namespace's first process: with its end the kernel ends all others. bubblewrap waits for it, as it would not for
 # an init of its own, so that nothing is left to reap; and the program cannot undo that it dies with its parent.
 FIRST = ("/bin/sh", "-c", '"$@"; exit $?', "sh")
+ENTER = ("/bin/sh", "-c", 'echo 0 >"$0" && exec "$@"')  # a cgroup, by its list of processes
 
 # Refused with EPERM: what could reach the kernel's wider surface, other processes' memory, or memory that no limit
-# counts. Namespaces already make most of them powerless; this is the second wall.
+# counts; and what could watch or lock files that are the host's too. Namespaces already make most of them powerless;
+# this is the second wall.
 DENIED_SYSCALLS = """
-    acct add_key adjtimex bpf chroot clock_adjtime clock_settime delete_module fanotify_init finit_module fsconfig
-    fsmount fsopen fspick init_module io_uring_enter io_uring_register io_uring_setup ioperm iopl kcmp
+    acct add_key adjtimex bpf chroot clock_adjtime clock_settime delete_module fanotify_init fanotify_mark finit_module
+    flock fsconfig fsmount fsopen fspick init_module inotify_add_watch inotify_init inotify_init1 io_uring_enter io_uring_register io_uring_setup ioperm iopl kcmp
     kexec_file_load kexec_load keyctl lookup_dcookie mbind memfd_create memfd_secret migrate_pages mknod mknodat mount
     mount_setattr move_mount move_pages mq_open msgget name_to_handle_at open_by_handle_at open_tree perf_event_open
     pidfd_getfd pivot_root process_madvise process_vm_readv process_vm_writev ptrace quotactl reboot request_key
@@ -55,6 +58,7 @@ DENIED_SYSCALLS = """
 """
 CLONE_NEW = 0x7E020000  # every CLONE_NEW* flag of clone(2) but CLONE_NEWTIME, which clone(2) cannot take
 AF_UNIX = 1
+F_SETLEASE, F_NOTIFY = 1024, 1026  # of fcntl(2): they tell of what others do with a file or a folder
 
 
 def require(name: str, image: str = IMAGE) -> None:
@@ -91,7 +95,8 @@ def describe(name: str, image: str = IMAGE) -> dict[str, str]:
         return {"sandbox": name, "python": _python(), "isolation": "none: programs ran as the user"}
     version = subprocess.run([_tool("bwrap"), "--version"], capture_output=True, text=True).stdout.strip()
     seccomp = "on" if _seccomp_filter() else "off: pip install pyseccomp (and libseccomp2)"
-    return {"sandbox": name, "python": _python(), "isolation": version, "seccomp": seccomp}
+    memory = "counted by cgroup" if cgroup.parent() else "counted ten times a second"
+    return {"sandbox": name, "python": _python(), "isolation": version, "seccomp": seccomp, "memory": memory}
 
 
 def run(
@@ -116,8 +121,8 @@ def run(
 
 
 def run_pair(
-    trusted: Sequence[str],
-    untrusted: Sequence[str],
+    trusted: Mapping[str, str | bytes],
+    untrusted: Mapping[str, str | bytes],
     *,
     stdin: str,
     limits: Limits,
@@ -126,12 +131,23 @@ def run_pair(
 ) -> Result:
     """Runs two Python programs, apart from each other and joined by two pipes alone; the result is the trusted one's.
 
-    trusted, untrusted: arguments of Python. The untrusted program's standard input and output are the pipes; the
-    trusted one finds the descriptors to read from and to write to as its last two arguments. Limits hold for each of
-    the two. The untrusted one is killed when the trusted one ends. Raises ConfigError as `run` does.
+    trusted, untrusted: files by name, of which the first is run; bytes only where `runs_bytecode`. The untrusted
+    program's standard input and output are the pipes; the trusted one finds the descriptors to read from and to write
+    to as its last two arguments. Limits hold for each of the two. The untrusted one is killed when the trusted one
+    ends. Raises ConfigError as `run` does.
     """
-    programs = [{"arguments": list(arguments), "files": {}} for arguments in (trusted, untrusted)]
+    programs = [{"arguments": [next(iter(files))], "files": dict(files)} for files in (trusted, untrusted)]
     return _run(programs, stdin, limits, sandbox, image)
+
+
+@functools.cache
+def runs_bytecode(name: str) -> bool:
+    """Whether the Python in the sandbox `name` runs what this one compiles, as files of bytes."""
+    if name in container.ENGINES:
+        return False
+    ask = "import importlib.util; print(importlib.util.MAGIC_NUMBER.hex(), end='')"
+    said = subprocess.run([_python(), "-c", ask], capture_output=True, text=True, env=ENVIRONMENT).stdout
+    return said == MAGIC_NUMBER.hex()
 
 
 def _run(programs: Sequence[dict[str, Any]], stdin: str, limits: Limits, sandbox: str, image: str) -> Result:
@@ -149,7 +165,7 @@ def _as_the_user(
 ) -> Child:
     folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
     for name, text in program["files"].items():
-        Path(folder, name).write_text(text, errors="surrogatepass")
+        Path(folder, name).write_bytes(_bytes(text))
     # Without a user namespace the number of processes is counted over all that the user runs: no limit can be set.
     command = [*_prlimit(limits, "NPROC"), _python(), *program["arguments"], *map(str, inherit)]
     return Child(stack, command, cwd=folder, pass_fds=inherit, **pipes)
@@ -163,9 +179,10 @@ class _Bubblewrap(Child):
     ) -> None:
         command = [*_prlimit(limits), _python(), *program["arguments"], *map(str, inherit)]
         wrap, fds = list(_fixed_options()), list(inherit)
+        self._group = cgroup.make(stack, limits.memory_mb)
         with ExitStack() as mine:  # descriptors that only the child needs
             for name, text in program["files"].items():
-                fds.append(_memory_file(mine, text.encode(errors="surrogatepass")))
+                fds.append(_memory_file(mine, _bytes(text)))
                 wrap += ["--file", str(fds[-1]), f"/tmp/{name}"]
             if filter := _seccomp_filter():
                 fds.append(_memory_file(mine, filter))
@@ -178,6 +195,8 @@ class _Bubblewrap(Child):
             if os.geteuid() == 0:  # RLIMIT_NPROC counts by the user outside, and does not bind root
                 drop = ["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--"]
                 command = [_tool("setpriv"), *drop, *command]
+            if self._group:
+                command = [*ENTER, str(self._group / "cgroup.procs"), *command]
             super().__init__(stack, command, pass_fds=fds, cwd="/", start_new_session=False, **pipes)
         if line := self._status.readline():
             self.pid = json.loads(line)["child-pid"]  # the first process in the sandbox
@@ -194,11 +213,29 @@ class _Bubblewrap(Child):
             self.process.kill()
             raise RuntimeError(f"process {self.pid} of a sandbox did not end within 10 s of its SIGKILL")
 
+    def too_large(self, pids: Sequence[int], limit: int) -> bool:
+        if self._group:
+            return cgroup.ran_out(self._group)
+        files = sum(_used(f"/proc/{self.pid}/root/{folder}") for folder in ("tmp", "dev/shm"))
+        return files + watch.memory(pids, limit - files) > limit
+
     def read_code(self) -> int | None:
         code: int | None = None
         for line in self._status:
             code = json.loads(line).get("exit-code", code)
         return code
+
+
+def _bytes(text: str | bytes) -> bytes:
+    return text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
+
+
+def _used(folder: str) -> int:
+    """Bytes that the file system of a folder holds; 0 where it may not be looked at."""
+    with suppress(OSError):
+        found = os.statvfs(folder)
+        return (found.f_blocks - found.f_bfree) * found.f_frsize
+    return 0
 
 
 def _readable(fd: int, seconds: float) -> bool:
@@ -299,6 +336,8 @@ def _seccomp_filter() -> bytes | None:
             filter.add_rule(deny, "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, flag, flag))
     if clone3 != -1:  # its flags are in memory, out of a filter's sight: ENOSYS sends libc back to clone
         filter.add_rule(pyseccomp.ERRNO(38), clone3)
+    for command in (F_SETLEASE, F_NOTIFY):
+        filter.add_rule(deny, "fcntl", pyseccomp.Arg(1, pyseccomp.EQ, command))
     filter.add_rule(deny, "socket", pyseccomp.Arg(0, pyseccomp.NE, AF_UNIX))
     with tempfile.TemporaryFile() as file:
         filter.export_bpf(file)

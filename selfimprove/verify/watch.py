@@ -26,7 +26,8 @@ Status = Literal["ok", "exit", "killed", "timeout", "memory", "output", "error"]
 
 DISK_MB = 64  # of /tmp, and the size of the largest file
 OPEN_FILES = 128
-TICK = 0.1  # s between two looks at the memory of all processes
+TICK = 0.1  # s between two looks at all processes
+PATIENCE = 60  # times its limit: the wall clock after which a run is given up that had no core all the while
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "HOME": "/tmp",
@@ -41,7 +42,8 @@ class Result:
     """How a program ended.
 
     status: `ok` (exit code 0), `exit` (another one), `killed` (by a signal; the code is 128 + its number), `timeout`,
-    `memory`, `output` (wrote more than it may), or `error` (the sandbox did not start it; `stderr` says why).
+    `memory`, `output` (wrote more than it may), or `error` (the sandbox did not start it, or the machine was too busy
+    to run it; `stderr` says why).
     exit_code is None where the program was stopped from outside. stdout and stderr are cut at the output limit.
     """
 
@@ -50,12 +52,13 @@ class Result:
     stdout: str
     stderr: str
     seconds: float  # wall clock
+    counted: float  # seconds of it that count against the limit
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    seconds: float  # wall clock
-    memory_mb: int  # MiB: address space of each process, and resident memory of all of them together
+    seconds: float  # in which its processes ran or slept; not those in which they were ready to run and had no core
+    memory_mb: int  # MiB: address space of each process, and memory of all of them together
     output_bytes: int  # of standard output and of standard error, each
     processes: int  # threads count as processes
 
@@ -85,7 +88,7 @@ class Child:
             **options,
         )
         self.code: int | None = None  # the program's own exit code, once it has ended by itself
-        self.pid = self.process.pid  # the top of the tree whose memory counts
+        self.pid = self.process.pid  # the top of the tree that is watched
         self.ended = False
         self.fds: list[int] = []
         for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
@@ -116,6 +119,10 @@ class Child:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
+    def too_large(self, pids: Sequence[int], limit: int) -> bool:
+        """Whether its processes hold more bytes than they may."""
+        return memory(pids, limit) > limit
+
     def read_code(self) -> int | None:
         code: int = self.process.returncode
         return 128 - code if code < 0 else code
@@ -139,10 +146,13 @@ def run(start: Callable[..., Child], programs: Sequence[Any], feed: bytes, limit
                     ends.callback(os.close, fd)
                 children = [start(stack, programs[0], inherit=(from_second, to_second))]
                 children += [start(stack, programs[1], stdin=from_first, stdout=to_first)]
-        stopped, stdout, stderr = watch(children, feed, limits)
+        stopped, stdout, stderr, counted = watch(children, feed, limits)
+    seconds = time.monotonic() - begun
     out, err = stdout.decode(errors="replace"), stderr.decode(errors="replace")
+    if stopped == "error":
+        err = f"the machine was too busy: of {seconds:.0f} s it ran for {counted:.1f} s"
     code = None if stopped else children[0].code
-    return Result(stopped or _status(code, err), code, out, err, time.monotonic() - begun)
+    return Result(stopped or _status(code, err), code, out, err, seconds, counted)
 
 
 def _status(code: int | None, stderr: str) -> Status:
@@ -155,9 +165,37 @@ def _status(code: int | None, stderr: str) -> Status:
     return "killed" if code > 128 else "exit"
 
 
-def watch(children: Sequence[Child], feed: bytes, limits: Limits) -> tuple[Status | None, bytes, bytes]:
+class Clock:
+    """The seconds of a run that count: in which its processes ran, slept, or waited for one another.
+
+    Time in which they were ready to run and had no core belongs to the machine: on a crowded one a program is slow to
+    come, not slow. What runs at once, on several cores, counts once; so does what one of them runs while others wait.
+    """
+
+    def __init__(self) -> None:
+        self.begun = self.looked = time.monotonic()
+        self.excused = 0.0
+        self._last: dict[int, tuple[int, int]] = {}  # by thread: ns that it ran, and that it waited for a core
+
+    def look(self, threads: Sequence[int]) -> None:
+        """Counts anew what has passed since the last look."""
+        now, ran, waited = time.monotonic(), 0, 0
+        for thread in threads:
+            with suppress(OSError, ValueError):  # it ended meanwhile, or the kernel does not count
+                this = tuple(map(int, Path(f"/proc/{thread}/schedstat").read_text().split()[:2]))
+                before = self._last.get(thread, (0, 0))
+                ran, waited = ran + this[0] - before[0], waited + this[1] - before[1]
+                self._last[thread] = this[0], this[1]
+        self.excused += max(0.0, min(waited / 1e9, now - self.looked - ran / 1e9))
+        self.looked = now
+
+    def counted(self) -> float:
+        return time.monotonic() - self.begun - self.excused
+
+
+def watch(children: Sequence[Child], feed: bytes, limits: Limits) -> tuple[Status | None, bytes, bytes, float]:
     """Feeds and reads the first child until it ends or a limit is reached, then ends all. Why it was stopped, if it
-    was, and what it wrote."""
+    was, what it wrote, and the seconds that count against its limit."""
     main = children[0]
     stdin, stdout, stderr = main.process.stdin, main.process.stdout, main.process.stderr
     assert stdin
@@ -165,8 +203,8 @@ def watch(children: Sequence[Child], feed: bytes, limits: Limits) -> tuple[Statu
     assert stderr
     written = {stdout: bytearray(), stderr: bytearray()}
     stopped: Status | None = None
-    deadline = time.monotonic() + limits.seconds
-    look = time.monotonic() + TICK
+    clock = Clock()
+    look = clock.begun + TICK
     with selectors.DefaultSelector() as selector:
         for pipe in written:
             os.set_blocking(pipe.fileno(), False)
@@ -176,14 +214,21 @@ def watch(children: Sequence[Child], feed: bytes, limits: Limits) -> tuple[Statu
         selector.register(main.exited, selectors.EVENT_READ)
         running = True
         while running and not stopped:
-            now = time.monotonic()
-            if now >= deadline:
-                stopped = "timeout"
-            elif now >= look:
-                look = now + TICK
-                if any(_resident(child.pid) > limits.memory_mb << 20 for child in children):
+            now, left = time.monotonic(), limits.seconds - clock.counted()
+            if now >= look or left <= 0:
+                trees = [processes(child.pid) for child in children]
+                clock.look([thread for tree in trees for threads in tree.values() for thread in threads])
+                left = limits.seconds - clock.counted()
+                if any(child.too_large(list(t), limits.memory_mb << 20) for child, t in zip(children, trees)):
                     stopped = "memory"
-            for key, _ in selector.select(max(0.0, min(look, deadline) - now)):
+                look = time.monotonic() + max(TICK, 10 * (time.monotonic() - now))
+            events = [key for key, _ in selector.select(max(0.0, min(look - time.monotonic(), left)))]
+            if all(key.fileobj != main.exited for key in events):
+                if left <= 0:
+                    stopped = stopped or "timeout"
+                elif now - clock.begun > PATIENCE * limits.seconds:
+                    stopped = stopped or "error"
+            for key in events:
                 if key.fileobj == main.exited:
                     running = False
                 elif key.fileobj is stdin:
@@ -197,13 +242,15 @@ def watch(children: Sequence[Child], feed: bytes, limits: Limits) -> tuple[Statu
                 stopped = "output"
     for child in children:
         child.end()
+    if not stopped and main.code and main.too_large((), limits.memory_mb << 20):  # ended by the kernel
+        stopped = "memory"
     for pipe, data in written.items():  # what is left; without walls, a writer may have got away, and go on
         while len(data) <= limits.output_bytes and _read(pipe, data, limits.output_bytes):
             pass
         if len(data) > limits.output_bytes:
             stopped = stopped or "output"
             del data[limits.output_bytes :]
-    return stopped, bytes(written[stdout]), bytes(written[stderr])
+    return stopped, bytes(written[stdout]), bytes(written[stderr]), clock.counted()
 
 
 def _read(pipe: IO[bytes], data: bytearray, most: int) -> bytes | None:
@@ -227,17 +274,46 @@ def _write(pipe: IO[bytes], data: bytes) -> bytes:
         return b""
 
 
-def _resident(pid: int) -> int:
-    """Bytes of private memory held by a process and all below it."""
-    total, pids = 0, [pid]
+def processes(pid: int) -> dict[int, list[int]]:
+    """A process and all below it, and the threads of each."""
+    found: dict[int, list[int]] = {}
+    pids = [pid]
     while pids:
-        folder = Path("/proc", str(pids.pop()))
+        pid = pids.pop()
         with suppress(OSError):  # it ended meanwhile
-            _, resident, shared, *_ = folder.joinpath("statm").read_text().split()
-            total += (int(resident) - int(shared)) * resource.getpagesize()
-            for task in folder.joinpath("task").iterdir():
-                pids += map(int, task.joinpath("children").read_text().split())
+            found[pid] = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
+            for thread in found[pid]:
+                pids += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
+    return found
+
+
+def memory(pids: Sequence[int], limit: int) -> int:
+    """Bytes that processes hold, a page that several share counted once.
+
+    A first look adds up what each has in memory, shared or not. Only where that is more than the limit is a page
+    divided among those who share it, which takes the kernel a walk through all of them. Where it may not be asked for
+    that (in a container), shared pages are counted for each but those of files.
+    """
+    total = 0
+    for pid in pids:
+        with suppress(OSError):
+            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+    if total <= limit:
+        return total
+    total = 0
+    for pid in pids:
+        with suppress(ProcessLookupError, FileNotFoundError):
+            try:
+                total += _kib(Path(f"/proc/{pid}/smaps_rollup").read_text(), "Pss:")
+            except PermissionError:
+                total += _kib(Path(f"/proc/{pid}/status").read_text(), "RssAnon:", "RssShmem:")
     return total
+
+
+def _kib(text: str, *names: str) -> int:
+    """The sum of some lines of a file of the kernel's, in bytes."""
+    lines = (line.split() for line in text.splitlines())
+    return sum(int(line[1]) << 10 for line in lines if line[0] in names)
 
 
 def bounds(limits: Limits) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """The process in which checks run: `python -m selfimprove.verify.worker`, started by `selfimprove.verify.pool`.
 
-Reads one line of JSON that says what to run, answers `ready` or one line that says why not, then for each batch (its
+Reads one line of JSON that says what to run, answers that it is ready or one line that says why not, then for each batch (its
 length in bytes on a line, then one JSON item a line) writes one line an item, as soon as it is done. Standard input,
 output and error lead nowhere while a check runs.
 """
@@ -23,6 +23,7 @@ from selfimprove.types import STATUSES
 from selfimprove.verify import Outcome
 
 OUT_OF_MEMORY = 77  # exit code: after a failed allocation nothing this process says is to be trusted
+READY, KEEPS_TIME = "ready", "ready, and keeps its own time"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -69,7 +70,8 @@ def main() -> None:
         return
     resource.setrlimit(resource.RLIMIT_AS, (header["memory"], header["memory"]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    reply("ready")
+    keeps_time = getattr(importlib.import_module(header["target"].rpartition(".")[0]), "KEEPS_TIME", False)
+    reply(KEEPS_TIME if keeps_time else READY)
     while length := requests.readline():
         for line in requests.read(int(length)).split(b"\n"):
             outcome = run_one(check, json.loads(line))

@@ -361,7 +361,8 @@ print(len(others), len(seen), found)
 def test_the_tests_process_is_out_of_the_programs_reach(docker: Docker) -> None:
     tests = "import os, sys; r, w = map(int, sys.argv[-2:]); os.write(w, b'go\\n'); print(os.getuid(), open(r).read())"
     limits = sandbox.Limits(20, MEMORY_MB, 100_000, 16)
-    result = sandbox.run_pair(["-c", tests], ["-c", "input()" + NEIGHBOUR], stdin="", limits=limits, sandbox="docker")
+    pair = {"tests.py": tests}, {"program.py": "input()" + NEIGHBOUR}
+    result = sandbox.run_pair(*pair, stdin="", limits=limits, sandbox="docker")
     assert (result.status, result.stderr) == ("ok", "")
     user, others, folders, found = result.stdout.strip().split(maxsplit=3)
     assert int(user) in container.USERS

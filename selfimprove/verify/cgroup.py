@@ -1,0 +1,69 @@
+"""A cgroup for each sandboxed program, where this process may make one: the kernel then counts what its processes hold
+together, whoever they share it with, and files in memory and its own buffers too."""
+
+from __future__ import annotations
+
+import functools
+import os
+import secrets
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+PREFIX = "selfimprove-"
+
+
+@functools.cache
+def parent() -> Path | None:
+    """The nearest cgroup of version 2 above this process in which it may make others that count memory, if any."""
+    for folder in _above():
+        with suppress(OSError):
+            if "memory" not in (folder / "cgroup.subtree_control").read_text().split():
+                continue
+            if not os.access(folder / "cgroup.procs", os.W_OK):
+                continue
+            trial = folder / f"{PREFIX}{os.getpid()}-trial"
+            trial.mkdir()
+            trial.rmdir()
+            for left in folder.glob(f"{PREFIX}*-*"):  # by a run that was killed
+                if not Path("/proc", left.name.split("-")[1]).exists():
+                    with suppress(OSError):
+                        left.rmdir()
+            return folder
+    return None
+
+
+def _above() -> list[Path]:
+    """This process's own cgroup and those above it."""
+    with suppress(OSError, StopIteration):
+        mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        top = Path(next(fields[4] for fields in mounts if fields[fields.index("-") + 1] == "cgroup2"))
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        own = top / next(line for line in lines if line.startswith("0::"))[3:].lstrip("/")
+        return [folder for folder in (own, *own.parents) if folder.is_relative_to(top)]
+    return []
+
+
+def make(stack: ExitStack, memory_mb: int) -> Path | None:
+    """A new cgroup with this limit, which the stack removes; None where there can be none."""
+    above = parent()
+    if above is None:
+        return None
+    folder = above / f"{PREFIX}{os.getpid()}-{secrets.token_hex(6)}"
+    folder.mkdir()
+    stack.callback(_remove, folder)
+    (folder / "memory.max").write_text(str(memory_mb << 20))
+    with suppress(FileNotFoundError):  # a kernel without swap
+        (folder / "memory.swap.max").write_text("0")
+    (folder / "memory.oom.group").write_text("1")
+    return folder
+
+
+def _remove(folder: Path) -> None:
+    with suppress(OSError):  # the next run removes it
+        folder.rmdir()
+
+
+def ran_out(folder: Path) -> bool:
+    """Whether the kernel has ended processes in it for want of memory."""
+    events = dict(line.split() for line in (folder / "memory.events").read_text().splitlines())
+    return events["oom_kill"] != "0"
