@@ -128,7 +128,7 @@ class Session:
 
     @cached_property
     def text(self) -> chat.Text:
-        """render, turn and encode of the policy, by its tokenizer alone where there is one."""
+        """render, turn, encode and end of the policy, by its tokenizer alone where there is one."""
         path = self.base["policy"].path
         if Path(path).is_dir() and not (Path(path) / "tokenizer_config.json").exists():
             return self._policy("policy", self.base["policy"], ()).engine

@@ -7,7 +7,7 @@
 | judge | async (problem, trajectories) -> list[Outcome]: the training verifier's, also where it judges groups |
 | prepared | what the module's `prepare` returned |
 | roles | Mapping[str, Policy]: the method's other policies, each at its own version |
-| text | render, turn and encode of the policy's tokenizer |
+| text | render, turn, encode and end of the policy's tokenizer |
 | memory | Sequence[Memory]: what the last pass left, not to be changed |
 | tools | Mapping[str, Tool]: the method's tools, opened once a session |
 | step | Pass: which one this is |

@@ -98,6 +98,11 @@ class Engine(Protocol):
         """The ids of a text inside an assistant's running turn."""
         ...
 
+    @property
+    def end(self) -> int:
+        """The id that ends an assistant's turn."""
+        ...
+
     async def sample(self, request: Request) -> Sample:
         """One completion. Its content depends on the weights and the request, not on what else is in flight."""
         ...

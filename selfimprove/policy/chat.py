@@ -75,6 +75,11 @@ class Text(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
 
+    @property
+    def end(self) -> int:
+        """The id that ends an assistant's turn."""
+        ...
+
 
 class Speaker:
     """The part of selfimprove.policy.Engine that is about text, for engines with a `tokenizer`."""
@@ -90,6 +95,11 @@ class Speaker:
 
     def encode(self, text: str) -> list[int]:
         return encode(self.tokenizer, text)
+
+    @property
+    def end(self) -> int:
+        found: int = self.tokenizer.eos_token_id
+        return found
 
 
 class Tokenizer(Speaker):

@@ -50,6 +50,10 @@ class DrawsEngine:
     def encode(self, text: str) -> list[int]:
         raise ValueError("a policy of draws holds no dialogue")
 
+    @property
+    def end(self) -> int:
+        raise ValueError("a policy of draws holds no dialogue")
+
     async def sample(self, request: Request) -> Sample:
         loop = asyncio.get_running_loop()
         if not self._waiting:

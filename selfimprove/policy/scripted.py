@@ -69,6 +69,10 @@ class ScriptedEngine:
     def encode(self, text: str) -> list[int]:
         return [ord(char) for char in text]
 
+    @property
+    def end(self) -> int:
+        return ord(END)
+
     def outcomes(self, prompt: str) -> dict[str, float]:
         """Every completion that may follow a rendered prompt, with its probability."""
         known = [prompt] if prompt in self.gold else (text for text in self.gold if text in prompt)
