@@ -101,3 +101,16 @@ def test_errors_say_where(tmp_path: Path, record: dict[str, Any], options: dict[
         run(write(tmp_path / "a.jsonl", [*records, record]), **options)
     assert all(words in str(refused.value) for words in said), str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_squads_answers_are_gold_answers_all_of_them(tmp_path: Path) -> None:
+    answers = [{"text": ["Paris", "the city"], "answer_start": [0, 4]}, {"text": ["Rome"], "answer_start": [1]}]
+    rows = [{"question": f"Capital {i}?", "answers": found} for i, found in enumerate(answers)]
+    problems = run(write(tmp_path / "a.jsonl", rows), answer_field="answers", heldout_size=1)
+    assert {(p.gold, str(p.metadata["answers"])) for p in problems} <= {(a["text"][0], str(a)) for a in answers}
+
+
+def test_nan_is_no_gold_answer(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"question": "Why?", "answer": float("nan")}])
+    with pytest.raises(ConfigError, match="a.jsonl:1: field 'answer' .* is float 'nan'; it must be text or a number"):
+        run(path)
