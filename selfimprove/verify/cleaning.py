@@ -22,7 +22,7 @@ TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}
 _DONE = re.compile(r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,15})?")
 _SPACES = str.maketrans({"\n": " ", "\t": " ", "~": " "})
 # A dollar sign opens mathematics before a non-space and closes it after one, unless a digit follows (Pandoc's rule).
-_SPAN = re.compile(r"\$\$(.+?)\$\$|\\\((.+?)\\\)|\\\[(.+?)\\\]|(?<!\\)\$(?=\S)([^$]*?[^\s$\\])\$(?!\d)")
+SPAN = re.compile(r"\$\$(.+?)\$\$|\\\((.+?)\\\)|\\\[(.+?)\\\]|(?<!\\)\$(?=\S)([^$]*?[^\s$\\])\$(?!\d)")
 _JOINED = re.compile(r"(?:[\s,;]|and|or)*")
 _CURRENCY = re.compile(
     rf"(?:\b(?:US|HK|CA|AU|NZ|C|A|R|S))?\\?\$|[{CURRENCY}]|\\(?:pounds|euro|yen|cents?|rupee)\b"
@@ -124,7 +124,7 @@ def clean(answer: str) -> str | None:
     if (":" in text or "m" in text) and (clock := _CLOCK.match(_unwrapped(text))):
         return _time(clock)
     text = _CURRENCY.sub("", text)
-    text = _THOUSANDS.sub(lambda match: _SEPARATOR.sub("", match[0]), text)
+    text = _THOUSANDS.sub(_together, text)
     text = _SCALE.sub(_scaled, text)
     if "\\" in text:
         text = _UPRIGHT.sub(lambda match: f"{{{match[1] or match[2]}}}", text)
@@ -164,12 +164,19 @@ def _unspanned(text: str) -> str:
     """Mathematics between dollar signs or their like, without them."""
     if "$" not in text and "\\" not in text:
         return text
-    spans: list[str] = [next(group for group in span if group) for span in _SPAN.findall(text)]
+    spans: list[str] = [next(group for group in span if group) for span in SPAN.findall(text)]
     if not spans:
         return text
-    if _JOINED.fullmatch(_SPAN.sub("", text)):
+    if _JOINED.fullmatch(SPAN.sub("", text)):
         return ", ".join(spans)
-    return spans[0] if _SPAN.match(text) else spans[-1]  # "$5$ because $2 + 3 = 5$", "the cost of $3$ is $15$"
+    return spans[0] if SPAN.match(text) else spans[-1]  # "$5$ because $2 + 3 = 5$", "the cost of $3$ is $15$"
+
+
+def _together(match: re.Match[str]) -> str:
+    """1234 for "1,234", but not for the interval or pair (12,102)."""
+    around = match.string[match.start() - 1 : match.start()], match.string[match.end() : match.end() + 1]
+    pair = match[0].count(",") == 1 and around[0] in ("(", "[") and around[1] in (")", "]")
+    return match[0] if pair else _SEPARATOR.sub("", match[0])
 
 
 def _scaled(match: re.Match[str]) -> str:

@@ -18,7 +18,7 @@ from sympy import Expr, Float, latex, nan, oo, zoo
 
 from selfimprove.verify import Outcome
 from selfimprove.verify.characters import fold
-from selfimprove.verify.cleaning import CURRENCY, LONGEST, NUMBER, QUANTITY, clean, is_prose, same_time
+from selfimprove.verify.cleaning import CURRENCY, LONGEST, NUMBER, QUANTITY, SPAN, clean, is_prose, same_time
 from selfimprove.verify.statements import ADVERBS, REMARK, passages, statements
 from selfimprove.verify.values import TOLERANCE, equal_numbers
 
@@ -150,8 +150,18 @@ def _answer(passage: str, fallback: Fallback) -> str | None:
     found = None
     for match in _LAST_NUMBER.finditer(rest):
         if not refuted or clean(match[0]) not in refuted:
-            found = match[0]
-    return found
+            found = match
+    return found and (_formula(rest, found.start()) or found[0])
+
+
+def _formula(text: str, place: int) -> str | None:
+    """The formula in LaTeX around a place of a text, or what it says after its last equals sign."""
+    for span in SPAN.finditer(text) if "\\" in text else ():
+        inner: str = next(filter(None, span.groups()))
+        if span.start() < place < span.end() and "\\" in inner:
+            after = inner.rpartition("=")[2]
+            return after if after.count("{") == after.count("}") else inner
+    return None
 
 
 def _affirmed(text: str) -> tuple[str, list[str | None]]:

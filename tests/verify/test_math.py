@@ -320,6 +320,14 @@ BOXES = [
     ("\\boxed{2}, \\boxed{3}", "23", False),
     ("\\boxed{1728}", "1331 and 1728", False),
 ]
+LAST = [
+    ("So the probability is $\\frac{3}{4}$.", "3/4", True),
+    ("That makes \\(x = 2\\sqrt{10}\\).", "2\\sqrt{10}", True),
+    ("So the probability is $\\frac{3}{4}$.", "4", False),
+    ("It is $\\frac{1+\\sqrt{5}}{2}$", "2", False),
+    ("The answer is 5, since 2 + 3 = 5.", "5", True),
+    ("The domain is \\boxed{(2,12) \\cup (12,102)}", "(2, 12) \\cup (12, 102)", True),
+]
 UNITS = [
     *(
         (f"\\boxed{{{answer}}}", "5", True)
@@ -376,7 +384,7 @@ EXACT = [  # gold, answer, whether they are equal
 ]
 
 
-@pytest.mark.parametrize(("text", "gold", "same"), [*SCRIPTS, *REMARKS, *RUN_ON, *BOXES, *UNITS])
+@pytest.mark.parametrize(("text", "gold", "same"), [*SCRIPTS, *REMARKS, *RUN_ON, *BOXES, *LAST, *UNITS])
 def test_a_statement_counts_where_it_can_be_an_answer(text, gold, same):
     assert (check(text, gold, {}).status == "correct") == same, check(text, gold, {})
 
