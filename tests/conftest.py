@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import selfimprove
 from tests.waiting import PATIENCE
 
 # Before anything loads torch: tests run side by side, and pools of threads that share the cores wait for each other.
@@ -29,6 +30,13 @@ SMALL = [
 ]
 
 
+def environment_of(home: Path, **more: str) -> dict[str, str]:
+    """The environment of a user with an empty home, whose `selfimprove` is the package that is tested here."""
+    code = [*filter(None, [more.get("PYTHONPATH")]), str(Path(selfimprove.__file__).parents[1])]
+    own = {"PATH": os.environ["PATH"], "HOME": str(home), "OMP_NUM_THREADS": "1"}
+    return {**own, **more, "PYTHONPATH": os.pathsep.join(code)}
+
+
 def run_cli(
     folder: Path, *arguments: str | Path, check: int | None = 0, **environment: str
 ) -> subprocess.CompletedProcess[str]:
@@ -36,7 +44,7 @@ def run_cli(
     done = subprocess.run(
         [SCRIPT, *arguments],
         cwd=folder,
-        env={"PATH": os.environ["PATH"], "HOME": str(folder / "home"), "OMP_NUM_THREADS": "1", **environment},
+        env=environment_of(folder / "home", **environment),
         capture_output=True,
         text=True,
         timeout=PATIENCE,

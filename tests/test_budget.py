@@ -11,7 +11,7 @@ import yaml
 from selfimprove import run, store
 from selfimprove.config import compose
 from selfimprove.errors import ConfigError
-from tests.conftest import HELDOUT, SCRIPT, SMALL
+from tests.conftest import HELDOUT, SCRIPT, SMALL, environment_of
 from tests.waiting import wait_for
 
 
@@ -87,7 +87,7 @@ def test_a_run_stops_is_killed_and_goes_on_with_a_higher_budget(cli, tmp_path):
 
     with subprocess.Popen(
         [SCRIPT, "resume", folder, "budget.rounds=null", "budget.sampled_tokens=750"],
-        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        env=environment_of(tmp_path),
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     ) as process:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from selfimprove import sweep
-from tests.conftest import SCRIPT, SMALL
+from tests.conftest import SCRIPT, SMALL, environment_of
 from tests.test_sweep import TABLE, statuses
 from tests.waiting import PATIENCE, wait_for
 
@@ -58,7 +58,7 @@ def test_a_slurm_job_that_is_preempted_goes_on_where_it_was_and_stops_no_other(t
     folder, state = tmp_path / "sweep", tmp_path / "slurm"
     first = folder / "0_curated_loop_categorical_categories_s0"
     arguments = [SCRIPT, "run", "-m", *TABLE, *HERE, "rounds=30", "seed=0,1"]
-    environment = {"HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1", **slurm}
+    environment = environment_of(tmp_path / "home", **slurm)
     process = subprocess.Popen(
         arguments, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

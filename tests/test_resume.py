@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SCRIPT, SMALL
+from tests.conftest import SCRIPT, SMALL, environment_of
 from tests.waiting import PATIENCE, wait_for
 
 DRIVER = Path(__file__).parent / "kill_driver.py"
@@ -80,9 +80,10 @@ def test_every_single_rename(tmp_path, method):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_cleanly_and_resume_finishes(cli, tmp_path, number):
     run = tmp_path / "run"
-    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     arguments = [SCRIPT, "run", *SMALL, "rounds=2", "dataset.train_size=200", f"hydra.run.dir={run}"]
-    with subprocess.Popen(arguments, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        arguments, cwd=tmp_path, env=environment_of(tmp_path), stderr=subprocess.PIPE, text=True
+    ) as process:
         wait_for((run / "rounds/000/trajectories.parts").exists, process)
         process.send_signal(number)
         _, errors = process.communicate(timeout=PATIENCE)

@@ -13,7 +13,7 @@ import yaml
 
 from selfimprove import sweep
 from selfimprove.config import CONF, compose, methods
-from tests.conftest import SCRIPT
+from tests.conftest import SCRIPT, environment_of
 from tests.waiting import PATIENCE, wait_for
 
 # Draws from a table: all of a run, without a model to load.
@@ -77,9 +77,13 @@ def test_members_that_are_refused_crash_or_are_killed_do_not_stop_the_others(cli
 
 
 def launch(folder, *arguments):
-    environment = {"PATH": os.environ["PATH"], "HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [SCRIPT, *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [SCRIPT, *arguments],
+        cwd=folder,
+        env=environment_of(folder / "home"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 

@@ -25,7 +25,7 @@ from selfimprove.policy.models import PACKAGED, load_model, load_tokenizer
 from selfimprove.policy.ray import AHEAD, LOSSES, SETTINGS, Actor, Handout, RayEngine
 from selfimprove.session import open_engine
 from selfimprove.types import Problem, Sample
-from tests.conftest import SCRIPT, SMALL
+from tests.conftest import SCRIPT, SMALL, environment_of
 from tests.waiting import PATIENCE, wait_for
 
 os.environ.update(SETTINGS)  # before Ray is imported: it reads some of them then
@@ -331,7 +331,7 @@ def test_a_run_that_was_ended_leaves_no_ray_behind_and_is_resumed(cli, tmp_path,
     here = ["engine=ray", "engine@engine.inner=transformers", "engine.address=null", "engine.actors=2"]
     sized = [*SMALL, "rounds=1", "dataset.train_size=96", "hardware.shard=24"]
     cli("run", *sized, "hydra.run.dir=alone")
-    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    environment = environment_of(tmp_path / "home")
     arguments = [SCRIPT, "run", *sized, *here, "hydra.run.dir=run"]
     with subprocess.Popen(arguments, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
         wait_for(lambda: list((tmp_path / "run/rounds/000").rglob("*.parquet")), process)
