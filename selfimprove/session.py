@@ -22,6 +22,7 @@ from selfimprove.plan import Pass, plan
 from selfimprove.policy import Engine, Policy, chat, models
 from selfimprove.report.display import Display
 from selfimprove.schema import Config, Model, Stage
+from selfimprove.train import Held
 from selfimprove.types import Problem, Trajectory
 from selfimprove.verify import Check, Context, Judge, Opening, Outcome
 from selfimprove.verify.pool import Pool
@@ -59,6 +60,7 @@ class Session:
     loop: asyncio.Runner = field(default_factory=asyncio.Runner)
     memories: Memories = field(default_factory=Memories)
     made: Made = field(default_factory=Made)
+    held: Held = field(default_factory=Held)  # what training leaves in memory for the next pass
     _pools: dict[str, Pool] = field(default_factory=dict)  # by verifier; workers and what they remember stay
     _engines: dict[str, Engine] = field(default_factory=dict)  # by role
     _loaded: dict[str, str] = field(default_factory=dict)  # the path of the weights in each

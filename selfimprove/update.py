@@ -109,6 +109,10 @@ def _work(session: Session, step: Pass, node: Target, start: Weights, key: str, 
     if own or how.checkpoint_steps:  # removed when the phase is done, as other parts are
         same = [key, how.model_dump(), config.hardware.micro_batch]
         parts = unfinished(folder / "policy.parts", store.digest(same))
+    held = None if own or config.hardware.sleep else session.held
+    how_trained = [node, role, model.model_dump()]
+    if held:
+        held.only(start.path, how_trained)
     before, last = steps_before(session, step), _trained(session, start)
     carry = bool(node.get("carry"))
     with (
@@ -141,12 +145,15 @@ def _work(session: Session, step: Pass, node: Target, start: Weights, key: str, 
             parts=parts,
             state=state,
             last_state=session.run.folder(last) / "state" if carry and last and _carries(session, last) else None,
+            held=held,
         )
         if own:
             result = launch.train(node, examples, context)
         else:
             update = supplied(session, step, node, "train", "train", config.verifier_of(session.stage(step)))
             result = update(list(store.read_records(examples, Example)), context)
+    if held:  # now that the policy is where it belongs
+        held.path, held.node = str(folder / "policy"), how_trained
     if again and parts:
         shutil.rmtree(parts, ignore_errors=True)
     return result

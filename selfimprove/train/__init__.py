@@ -17,6 +17,8 @@ checkpoints, from which a phase that was killed goes on.
 from __future__ import annotations
 
 import copy
+import functools
+import gc
 import importlib.util
 import itertools
 import math
@@ -49,6 +51,26 @@ FIGURES = {  # of a policy gradient's steps, whose means are figures of the phas
 HANDOVER = "handover.json"  # in a policy's folder: what the trainer says of a few answers (selfimprove.train.probe)
 
 
+@dataclass
+class Held:
+    """What stays in memory between phases: the model as it was saved, and its tokenizer.
+
+    Taking it is the same, to the bit, as loading the policy again. Whoever runs phases says by `path` and `node` which
+    policy it is, once that is where it belongs, and by what it was trained.
+    """
+
+    path: str = ""
+    node: Any = None
+    model: Any = None
+    tokenizer: Any = None
+    reference: dict[str, Any] = field(default_factory=dict)  # the base model by its path, for a KL term
+
+    def only(self, path: str, node: Any) -> None:
+        """Let go of what is held unless it is this policy, and was trained in this way."""
+        if (self.path, self.node) != (path, node):
+            self.model = self.tokenizer = None
+
+
 @dataclass(frozen=True)
 class TrainContext:
     """Where a training phase starts, where it saves, and what it runs on; the same for every algorithm."""
@@ -70,6 +92,7 @@ class TrainContext:
     parts: Path | None = None  # folder for what is unfinished, see `unfinished`; without one nothing is kept
     state: Path | None = None  # with `carry`: folder for what the next phase goes on with (selfimprove.train.carry)
     last_state: Path | None = None  # and where the last phase left it; None: this is the first
+    held: Held | None = None  # what phases of this process leave in memory for one another; None: nothing
 
 
 class Optimization(TypedDict, total=False):
@@ -318,12 +341,11 @@ def run(make: Maker, context: TrainContext) -> dict[str, float]:
     `selfimprove.train.probe` writes handover.json beside the weights. Raises ConfigError as `load` does, and RunError
     when the loss stops being a number or when training does not run as the configuration says.
     """
-    from transformers import AutoTokenizer
-
     from selfimprove.train import carry
     from selfimprove.train.probe import Probe
 
-    model, tokenizer = load(context)
+    _settle()
+    model, tokenizer = _held(context) or load(context)
     if context.last_state:
         carry.restore_weights(model, context.last_state)
     # Trainers edit the configs they are given (special tokens, use_cache); a policy keeps those it came with.
@@ -331,7 +353,7 @@ def run(make: Maker, context: TrainContext) -> dict[str, float]:
     learned = {name: weight.data for name, weight in _adapters_on_bits(model)}
     last = checkpoint(context.parts)
     with tempfile.TemporaryDirectory(prefix="selfimprove-") as folder:
-        trainer = make(str(context.parts / SAVING) if context.parts else folder, model, tokenizer)
+        trainer = make(str(context.parts / SAVING) if context.parts else folder, model, copy.deepcopy(tokenizer))
         trainer.processing_class = None
         for name, weight in _adapters_on_bits(model):
             weight.data = learned.pop(name).to(weight.device)
@@ -352,16 +374,18 @@ def run(make: Maker, context: TrainContext) -> dict[str, float]:
             dtype = getattr(torch, context.dtype)
             model.config, model.generation_config = configs
             if weights is None:
-                model.to(dtype).save_pretrained(context.out)
+                model.to(dtype).save_pretrained(context.out)  # which rounds the model itself too
             else:
                 model.config.dtype = dtype
                 weights = {name: weight.to(dtype) for name, weight in weights.items()}
                 model.save_pretrained(context.out, state_dict=weights)
         else:
             model.save_pretrained(context.out, state_dict=weights, save_embedding_layers=False)
-        AutoTokenizer.from_pretrained(context.start).save_pretrained(context.out)
+        tokenizer.save_pretrained(context.out)
         if context.probe:
             probe.write(context.out)
+        if context.held:
+            _hold(context.held, model, tokenizer, context)
     steps = [record for record in trainer.state.log_history if "loss" in record]
     return {
         "loss": sum(record["loss"] for record in steps) / len(steps),
@@ -373,6 +397,41 @@ def run(make: Maker, context: TrainContext) -> dict[str, float]:
             if all(record.get(name) is not None for record in steps)
         },
     }
+
+
+def _held(context: TrainContext) -> tuple[Any, Any] | None:
+    """The model and tokenizer that the last phase left, in the state in which `load` gives them."""
+    held = context.held
+    if held is None or held.model is None:
+        return None
+    from transformers import set_seed
+
+    set_seed(_seed32(context))
+    found = held.model, held.tokenizer
+    held.model = held.tokenizer = None  # this phase changes them: nobody else must take them
+    return found
+
+
+def _hold(held: Held, model: Any, tokenizer: Any, context: TrainContext) -> None:
+    """Keep the model for the next phase, without what trainers put on it. Nothing is kept of weights that were rounded
+    or are in 4 bits, which loading would give otherwise."""
+    if (context.lora is None and context.dtype != "float32") or getattr(model, "is_loaded_in_4bit", False):
+        return
+    model.zero_grad(set_to_none=True)
+    for part in (model, model.get_base_model()) if context.lora else (model,):
+        for patched in ("forward", "_original_forward"):
+            vars(part).pop(patched, None)
+    held.model, held.tokenizer = model.eval(), tokenizer
+
+
+@functools.cache
+def _settle() -> None:
+    """Leave what imports made out of garbage collection, which accelerate asks for as each training begins: looking
+    through it takes about a fifth of a short phase."""
+    import selfimprove.train.trainers  # noqa: F401  (with all that it imports)
+
+    gc.collect()
+    gc.freeze()
 
 
 def _adapters_on_bits(model: Any) -> list[tuple[str, Any]]:

@@ -101,11 +101,15 @@ class GradientTrainer(_Planned, GRPOTrainer):
             save_file(self.kept, kept)
 
     def _base(self) -> Any:
+        held = self.context.held.reference if self.context.held else {}
+        if self.context.base in held:
+            return held[self.context.base]
         model = load_model(self.context.base, dtype="float32", device="cpu").to(self.accelerator.device)
         add_fused_lm_head(model, outputs=("log_probs", "entropy"))
         if self.args.use_cpu:
             score_labelled_positions(model, entropy=True)
-        return model.eval()
+        held[self.context.base] = model.eval()
+        return model
 
     def _score(self, model: Any, names: list[str]) -> None:
         training = model.training

@@ -74,7 +74,7 @@ def train(node: Target, rows: Path, context: TrainContext) -> dict[str, float]:
 
 def job(node: Target, rows: Path, context: TrainContext) -> dict[str, Any]:
     """What a worker needs, as JSON."""
-    told = {field.name: getattr(context, field.name) for field in fields(context) if field.name != "log"}
+    told = {field.name: getattr(context, field.name) for field in fields(context) if field.name not in ("log", "held")}
     told |= {key: told[key] and str(told[key]) for key in PATHS} | {"training": context.training.model_dump()}
     return {"node": node, "rows": str(rows), "context": told}
 

@@ -11,8 +11,9 @@ import torch
 from conftest import LORA, rows, weights
 
 from selfimprove import store
-from selfimprove.train import TrainContext
+from selfimprove.train import Held, TrainContext
 from selfimprove.train.carry import STEPS, WEIGHTS, rate
+from selfimprove.train.policy_gradient import policy_gradient
 from selfimprove.train.sft import sft
 
 Make = Callable[..., TrainContext]
@@ -96,3 +97,37 @@ def _load(path: Any) -> dict[str, torch.Tensor]:
 def _distance(policy: Any, base: str) -> float:
     before, after = weights(base), weights(policy)
     return sum((before[k].bfloat16() != after[k].bfloat16()).sum().item() for k in before)
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+@pytest.mark.parametrize("how", [sft, policy_gradient])
+def test_a_model_that_is_held_gives_the_bytes_of_one_that_is_loaded(context: Make, lora: Any, how: Any) -> None:
+    data = rows(8)
+    if how is policy_gradient:
+        for i, e in enumerate(data):
+            e.advantages = [(-1.0) ** i] * len(e.completion_ids)
+    options: dict[str, Any] = {"beta": 0.1} if how is policy_gradient else {}
+    ends = []
+    for name, held in (("loaded", None), ("held", Held())):
+        last: TrainContext | None = None
+        for i in range(3):
+            own = context(f"{name}{i}", lora=lora, held=held, seed=i, probe=[([1, 2], [3, 4])])
+            own = replace(own, state=own.out.with_name(f"{name}{i}_state"))
+            if last:
+                own = replace(own, start=str(last.out), last_state=last.state)
+            taken = held and held.model
+            how(data, own, **HOW, **options)
+            assert held is None or (taken is None) == (i == 0)
+            assert held is None or held.model is not None
+            last = own
+        assert last
+        ends.append([store.file_digest(last.out), store.file_digest(last.state)])  # type: ignore[arg-type]
+    assert ends[0] == ends[1]
+
+
+def test_what_is_held_of_another_policy_is_let_go_of() -> None:
+    held = Held("here", ["a"], model=1, tokenizer=2)
+    held.only("here", ["a"])
+    assert held.model == 1
+    held.only("here", ["b"])
+    assert (held.model, held.tokenizer) == (None, None)
