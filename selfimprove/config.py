@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -33,7 +34,7 @@ from selfimprove.binding import (
     require_supplies,
 )
 from selfimprove.errors import ConfigError
-from selfimprove.overrides import one_line
+from selfimprove.overrides import NEEDED, OPTIONAL, one_line
 from selfimprove.overrides import read as read_words
 from selfimprove.schema import Config, Stage
 from selfimprove.units import UNITS
@@ -58,6 +59,50 @@ def compose(overrides: Sequence[str], needs: bool = True) -> Config:
     except (HydraException, ValueError) as problem:  # ValueError: of a group that is given a number
         raise ConfigError(one_line(problem)) from None
     return check(composed, needs)
+
+
+def compose_on(path: Path, overrides: Sequence[str]) -> Config:
+    """The configuration of an existing run, of which `path` is the config.yaml, with overrides, for commands that run
+    no method. A choice of a group takes the place of what the run has there, whole. Raises ConfigError."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+
+    raw, values = _literal(load(path)), []
+    raw["defaults"] = ["_self_"]
+    raw["hydra"] = {"searchpath": [f"file://{CONF}"]}
+    for word in read_words(overrides):
+        key, _, value = word.partition("=")
+        group, _, package = key.lstrip("+").partition("@")
+        if group == "experiment":
+            raise ConfigError(f"{word}: is for `selfimprove run`; here it would change what the run was")
+        if group not in (*NEEDED, *OPTIONAL):
+            values.append(word)
+            continue
+        *above, last = (package or group).split(".")
+        section = raw
+        for name in above:
+            section = section[name]
+        section.pop(last, None)
+        raw["defaults"].append({f"{group}@{package}" if package else group: value})
+    try:
+        with tempfile.TemporaryDirectory(prefix="selfimprove-") as folder:
+            file = Path(folder) / "config.yaml"
+            file.write_text(yaml.safe_dump(raw, allow_unicode=True, sort_keys=False), encoding="utf-8")
+            with initialize_config_dir(version_base="1.3", config_dir=folder):
+                composed = hydra_compose("config", overrides=values)
+    except (HydraException, ValueError) as problem:
+        raise ConfigError(one_line(problem)) from None
+    return check(composed, needs=False)
+
+
+def _literal(value: Any) -> Any:
+    """Plain data in which no text is an interpolation."""
+    if isinstance(value, dict):
+        return {key: _literal(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_literal(inner) for inner in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value
 
 
 def check(composed: DictConfig | dict[str, Any], needs: bool = True) -> Config:
