@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
 from functools import partial
 from types import ModuleType
 from typing import Any, Required, get_args, get_origin, get_type_hints
@@ -38,8 +40,23 @@ _FRAME = ("_target_", "name", "gives", "verifier", "score")  # keys that are not
 # Keyword arguments that the runner gives to a function that has them (selfimprove.supplies).
 SUPPLIES = ("seed", "check", "judge", "prepared", "roles", "text", "memory", "tools", "step", "made", "figures")
 
+# How many positional arguments the runner gives the function of a slot, by the last word of its key
+_POSITIONAL = {
+    "generate": 2,
+    "probe": 2,
+    "verifier": 3,
+    "filter": 1,
+    "train": 2,
+    "adapt": 1,
+    "answer": 1,
+    "dataset": 0,
+    "also": 0,
+    "engine": 4,
+    "tracker": 3,
+}
 
-def bind(node: Target, where: str) -> Callable[..., Any]:
+
+def bind(node: Target, where: str) -> partial[Any]:
     """The node's function with its keys bound as keyword arguments, each checked against the function's type hints.
 
     Raises ConfigError naming `where.key` for an unknown key, a missing one, or a value of the wrong type.
@@ -54,10 +71,47 @@ def bind(node: Target, where: str) -> Callable[..., Any]:
             options[key] = TypeAdapter(hints[key]).validate_python(value)
         except ValidationError as problem:
             raise ConfigError(_wrong(f"{where}.{key}", value, problem), where) from None
+        for part, said in misread(value, options[key]):
+            raise ConfigError(f"{where}.{key}{part}: {said}", where)
     missing = [name for name in required if name not in (*options, *SUPPLIES)]
     if missing:
         raise ConfigError(f"{where}.{missing[0]}: needs a value, e.g. {where}.{missing[0]}=...", where)
+    require_arguments(target, node, where)
     return partial(target, **options)
+
+
+def require_arguments(target: Callable[..., Any], node: Target, where: str) -> None:
+    """Raises ConfigError for a function that does not take what the runner gives it, e.g. a filter as a verifier."""
+    slot = where.rpartition(".")[2]
+    if slot not in _POSITIONAL:
+        return
+    try:
+        own = inspect.signature(target)
+        named = [name for name, parameter in own.parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
+        own.bind(*range(_POSITIONAL[slot]), **dict.fromkeys(named))
+    except (TypeError, ValueError):  # ValueError: of a function that is not written in Python
+        said = (
+            f"what stands here is called with {_POSITIONAL[slot]} arguments by position, and this function takes others"
+        )
+        raise ConfigError(f"{where}._target_={node['_target_']}: {said}", where) from None
+
+
+def misread(given: Any, read: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(".key" inside of `given`, what is wrong) of each number that is not finite, and of each `true` that was read as
+    the number 1, which type hints let through."""
+    if isinstance(read, float) and not math.isfinite(read):
+        yield key, f"must be a finite number, not {read}"
+    elif isinstance(given, bool) and isinstance(read, int | float) and not isinstance(read, bool):
+        yield key, f"must be a number, not {str(given).lower()}"
+    elif isinstance(given, dict):
+        fields = read if isinstance(read, dict) else vars(read) if hasattr(read, "__dict__") else {}
+        if is_dataclass(read):
+            fields = {name: getattr(read, name) for name in read.__dataclass_fields__}
+        for name, value in given.items():
+            yield from misread(value, fields.get(name), f"{key}.{name}")
+    elif isinstance(given, list | tuple) and isinstance(read, list | tuple) and len(given) == len(read):
+        for i, (value, one) in enumerate(zip(given, read, strict=True)):
+            yield from misread(value, one, f"{key}.{i}")
 
 
 def _keywords(target: Callable[..., Any]) -> tuple[dict[str, Any], list[str]]:

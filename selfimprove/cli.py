@@ -10,9 +10,10 @@ import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from selfimprove.errors import ConfigError, RunError
 
@@ -30,12 +31,23 @@ def _main(arguments: list[str]) -> int:
     parser = _parser()
     if arguments[:1] == ["run"]:  # Hydra reads everything behind it, --help included
         return _guarded(lambda: _run(arguments[1:]))
-    chosen = parser.parse_args(arguments)
-    return _guarded(lambda: chosen.do(chosen))
+
+    def command() -> Any:
+        chosen = parser.parse_args(arguments)
+        return chosen.do(chosen)
+
+    return _guarded(command)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all of ours are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="selfimprove",
         description="Runs and compares methods by which language models improve on their own output.",
     )
@@ -145,11 +157,14 @@ def _run(arguments: Sequence[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from selfimprove import config as configuration
-    from selfimprove import sweep
+    from selfimprove import overrides, sweep
 
+    words, said = _words(arguments)
     results: list[int] = []  # the exit code of a single run
+    begun: list[bool] = []  # whether anything of ours has: until then it is Hydra that reads the user's words
 
     def task(composed: DictConfig) -> float | None:
+        begun.append(True)
         hydra_config = HydraConfig.get()
         if hydra_config.mode == RunMode.MULTIRUN:
             return sweep.member(composed)
@@ -162,7 +177,8 @@ def _run(arguments: Sequence[str]) -> int:
             from selfimprove.summary import exit_code
 
             try:
-                return exit_code(run.start(configuration.check(composed), path))
+                _require_folder(path, hydra_config.run.dir)
+                return exit_code(run.start(configuration.check(composed), path, said))
             except ConfigError as problem:
                 _remove_if_empty(path)
                 where = configuration.origin(problem.key, hydra_config.runtime.choices)
@@ -172,22 +188,63 @@ def _run(arguments: Sequence[str]) -> int:
         return None
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here as they are, instead of a printed digest and exit 1
-    sys.argv = ["selfimprove", *configuration.unnulled(arguments)]
+    sys.argv = ["selfimprove", *words]
     failure: ConfigError | RunError | None = None
     try:
         hydra.main(version_base="1.3", config_path=str(configuration.CONF), config_name="config")(task)()
     except sweep.Refused as refused:
         raise refused.problem from None
     except (HydraException, OmegaConfBaseException) as problem:
-        failure = ConfigError(configuration.one_line(problem))
+        failure = ConfigError(overrides.one_line(problem))
     except Exception as problem:
-        if not sweep.is_open():
+        if sweep.is_open():
+            failure = RunError(f"the launcher failed: {type(problem).__name__}: {problem}")
+        elif begun or not isinstance(problem, ValueError | OSError):
             raise
-        failure = RunError(f"the launcher failed: {type(problem).__name__}: {problem}")
+        elif isinstance(problem, OSError):  # Hydra makes the run's folder
+            _remove_if_empty(Path(problem.filename or "."))
+            failure = ConfigError(f"hydra.run.dir: {problem.filename!s:.120} cannot be made ({problem.strerror})")
+        else:
+            failure = ConfigError(overrides.one_line(problem))
     code = sweep.close(failed=failure is not None)
     if failure:
         raise failure
     return max(results, default=0) if code is None else code
+
+
+def _words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments of `run` with their KEY=VALUE words as Hydra wants them, and what there is to be said of these.
+
+    Raises ConfigError for what is neither such a word nor one of Hydra's flags.
+    """
+    from hydra._internal.utils import get_args_parser  # what hydra.main parses with
+
+    from selfimprove import overrides
+
+    flags = _Parser(prog="selfimprove run", parents=[get_args_parser()], add_help=False).parse_args(arguments)
+    if flags.experimental_rerun:
+        raise ConfigError("--experimental-rerun: a run is continued by `selfimprove resume RUN_DIR`")
+    if flags.shell_completion:
+        return list(arguments), []
+    sweeps = flags.multirun or any(word.startswith("hydra.mode=") for word in flags.overrides)
+    read = dict(zip(flags.overrides, overrides.read(flags.overrides, sweeps), strict=True))
+    said = overrides.notes(flags.overrides)
+    if said and flags.cfg:
+        print("\n".join(said), file=sys.stderr)
+    return [read.get(word, word) for word in arguments], said
+
+
+def _require_folder(path: Path, asked: str) -> None:
+    """Raises ConfigError where the folder of a new run, which Hydra has made, is not the run's own or not writable."""
+    if not asked.strip():
+        raise ConfigError("hydra.run.dir: is empty; name a folder for the run, or leave the word out")
+    if not (path / "config.yaml").exists() and (other := [p.name for p in path.iterdir() if p.name[0] != "."]):
+        raise ConfigError(f"hydra.run.dir={asked}: holds {other[0]!r}, and a run needs a folder of its own")
+    try:
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(bytes(4096))
+    except OSError as problem:
+        raise ConfigError(f"hydra.run.dir={asked}: cannot be written to ({problem.strerror})") from None
 
 
 def _remove_if_empty(path: Path) -> None:
@@ -198,6 +255,8 @@ def _remove_if_empty(path: Path) -> None:
             return
         try:
             folder.rmdir()
+        except FileNotFoundError:
+            continue
         except OSError:
             return
 
@@ -231,7 +290,25 @@ def _resume(chosen: argparse.Namespace) -> int:
     return _run(sweep.arguments(chosen.run_dir))
 
 
+def _require_out(*paths: Path | None) -> None:
+    """Raises ConfigError for a file or folder that could not be written in the end, before hours go by."""
+    for path in filter(None, paths):
+        there = next(folder for folder in path.absolute().parents if folder.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise ConfigError(f"{path}: cannot be written, for {there} is no folder that can be written to")
+
+
+def _require_out_file(path: Path | None) -> None:
+    _require_out(path)
+    if path and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise ConfigError(
+            f"{path}: cannot be written, {'it is a folder' if path.is_dir() else 'its folder is not there'}"
+        )
+
+
 def _eval(chosen: argparse.Namespace) -> int:
+    _require_out_file(chosen.out)
+    _require_out(chosen.dir)
     policy, overrides = None, chosen.words
     if overrides and (not re.search("=|^~", overrides[0]) or Path(overrides[0]).exists()):  # ~key takes a key out
         policy, *overrides = overrides
@@ -258,6 +335,8 @@ def _eval(chosen: argparse.Namespace) -> int:
 
 
 def _compare(chosen: argparse.Namespace) -> int:
+    _require_out_file(chosen.out)
+    _require_out(chosen.export)
     from selfimprove.report import compare
     from selfimprove.report.display import setup_logging
 
@@ -278,6 +357,7 @@ def _compare(chosen: argparse.Namespace) -> int:
 
 
 def _report(chosen: argparse.Namespace) -> int:
+    _require_out_file(chosen.out)
     from selfimprove.report.html import write_report
     from selfimprove.report.runs import RunData
 
@@ -291,6 +371,7 @@ def _report(chosen: argparse.Namespace) -> int:
 
 
 def _verify(chosen: argparse.Namespace) -> int:
+    _require_out_file(chosen.out)
     from selfimprove.config import compose
     from selfimprove.ready import require_verifiers
     from selfimprove.verify.file import verify_file
@@ -315,6 +396,7 @@ def _verify(chosen: argparse.Namespace) -> int:
 
 
 def _study(chosen: argparse.Namespace) -> int:
+    _require_out_file(chosen.out)
     from selfimprove.studies import run_study
 
     run_study(chosen.name, chosen.quick, chosen.out)

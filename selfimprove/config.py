@@ -9,7 +9,9 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,16 @@ from selfimprove.binding import (
     bind,
     function,
     is_group,
+    misread,
     module_of,
     options_of,
     reason,
+    require_arguments,
     require_supplies,
 )
 from selfimprove.errors import ConfigError
+from selfimprove.overrides import NEEDED, OPTIONAL, one_line
+from selfimprove.overrides import read as read_words
 from selfimprove.schema import Config, Stage
 from selfimprove.units import UNITS
 
@@ -37,44 +43,66 @@ _PACKAGED = Path(__file__).parent / "conf"
 CONF = _PACKAGED if _PACKAGED.exists() else Path(__file__).parent.parent / "conf"
 """The configuration folder: inside an installed wheel, at the top level of a checkout."""
 
-# Choices of hydra/launcher and hydra/sweeper that other packages bring, and the extra of ours that installs them.
-EXTRAS = {"joblib": "sweeps", "submitit_local": "sweeps", "submitit_slurm": "sweeps", "optuna": "sweeps", "ray": "ray"}
-
 
 def compose(overrides: Sequence[str], needs: bool = True) -> Config:
     """The configuration that these overrides make, checked as `config.check` does. Raises ConfigError."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
+    words = read_words(overrides)
+    running = GlobalHydra.instance().is_initialized()  # within `run`, by Hydra's own application
     try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            composed = hydra_compose("config", overrides=unnulled(overrides))
-    except HydraException as problem:
+        with nullcontext() if running else initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            composed = hydra_compose("config", overrides=words)
+    except (HydraException, ValueError) as problem:  # ValueError: of a group that is given a number
         raise ConfigError(one_line(problem)) from None
     return check(composed, needs)
 
 
-def one_line(problem: Exception) -> str:
-    """Hydra's message without its lists and hints over several lines."""
-    group, _, name = str(getattr(problem, "missing_cfg_file", None) or "").rpartition("/")
-    if group.startswith("hydra/sweeper/"):  # what a sweeper's own choices hang on
-        group, name = "hydra/sweeper", "optuna"
-    if group.startswith("hydra/") and name in EXTRAS:
-        return f"{group}={name}: not installed; pip install 'selfimprove[{EXTRAS[name]}]'"
-    if options := getattr(problem, "options", None):  # an unknown choice in a group
-        return f"{group}={name}: no such choice; there are {', '.join(options)}"
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    if unknown := re.match(r"Could not override '(.+?)'", lines[0]):
-        return f"{unknown[1]}: unknown key; selfimprove run --cfg job prints the keys there are"
-    if key := getattr(problem, "full_key", None):
-        return f"{key}: {lines[0]}"
-    return " ".join(lines)
+def compose_on(path: Path, overrides: Sequence[str]) -> Config:
+    """The configuration of an existing run, of which `path` is the config.yaml, with overrides, for commands that run
+    no method. A choice of a group takes the place of what the run has there, whole. Raises ConfigError."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+
+    raw, values = _literal(load(path)), []
+    raw["defaults"] = ["_self_"]
+    raw["hydra"] = {"searchpath": [f"file://{CONF}"]}
+    for word in read_words(overrides):
+        key, _, value = word.partition("=")
+        group, _, package = key.lstrip("+").partition("@")
+        if group == "experiment":
+            raise ConfigError(f"{word}: is for `selfimprove run`; here it would change what the run was")
+        if group not in (*NEEDED, *OPTIONAL):
+            values.append(word)
+            continue
+        *above, last = (package or group).split(".")
+        section = raw
+        for name in above:
+            section = section[name]
+        section.pop(last, None)
+        raw["defaults"].append({f"{group}@{package}" if package else group: value})
+    try:
+        with tempfile.TemporaryDirectory(prefix="selfimprove-") as folder:
+            file = Path(folder) / "config.yaml"
+            file.write_text(yaml.safe_dump(raw, allow_unicode=True, sort_keys=False), encoding="utf-8")
+            with initialize_config_dir(version_base="1.3", config_dir=folder):
+                composed = hydra_compose("config", overrides=values)
+    except (HydraException, ValueError) as problem:
+        raise ConfigError(one_line(problem)) from None
+    return check(composed, needs=False)
 
 
-def unnulled(words: Sequence[str]) -> list[str]:
-    """Overrides with `filter=null` and its like as Hydra wants them, which is `~filter`."""
-    return [re.sub(r"^(generate|verifier|filter|train|experiment)=null$", r"~\1", word) for word in words]
+def _literal(value: Any) -> Any:
+    """Plain data in which no text is an interpolation."""
+    if isinstance(value, dict):
+        return {key: _literal(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_literal(inner) for inner in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value
 
 
 def check(composed: DictConfig | dict[str, Any], needs: bool = True) -> Config:
@@ -98,8 +126,13 @@ def check(composed: DictConfig | dict[str, Any], needs: bool = True) -> Config:
         key = _key(first["loc"], raw)
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"{key}: unknown key", key) from None
-        shown = "" if isinstance(first["input"], dict) else f"={first['input']}"
+        shown = "" if isinstance(first["input"], dict) else f"={_WORDS.get(str(first['input']), first['input'])}"
         raise ConfigError(f"{key}{shown}: {reason(problem)}", key) from None
+    for part, said in misread(raw, config.model_dump(by_alias=True)):
+        raise ConfigError(f"{part[1:]}: {said}", part[1:])
+    _require_text(raw)
+    limits = {"model.max_tokens": config.model.max_tokens, "eval.max_tokens": config.eval.max_tokens}
+    require_window(limits, config.model.max_length)
     check_stages(config, needs)
     for name in ("evaluate", "baseline", "answer", "figures"):
         if node := getattr(config.method, name):
@@ -112,8 +145,11 @@ def check(composed: DictConfig | dict[str, Any], needs: bool = True) -> Config:
     if config.verifier:
         bind(config.verifier, "verifier")
     bind(config.dataset.model_dump(by_alias=True), "dataset")
+    if config.eval.also:
+        bind(config.eval.also.model_dump(by_alias=True), "eval.also")
+        bind(config.eval.also.verifier, "eval.also.verifier")
     bind(engine_options(config.engine), "engine")
-    function(config.tracker, "tracker")
+    require_arguments(function(config.tracker, "tracker"), config.tracker, "tracker")
     if config.eval.consistency and "beam" not in gives(config):
         raise ConfigError(f"eval.consistency: needs beam search, which engine={config.engine['name']} does not give")
     asks = [stage.generate for stage in config.stages.values() if stage.generate]
@@ -129,6 +165,31 @@ def check(composed: DictConfig | dict[str, Any], needs: bool = True) -> Config:
         _require(config, f"method={config.method.name}", config.method.needs)
         check_solver(config)
     return config
+
+
+_WORDS = {"None": "null", "True": "true", "False": "false"}  # as they are written in YAML
+
+
+def _require_text(value: Any, key: str = "") -> None:
+    """Raises ConfigError for a text that config.yaml could not hold: half a surrogate pair, as bytes of a command line
+    that are not UTF-8 are read."""
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _require_text(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            shown = value.encode(errors="backslashreplace").decode()
+            raise ConfigError(f"{key}={shown}: is no text of Unicode, so no file can hold it", key) from None
+
+
+def require_window(limits: Mapping[str, Any], window: int) -> None:
+    """Raises ConfigError for a limit of a completion (key -> tokens) that is more than the model's window."""
+    for key, limit in limits.items():
+        if isinstance(limit, int) and limit > window:
+            said = f"is more than the window of prompt and answer, model.max_length={window}"
+            raise ConfigError(f"{key}={limit}: {said}", key)
 
 
 def check_stages(config: Config, needs: bool) -> None:
@@ -169,8 +230,13 @@ def check_stages(config: Config, needs: bool) -> None:
                 )
             if node is not None:
                 label = slot if chosen else (f"{where}.{slot}" if slot in given else f"method.{slot}")
-                bind(node, label)
+                bound = bind(node, label)
                 require_supplies(node, "generate" if slot == "probe" else slot, label)
+                together = getattr(inspect.getmodule(bound.func), "require_options", None)
+                if slot == "train" and together:  # which of its options do not go together
+                    together(**bound.keywords)
+                limits = {f"{label}.{key}": value for key, value in node.items() if key.endswith("max_tokens")}
+                require_window(limits, config.model_of(stage.by or stage.role or "policy").max_length)
         if stage.train and stage.train.get("carry"):
             check_carry(config, stage, where)
         if stage.train and stage.role and needs:
@@ -290,10 +356,43 @@ def dump(config: Config) -> str:
 
 def read(path: Path, needs: bool = True) -> Config:
     """The configuration of an existing run, checked as `check` does. Raises ConfigError when the folder is no run's."""
+    return check(load(path), needs)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A run's config.yaml as plain data. Raises ConfigError for a folder without one, or a file that is none."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        return check(_renamed(yaml.safe_load(path.read_text(encoding="utf-8"))), needs)
+        found = _renamed(yaml.load(path.read_text(encoding="utf-8"), loader))
     except FileNotFoundError:
         raise ConfigError(f"{path.parent}: no run folder (it has no config.yaml)") from None
+    except OSError as problem:
+        raise ConfigError(f"{path}: cannot be read ({problem.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as problem:
+        said = " ".join(str(getattr(problem, "problem", None) or problem).split())
+        raise ConfigError(f"{path}: is damaged, it is no YAML ({said})") from None
+    if not isinstance(found, dict) or not {"method", "model", "dataset"} <= set(found):
+        raise ConfigError(f"{path}: is damaged, it holds no configuration of a run")
+    return found
+
+
+def absolute(config: Config) -> Config:
+    """The same with whole paths: of the model, of the data, and of the models that verifiers ask. A run folder then
+    means the same from wherever it is read."""
+    raw = config.model_dump(by_alias=True)
+    for section in ("model", "dataset", "verifier", "method", "generate", "eval"):
+        _make_absolute(raw[section])
+    return config.model_validate(raw)
+
+
+def _make_absolute(node: Any) -> None:
+    for key, value in node.items() if isinstance(node, dict) else ():
+        if isinstance(value, dict):
+            _make_absolute(value)
+        elif isinstance(value, str) and (key in ("path", "model") or key.endswith("_path")):
+            local = Path(value).expanduser()
+            if value and value not in ("package", "policy", "base") and not node.get("server") and local.exists():
+                node[key] = str(local.absolute())
 
 
 def _renamed(raw: Any) -> Any:

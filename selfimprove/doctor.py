@@ -74,8 +74,10 @@ def memory(overrides: Sequence[str]) -> int:
     no run.
     """
     from selfimprove.config import compose
+    from selfimprove.fit import require_there
 
     config = compose(overrides, needs=False)
+    require_there(config)
     found, whole = estimate(config), estimate(config, row=config.model.max_length)
     console = Console(soft_wrap=True, highlight=False)
     model, hardware = config.model, config.hardware

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from selfimprove import config as configuration
 from selfimprove import store
 from selfimprove.config import CONF
+from selfimprove.errors import ConfigError
 from selfimprove.schema import Config
 from selfimprove.types import Problem
 
@@ -36,6 +38,7 @@ def choose(policy: str | None, overrides: Sequence[str], solver: bool = False) -
 
     `solver`: the method's solver is going to be run. Raises ConfigError, before the data set is read where that can be.
     """
+    from selfimprove.policy.models import is_adapter
     from selfimprove.ready import prepare, require_engine
     from selfimprove.session import base_policies
     from selfimprove.summary import last_policies
@@ -44,18 +47,21 @@ def choose(policy: str | None, overrides: Sequence[str], solver: bool = False) -
     folder = Path(policy or "")
     if policy and (folder / "config.yaml").exists():
         trained = configuration.read(folder / "config.yaml")
-        names = [] if "dataset" in chosen else [f"dataset={trained.dataset.name}"]
-        config = configuration.compose([*names, f"model={trained.model.name}", *overrides], needs=False)
+        for word in overrides:
+            if re.match(r"\+*model(\.path|\.name)?=", word):
+                raise ConfigError(f"{word}: {policy} is a run, whose own policy is evaluated; leave the word out")
+        config = configuration.compose_on(folder / "config.yaml", overrides)
         if solver:
             configuration.check_solver(config)
-        config = config.model_copy(update={"model": trained.model, "seed": trained.seed})
         base = base_policies(trained)
         policies = last_policies(store.Run(folder), trained, base)
+        began, last = Path(base["policy"].path), policies["policy"]
+        if began.is_absolute() and not began.exists() and not is_adapter(last.path):
+            base = base | {"policy": last}  # the model it began with is gone, and all that is needed of it is in the policy
         require_engine(config, trains=policies != base)
         if any(key.split(".")[0] == "dataset" for key in chosen):
             problems, _ = prepare(config)
         else:
-            config = config.model_copy(update={"dataset": trained.dataset})
             problems = list(store.read_records(folder / "problems.parquet", Problem))
         return Chosen(config, problems, base, policies)
     named: list[str] = []

@@ -1,11 +1,13 @@
-"""What has to hold before a run begins: problems whose gold answers pass, no overlap, and what this machine needs."""
+"""What has to hold before a run begins: problems whose gold answers pass and that the model's window holds, no overlap,
+a model that is all there, and what this machine needs."""
 
 from __future__ import annotations
 
 import logging
 from typing import Any
 
-from selfimprove.binding import bind, is_group, module_of, options_of
+from selfimprove import fit
+from selfimprove.binding import Target, bind, is_group, module_of, options_of
 from selfimprove.errors import ConfigError
 from selfimprove.schema import Config
 from selfimprove.session import open_pool
@@ -14,17 +16,49 @@ from selfimprove.types import Problem
 log = logging.getLogger("selfimprove")
 
 
-def prepare(config: Config) -> tuple[list[Problem], dict[str, str]]:
-    """The problems to use, and those dropped, with the reason: their gold answer fails its own verifier, or they are
-    train problems that are like a held-out one.
+def prepare(config: Config, trains: bool = False) -> tuple[list[Problem], dict[str, str]]:
+    """The problems to use, and those dropped, with the reason: their gold answer fails its own verifier, their prompt
+    does not fit the model's window, or they are train problems that are like a held-out one.
 
-    Raises ConfigError for data that cannot be used.
+    `trains`: a run is going to learn from them. What is only worth a word is said at the end, once nothing was refused.
+    Raises ConfigError for data that cannot be used, or a model that lacks what it is loaded from.
     """
     require_verifiers(config)
     problems: list[Problem] = list(bind(config.dataset.model_dump(by_alias=True), "dataset")(seed=config.seed))
-    dropped = check_gold(config, problems)
-    dropped |= check_overlap(config, [p for p in problems if p.id not in dropped])
-    return [p for p in problems if p.id not in dropped], dropped
+    reader = fit.open_reader(config, trains)
+    dropped: dict[str, str] = {}
+    said: list[str] = []
+
+    def left() -> list[Problem]:
+        return [problem for problem in problems if problem.id not in dropped]
+
+    dropped |= check_gold(config, problems, said)
+    if trains:
+        dropped |= check_training_gold(config, left(), said)
+    if reader:
+        dropped |= check_fit(config, left(), reader, said)
+    dropped |= check_overlap(config, left(), said)
+    said += repeated(left())
+    require_sides(config, left(), dropped, trains)
+    for line in said:
+        log.warning(line)
+    return left(), dropped
+
+
+def require_sides(config: Config, problems: list[Problem], dropped: dict[str, str], trains: bool) -> None:
+    """Raises ConfigError where no problem is left of a side that is needed."""
+    sides = {problem.split for problem in problems}
+    why = f" (of {len(dropped)} left out, {next(iter(dropped))}: {next(iter(dropped.values()))})" if dropped else ""
+    if trains and "train" not in sides:
+        raise ConfigError(
+            f"dataset={config.dataset.name} has no train problem left{why}: it is for `selfimprove eval`, or give "
+            "dataset.path a file of which a share is held out",
+            "dataset.train_size",
+        )
+    if trains and any(stage.probe for stage in config.stages.values()) and "dev" not in sides:
+        raise ConfigError(f"method={config.method.name} tunes itself on dev problems: set dataset.dev_size", "dataset")
+    if "test" not in sides:
+        raise ConfigError(f"dataset={config.dataset.name} has no held-out problem left{why}", "dataset.heldout_size")
 
 
 def require_verifiers(config: Config) -> dict[str, Any]:
@@ -69,31 +103,75 @@ def also_heldout(config: Config) -> list[Problem]:
     return heldout
 
 
-def check_gold(config: Config, problems: list[Problem]) -> dict[str, str]:
+def check_gold(config: Config, problems: list[Problem], said: list[str]) -> dict[str, str]:
     """The problems whose gold answer fails its own verifier, with the reason: they are dropped.
 
     Raises ConfigError when they are a larger share than `verify.drop_gold_above`.
     """
-    failing = failing_gold(config, problems)
-    if len(failing) > config.verify.drop_gold_above * len(problems):
-        shown = "; ".join(f"{name}: {why}" for name, why in list(failing.items())[:3])
-        raise ConfigError(
-            f"dataset={config.dataset.name}: {len(failing)} of {len(problems)} gold answers fail their own verifier "
-            f"(more than verify.drop_gold_above={config.verify.drop_gold_above}), e.g. {shown}"
+    own = f"dataset={config.dataset.name}: {{}} of {{}} gold answers fail their own verifier"
+    return _failing(config, config.dataset.verifier, problems, own, said)
+
+
+def check_training_gold(config: Config, problems: list[Problem], said: list[str]) -> dict[str, str]:
+    """The same of train and dev problems, by a verifier of training that the user chose: it may want what the data do
+    not have, as unit tests or options."""
+    node, own = config.verifier, config.dataset.verifier
+    if not node or node["_target_"] == own["_target_"] or is_group(node):
+        return {}
+    name, other = (target["_target_"].removeprefix("selfimprove.verify.") for target in (node, own))
+    if not is_group(own):
+        said.append(
+            f"training is verified by {name}, and held-out accuracy by {other}, the data set's own; "
+            "for one in both places: verifier@dataset.verifier=NAME"
         )
-    if failing:
-        said = "%d of %d gold answers fail their own verifier; their problems are left out"
-        log.warning(said, len(failing), len(problems))
-    return failing
+    ours = [problem for problem in problems if problem.split != "test"]
+    return _failing(config, node, ours, f"verifier={name}: {{}} of {{}} gold answers of training fail it", said)
 
 
-def failing_gold(config: Config, problems: list[Problem]) -> dict[str, str]:
-    """Problem id -> why the data set's own verifier does not accept its gold answer."""
+def _failing(config: Config, node: Target, problems: list[Problem], what: str, said: list[str]) -> dict[str, str]:
+    failing = failing_gold(config, problems, node)
+    return _limited(failing, len(problems), what, "drop_gold_above", config, said)
+
+
+def _limited(found: dict[str, str], of: int, what: str, limit: str, config: Config, said: list[str]) -> dict[str, str]:
+    """Problems to leave out. Raises ConfigError where they are a larger share than `verify.<limit>`."""
+    most = getattr(config.verify, limit)
+    line = what.format(len(found), of)
+    if len(found) > most * of:
+        reasons = {why: name for name, why in reversed(found.items())}  # each once
+        shown = "; ".join(f"{name}: {why}" for why, name in list(reversed(reasons.items()))[:3])
+        raise ConfigError(f"{line} (more than verify.{limit}={most}), e.g. {shown}")
+    if found:
+        said.append(f"{line}; their problems are left out")
+    return found
+
+
+def check_fit(config: Config, problems: list[Problem], reader: fit.Reader, said: list[str]) -> dict[str, str]:
+    """The problems whose prompt leaves no room for an answer in the model's window, with the reason: they are dropped.
+
+    Raises ConfigError when they are a larger share than `verify.drop_long_above`.
+    """
+    most = max(config.model.max_tokens, config.eval.max_tokens or 0)
+    found, tight = fit.unfit(reader, problems, most)
+    if not reader.ends:
+        said.append(f"model {reader.name} has no token that ends an answer: each goes on up to its limit of tokens")
+    if tight:
+        said.append(
+            f"{tight} of {len(problems)} prompts leave less than max_tokens={most} in the window of {reader.window}: "
+            "their answers are cut off sooner"
+        )
+    what = f"dataset={config.dataset.name}: {{}} of {{}} prompts do not fit the model's window"
+    return _limited(found, len(problems), what, "drop_long_above", config, said)
+
+
+def failing_gold(config: Config, problems: list[Problem], node: Target | None = None) -> dict[str, str]:
+    """Problem id -> why a verifier, by default the data set's own, does not accept its gold answer."""
     from selfimprove.verify.file import check_gold
 
-    if is_group(config.dataset.verifier) or not problems:
+    node = node or config.dataset.verifier
+    if is_group(node) or not problems:
         return {}  # it reads no gold answer
-    with open_pool(config, config.dataset.verifier) as pool:
+    with open_pool(config, node) as pool:
         return {p.id: f"{o.status}: {o.reason or o.extracted}" for p, o in check_gold(problems, pool)}
 
 
@@ -106,7 +184,26 @@ def like_heldout(config: Config, own: list[Problem], heldout: list[Problem]) -> 
     return {name: f"like held-out {other}: {100 * share:.0f} % of n-grams" for name, (other, share) in found.items()}
 
 
-def check_overlap(config: Config, problems: list[Problem]) -> dict[str, str]:
+def repeated(problems: list[Problem]) -> list[str]:
+    """A line for each side on which questions come more than once."""
+    lines = []
+    for side, called in (("train", "train"), ("dev", "dev"), ("test", "held-out")):
+        ours = [p for p in problems if p.split == side and "question" in p.metadata]
+        first: dict[tuple[str, str], Problem] = {}
+        pairs = []
+        for problem in ours:
+            asked = " ".join(str(problem.prompt).split()), str(problem.metadata.get("options"))
+            if (known := first.setdefault(asked, problem)) is not problem:
+                pairs.append((known, problem))
+        if pairs:
+            a, b = pairs[0]
+            other = sum(known.gold != problem.gold for known, problem in pairs)
+            more = f", {other} of them with another gold answer" if other else ""
+            lines.append(f"{len(pairs)} of {len(ours)} {called} problems repeat another ({a.id} and {b.id}, ...){more}")
+    return lines
+
+
+def check_overlap(config: Config, problems: list[Problem], said: list[str]) -> dict[str, str]:
     """The train and dev problems that are like a held-out one, with the reason; none where they are only reported.
 
     Raises ConfigError where they are to be refused.
@@ -117,8 +214,8 @@ def check_overlap(config: Config, problems: list[Problem]) -> dict[str, str]:
     if not like:
         return {}
     shown = "; ".join(f"{name} is {why}" for name, why in list(like.items())[:3])
-    said = f"{len(like)} of {len(own)} train and dev problems nearly equal a held-out one, e.g. {shown}"
+    line = f"{len(like)} of {len(own)} train and dev problems nearly equal a held-out one, e.g. {shown}"
     if options.action == "refuse":
-        raise ConfigError(f"dataset={config.dataset.name}: {said} (overlap.action=refuse)", "overlap.action")
-    log.warning("%s; they are %s", said, "left out" if options.action == "drop" else "kept (overlap.action=report)")
+        raise ConfigError(f"dataset={config.dataset.name}: {line} (overlap.action=refuse)", "overlap.action")
+    said.append(f"{line}; they are {'left out' if options.action == 'drop' else 'kept (overlap.action=report)'}")
     return like if options.action == "drop" else {}

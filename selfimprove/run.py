@@ -31,23 +31,20 @@ from selfimprove.update import restore
 log = logging.getLogger("selfimprove")
 
 
-def start(config: Config, path: Path) -> dict[str, Any]:
-    """Begin a run in an empty folder. Returns its summary. Raises ConfigError before any model is loaded."""
+def start(config: Config, path: Path, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """Begin a run in an empty folder. Returns its summary. Raises ConfigError before any model is loaded.
+
+    `notes` are said once it is sure that the run begins.
+    """
     if (path / "config.yaml").exists():
         raise ConfigError(f"{path} already holds a run: continue it with `selfimprove resume {path}`")
+    config = configuration.absolute(config)
     require_engine(config, trains=True)
     require_training(config)
-    prepared = prepare(config)  # before anything is written
+    prepared = prepare(config, trains=True)  # before anything is written
     also = also_heldout(config)
-    if not any(problem.split == "train" for problem in prepared[0]):
-        raise ConfigError(
-            f"dataset={config.dataset.name} has no train problem left: it is for `selfimprove eval`, or give "
-            "dataset.path a file of which a share is held out",
-            "dataset.train_size",
-        )
-    probes = any(stage.probe for stage in config.stages.values())
-    if probes and not any(problem.split == "dev" for problem in prepared[0]):
-        raise ConfigError(f"method={config.method.name} tunes itself on dev problems: set dataset.dev_size", "dataset")
+    for line in notes:
+        log.warning(line)
     run = store.Run(path)
     with run.lock():
         store.write_text(path / "config.yaml", configuration.dump(config))  # with it the folder is a run
@@ -85,7 +82,7 @@ def _resume(config: Config, run: store.Run, overrides: Sequence[str]) -> dict[st
         known.setdefault("resumed", []).append(environment())
         store.write_json(path / "environment.json", known)
     else:  # killed before its problems were written
-        _write_problems(run, prepare(config), also_heldout(config))
+        _write_problems(run, prepare(config, trains=True), also_heldout(config))
     steps = {step.number: step for step in (BASE, *plan(config))}
     done = [
         f"{run.folder(step).name}/{phase}" for step in steps.values() for phase in PHASES if run.manifest(step, phase)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_serializer, field_validator
 from pydantic_core import PydanticCustomError
 
 from selfimprove.binding import Target
@@ -17,11 +18,29 @@ SLOTS: tuple[Slot, ...] = get_args(Slot)
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+NAME = "must be the name of a folder: 1 to 200 bytes, without slashes"
+
+
+def is_folder_name(value: object) -> bool:
+    if not isinstance(value, str) or not re.fullmatch(r"[^/\\\x00-\x1f\x7f]+", value):
+        return False
+    return value.strip(" .") != "" and len(value.encode(errors="replace")) <= 200
+
+
+def _folder_name(value: str) -> str:
+    if not is_folder_name(value):
+        raise PydanticCustomError("name", NAME)
+    return value
+
+
+Name = Annotated[str, AfterValidator(_folder_name)]  # part of a run folder's name
 
 
 class Lora(Section):
-    r: Count
+    r: Annotated[int, Field(ge=1, le=65_536)]
     alpha: Count
     dropout: Share = 0.0
     target_modules: str | list[str] = "all-linear"
@@ -29,10 +48,10 @@ class Lora(Section):
 
 
 class LearningRates(Section):
-    sft: NonNegative
-    dpo: NonNegative
-    step_dpo: NonNegative | None = None  # DPO between single steps; None: as between whole answers
-    policy_gradient: NonNegative | None = None  # None: what the method says
+    sft: Share
+    dpo: Share
+    step_dpo: Share | None = None  # DPO between single steps; None: as between whole answers
+    policy_gradient: Share | None = None  # None: what the method says
 
 
 class Shape(Section):
@@ -49,7 +68,7 @@ class Shape(Section):
 
 
 class Model(Section):
-    name: str
+    name: Name
     path: str  # a hub id, a folder, or `package` for the model that is shipped
     max_length: Count  # tokens of prompt and completion together
     max_tokens: Count  # of one completion, unless a method says otherwise
@@ -88,7 +107,7 @@ class Dataset(BaseModel):
     """The keys every data set has; the others are arguments of its loader."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    name: str
+    name: Name
     target: str = Field(alias="_target_")
     gives: list[str]
     verifier: Target
@@ -130,7 +149,7 @@ class Stage(Section):
 
 
 class Method(Stage):
-    name: str
+    name: Name
     title: str
     paper: str
     kind: str
@@ -156,7 +175,7 @@ class Consistency(Section):
 
 
 class Evaluation(Section):
-    samples: Annotated[int, Field(ge=0)]  # per held-out problem, beside the greedy one
+    samples: Annotated[int, Field(ge=0, le=1_000_000)]  # per held-out problem, beside the greedy one
     by: str | None = None  # a key of held-out problems' metadata, for figures of each of its values
     temperature: NonNegative
     max_tokens: Count | None
@@ -173,11 +192,12 @@ class Evaluation(Section):
 
 
 class Verification(Section):
-    workers: Count | None  # None: as many as there are cores
-    seconds: Annotated[float, Field(gt=0)]  # a check that takes longer ends as `timeout`
-    memory_mb: Count
+    workers: Annotated[int, Field(ge=1, le=1024)] | None  # None: as many as there are cores
+    seconds: Annotated[float, Field(gt=0, le=86_400)]  # a check that takes longer ends as `timeout`
+    memory_mb: Annotated[int, Field(ge=128)]  # less than a worker itself needs would make an `error` of every check
     stop_above: Share  # share of `timeout` and `error` verdicts that stops a run
     drop_gold_above: Share  # share of gold answers failing their own verifier that stops a run
+    drop_long_above: Share = 0.1  # share of prompts that do not fit the model's window that stops a run
     outcomes: dict[Literal["wrong", "unparseable", "timeout", "error"], Literal["keep", "drop"] | float]
 
 
@@ -205,9 +225,9 @@ class Budget(Section):
 class Config(Section):
     """A whole run, resolved."""
 
-    name: str
-    seed: Annotated[int, Field(ge=0)]
-    rounds: Count
+    name: Name
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    rounds: Annotated[int, Field(ge=1, le=100_000)]
     control: Literal["shuffled_verdicts"] | None
     group: str | None
     method: Method

@@ -69,7 +69,9 @@ def _open(config: DictConfig) -> None:
     hydra = config.hydra
     folder = Path(hydra.sweep.dir).absolute()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would tell its makers about each use
-    manifest = configuration.redact({"arguments": sys.argv[1:], "members": _members(config)})
+    members = _members(config)
+    _require_one(members or [])
+    manifest = configuration.redact({"arguments": sys.argv[1:], "members": members})
     if (folder / MANIFEST).exists():
         if _same(store.read_json(folder / MANIFEST), manifest):
             (folder / STOP).unlink(missing_ok=True)
@@ -104,6 +106,20 @@ def _members(config: DictConfig) -> list[list[str]] | None:
         return BasicSweeper.split_arguments(overrides, None)[0]
     except HydraException as problem:
         raise ConfigError(f"{problem}: hydra/sweeper=tune takes intervals") from None
+
+
+def _require_one(members: Sequence[Sequence[str]]) -> None:
+    """Raises ConfigError where all members would be refused: then the sweep is."""
+    first: ConfigError | None = None
+    for words in members:
+        try:
+            configuration.compose(words)
+        except ConfigError as problem:
+            first = first or problem
+        else:
+            return
+    if first:
+        raise first
 
 
 def _same(known: dict[str, Any], ours: dict[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,10 +21,16 @@ STATUSES: tuple[Status, ...] = ("correct", "wrong", "unparseable", "timeout", "e
 
 Message = dict[str, str]  # {"role": "user", "content": "..."}
 
-# Ranges that the type hints of configurable functions use; the configuration is checked against them.
+# Ranges that the type hints of configurable functions use; the configuration is checked against them. Beside them
+# binding.bind refuses numbers that are not finite, and true where a number is wanted.
 Count = Annotated[int, Ge(1)]
+Samples = Annotated[int, Ge(1), Le(100_000)]  # of one problem
 Share = Annotated[float, Ge(0), Le(1)]
 NonNegative = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+Rate = Annotated[float, Gt(0), Le(1)]  # a learning rate: Adam's step of more than 1 a weight learns nothing
+Epochs = Annotated[float, Gt(0), Le(10_000)]
+Batch = Annotated[int, Ge(1), Le(2**20)]  # rows of one optimizer step
 
 # `__pydantic_config__` of a dataclass that is such a type hint: a key that it does not have is refused.
 CLOSED = {"extra": "forbid"}

@@ -6,21 +6,21 @@ and hands them to `finish`, which checks them, draws the train, dev and held-out
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import logging
+import math
 import re
 import string
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal, Required, TypedDict, Unpack
+from typing import Annotated, Any, Literal, Required, TypedDict, Unpack
 
 from annotated_types import Ge
 
 from selfimprove import seeds
+from selfimprove.datasets.files import is_data
+from selfimprove.datasets.files import read_rows as read_rows
 from selfimprove.errors import ConfigError
 from selfimprove.policy.models import cache_root, quiet_hub
 from selfimprove.types import Count, Message, Problem, Share
@@ -49,6 +49,7 @@ class Row:
     where: str  # file and line, for messages
     side: Side | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    before: list[Message] = field(default_factory=list)  # a conversation that the question ends
 
 
 class Common(TypedDict, total=False):
@@ -109,6 +110,8 @@ def finish(rows: Iterable[Row], *, name: str, seed: int, **common: Unpack[Common
         place = _fraction(normalise(row.question))
         heldout = place < common.get("heldout_share", 0.2)
         sides[row.side or ("test" if heldout else "train")].append((place, row))
+    if not ids:
+        raise ConfigError(f"{name}: there is no problem, for what was read has no row", "dataset.path")
     for found in sides.values():
         found.sort(key=lambda pair: (pair[0], pair[1].id))
     if not sides["dev"]:
@@ -125,7 +128,8 @@ def finish(rows: Iterable[Row], *, name: str, seed: int, **common: Unpack[Common
         for _, row in _take(sides[side], size, f"dataset.{key}", f"{name}: {_CALLED[side]}"):
             options = row.metadata.get("options")
             given = options if isinstance(options, list) else []
-            chat = messages(row.question, prompt, common.get("system"), common.get("shots") or [], given)
+            shots = common.get("shots") or []
+            chat = messages(row.question, prompt, common.get("system"), shots, given, row.before)
             problems.append(Problem(row.id, chat, row.gold, side, {**row.metadata, "question": row.question}))
     return problems
 
@@ -134,17 +138,25 @@ _CALLED: dict[Side, str] = {"train": "train", "dev": "dev", "test": "held-out"}
 
 
 def messages(
-    question: str, prompt: str, system: str | None, shots: Sequence[Shot], options: Sequence[str] = ()
+    question: str,
+    prompt: str,
+    system: str | None,
+    shots: Sequence[Shot],
+    options: Sequence[str] = (),
+    before: Sequence[Message] = (),
 ) -> list[Message]:
-    """Chat messages for one question: the system message if any, each shot as a turn of both, then the question.
+    """Chat messages for one question: the system message if any, each shot as a turn of both, what the conversation
+    says `before` the question, then the question.
 
     Every question stands in the same template; nothing but {question} and {options} is replaced in it, so braces are
     safe. Raises ConfigError where the template has {options} and a question has none.
     """
-    chat = [{"role": "system", "content": system}] if system else []
+    own = [message for message in before if message["role"] == "system"]  # the first at most
+    chat = [{"role": "system", "content": system}] if system else own
     for shot in shots:
         chat.append({"role": "user", "content": _fill(prompt, shot.question, shot.options)})
         chat.append({"role": "assistant", "content": shot.answer})
+    chat += before[len(own) :]
     return [*chat, {"role": "user", "content": _fill(prompt, question, options).strip()}]
 
 
@@ -168,43 +180,45 @@ def normalise(text: str) -> str:
     return " ".join(re.findall(r"[\w+*/=<>^-]+", text.lower()))
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("file:line", fields) of each row of a .jsonl, .jsonl.gz or .parquet file, one at a time, without blank lines.
-
-    Raises ConfigError for a file that cannot be read, or a line that is no JSON object.
-    """
-    try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            with pq.ParquetFile(path) as table:
-                rows = (fields for batch in table.iter_batches() for fields in batch.to_pylist())
-                for number, fields in enumerate(rows, start=1):
-                    yield f"{path}:{number}", fields
-            return
-        with _open_text(path) as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{path}:{number}", _parse(line, f"{path}:{number}")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ConfigError(f"dataset: {path} cannot be read ({reason})", "dataset.path") from error
-    except ValueError as error:  # pyarrow's, for a file that is no Parquet
-        raise ConfigError(f"dataset: {path} cannot be read as {path.suffix[1:]} ({error})", "dataset.path") from error
-
-
 def field_of(fields: dict[str, Any], name: str, key: str, where: str) -> str:
-    """A row's field as text; the first of SQuAD's {"text": [...]}. Raises ConfigError when it is missing, empty, or
-    neither text nor a number, as NaN is."""
-    if name not in fields:
-        raise ConfigError(f"{where}: no field {name!r} ({key}); the row has {', '.join(map(repr, fields))}", key)
-    value = fields[name]
-    if isinstance(value, dict) and isinstance(value.get("text"), list):
-        value = next(iter(value["text"]), None)
-    if isinstance(value, bool) or value != value or not isinstance(value, str | int | float) or not str(value).strip():
-        shown = "empty" if value is None or value == "" else f"{type(value).__name__} {str(value)[:40]!r}"
+    """A row's field as text, as `look_up` finds it. Raises ConfigError when it is missing, empty, or neither text nor a
+    number that is one."""
+    value = look_up(fields, name, key, where)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not (number or isinstance(value, str)) or not str(value).strip() or "\0" in str(value):
+        shown = f"{_kind(value)} {str(value)[:40]!r}"
+        if value is None or value == "":
+            shown = "empty"
+        elif isinstance(value, dict):
+            shown = f"an object; a field of it is {', '.join(f'{name}.{inner}' for inner in value) or 'not there'}"
+        elif isinstance(value, str):
+            shown = "a text with a NUL in it" if "\0" in value else "blank"
         raise ConfigError(f"{where}: field {name!r} ({key}) is {shown}; it must be text or a number", key)
     return str(value).strip()
+
+
+def _kind(value: Any) -> str:
+    return {list: "a list", bool: "a bool", float: "no number"}.get(type(value), type(value).__name__)
+
+
+def look_up(fields: dict[str, Any], name: str, key: str, where: str) -> Any:
+    """A row's field; `reward_model.ground_truth` is a field inside another one, `answers.0` the first of a list.
+
+    Raises ConfigError when it is not there.
+    """
+    if name in fields:
+        return fields[name]
+    found: Any = fields
+    for part in name.split("."):
+        if isinstance(found, dict) and part in found:
+            found = found[part]
+        elif isinstance(found, list) and part.isdecimal() and int(part) < len(found):
+            found = found[int(part)]
+        else:
+            inside = f", and {part!r} is not in what stands before it" if "." in name else ""
+            there = ", ".join(map(repr, fields))
+            raise ConfigError(f"{where}: no field {name!r} ({key}){inside}; the row has {there}", key)
+    return found
 
 
 def split_rows(
@@ -234,11 +248,12 @@ def split_rows(
 
 
 def _split_file(folder: Path, split: str, config: str | None, needed: bool) -> Path | None:
-    found = [p for p in sorted(folder.rglob(f"{split}*")) if p.name.endswith((".jsonl", ".jsonl.gz", ".parquet"))]
+    found = [p for p in sorted(folder.rglob(f"{split}*")) if is_data(p)]
     found = [p for p in found if config in p.relative_to(folder).parts] or found
     if len(found) > 1 or (needed and not found):
+        more = f": {found[0].name} and others; join them into one" if found else ""
         raise ConfigError(
-            f"dataset.path={folder}: needs one file named {split}*.jsonl or .parquet, found {len(found)}",
+            f"dataset.path={folder}: needs one file named {split}*.jsonl or .parquet, found {len(found)}{more}",
             "dataset.path",
         )
     return found[0] if found else None
@@ -290,19 +305,3 @@ def _take(rows: list[tuple[float, Row]], size: int | None, key: str, what: str) 
 def _fraction(text: str) -> float:
     """A number in [0, 1) that is a text's own, evenly spread over texts."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / 2**48
-
-
-def _open_text(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
-
-
-def _parse(line: str, where: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{where}: not JSON ({error.msg} at column {error.colno})", "dataset.path") from None
-    if not isinstance(fields, dict):
-        raise ConfigError(f"{where}: a JSON object is needed, this is a {type(fields).__name__}", "dataset.path")
-    return fields

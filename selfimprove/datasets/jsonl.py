@@ -2,6 +2,10 @@
 
 `dataset=jsonl dataset.path=FILE dataset.prompt_field=question dataset.answer_field=answer`
 
+A field inside another one has a dotted name, `reward_model.ground_truth`. The prompt may be a list of messages, of
+which the last is the question. Where the answer is a list of texts, each of them is right for a verifier that reads
+`metadata["answers"]` (exact, f1), and the first is the gold answer for others.
+
 The gold answer is read out of the answer field: with `answer_pattern`, group 1 of the pattern's last match; without it,
 what follows the last "####" (as in GSM8K) if there is one, else the whole text. The row's other fields become the
 problem's metadata, where a verifier finds e.g. unit tests, and the whole answer text becomes `solution` where it says
@@ -15,9 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Unpack
 
-from selfimprove.datasets import Common, Row, Side, field_of, finish, read_rows
+from selfimprove.datasets import Common, Row, Side, field_of, finish, look_up, read_rows
 from selfimprove.errors import ConfigError
-from selfimprove.types import Problem
+from selfimprove.types import Message, Problem
 
 
 def load(
@@ -44,28 +48,65 @@ def load(
     if pattern and not pattern.groups:
         raise ConfigError(f"{key}={answer_pattern}: needs a group for the answer, e.g. '#### (.+)'", key)
 
-    def rows(file: str, side: Side | None) -> Iterator[Row]:
-        for where, fields in read_rows(Path(file).expanduser()):
-            question = field_of(fields, prompt_field, "dataset.prompt_field", where)
-            gold, metadata = None, {k: v for k, v in fields.items() if k not in (prompt_field, answer_field, id_field)}
+    def rows(file: str, side: Side | None, file_key: str) -> Iterator[Row]:
+        used = {prompt_field, answer_field, id_field}
+        for where, fields in read_rows(Path(file).expanduser(), file_key):
+            question, before = asked(fields, prompt_field, where)
+            if before and before[0]["role"] == "system" and common.get("system"):
+                said = "the row has a system message of its own: set dataset.system=null"
+                raise ConfigError(f"{where}: field {prompt_field!r}: {said}", "dataset.system")
+            gold, metadata = None, {name: value for name, value in fields.items() if name not in used}
             if answer_field:
-                answer = field_of(fields, answer_field, "dataset.answer_field", where)
-                gold = gold_of(answer, pattern, where)
-                if isinstance(fields[answer_field], dict):  # the other gold answers, for `exact` and `f1`
-                    metadata["answers"] = fields[answer_field]
-                if gold != answer:
-                    metadata["solution"] = answer
+                answers = _answers(fields, answer_field, where)
+                golds = [gold_of(answer, pattern, where) for answer in answers]
+                gold = golds[0]
+                if len(golds) > 1:
+                    metadata["answers"] = golds
+                if gold != answers[0]:
+                    metadata["solution"] = answers[0]
             line = where.rpartition(":")[2]
             own = f"heldout-{line}" if side == "test" else f"row-{line}"
             name = field_of(fields, id_field, "dataset.id_field", where) if id_field else own
-            yield Row(name, question, gold, where, side, metadata)
+            yield Row(name, question, gold, where, side, metadata, before)
 
     def both() -> Iterator[Row]:
-        yield from rows(path, "train" if heldout_path else None)
+        yield from rows(path, "train" if heldout_path else None, "dataset.path")
         if heldout_path:
-            yield from rows(heldout_path, "test")
+            yield from rows(heldout_path, "test", "dataset.heldout_path")
 
     return finish(both(), name="jsonl", seed=seed, **common)
+
+
+def asked(fields: dict[str, Any], name: str, where: str) -> tuple[str, list[Message]]:
+    """The question in a row's field, and what a conversation says before it: of a list of messages, the last is the
+    question. Raises ConfigError for a list that is none, or that the user does not end."""
+    key = "dataset.prompt_field"
+    chat = look_up(fields, name, key, where)
+    if not isinstance(chat, list):
+        return field_of(fields, name, key, where), []
+    if not chat or not all(isinstance(message, dict) and {"role", "content"} <= set(message) for message in chat):
+        raise ConfigError(f"{where}: field {name!r} ({key}) is a list, and not of messages with role and content", key)
+    found: list[Message] = []
+    for number, message in enumerate(chat):
+        role = message["role"]
+        if role not in ("user", "assistant") and (role != "system" or number):
+            said = f"message {number + 1} has the role {role!r}: it must be user, assistant, or for the first system"
+            raise ConfigError(f"{where}: field {name!r} ({key}): {said}", key)
+        found.append({"role": role, "content": field_of(message, "content", f"{key}, message {number + 1}", where)})
+    if found[-1]["role"] != "user":
+        raise ConfigError(
+            f"{where}: field {name!r} ({key}): the last message must be the user's, which is answered", key
+        )
+    return found[-1]["content"], found[:-1]
+
+
+def _answers(fields: dict[str, Any], name: str, where: str) -> list[str]:
+    """The answer in a row's field, or the several of a list, of which each is right."""
+    key = "dataset.answer_field"
+    value = look_up(fields, name, key, where)
+    if not isinstance(value, list) or not value:
+        return [field_of(fields, name, key, where)]
+    return list(dict.fromkeys(field_of({name: one}, name, key, where) for one in value))
 
 
 def gold_of(answer: str, pattern: re.Pattern[str] | None, where: str) -> str:

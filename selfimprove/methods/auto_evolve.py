@@ -30,7 +30,7 @@ import json_repair
 from annotated_types import Ge
 
 from selfimprove.policy import Policy
-from selfimprove.types import Count, Message, NonNegative, Problem, Trajectory
+from selfimprove.types import Count, Message, NonNegative, Problem, Samples, Trajectory
 from selfimprove.verify import Outcome
 
 AGAIN = 0.7  # the least temperature at which a request is repeated: at 0 it would bring the same again
@@ -71,7 +71,7 @@ async def generate(
     *,
     prepared: dict[str, Plan],
     apply: str,
-    n: Count = 1,
+    n: Samples = 1,
     temperature: NonNegative = 0.0,
     max_tokens: Count | None = None,
     **stage1: Unpack[Stage1],
@@ -95,7 +95,7 @@ async def prepare(
     check: Check,
     apply: str,
     max_tokens: Count | None = None,
-    n: Count = 1,
+    n: Samples = 1,
     temperature: NonNegative = 0.0,
     **options: Unpack[Stage1],
 ) -> dict[str, Plan]:

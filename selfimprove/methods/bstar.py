@@ -36,7 +36,20 @@ from selfimprove.report.metrics import normalise
 from selfimprove.report.surface import log_surface
 from selfimprove.train import TrainContext
 from selfimprove.train.sft import sft
-from selfimprove.types import CLOSED, Adaptation, Attempt, Count, Example, NonNegative, Problem, Trajectory
+from selfimprove.types import (
+    CLOSED,
+    Adaptation,
+    Attempt,
+    Batch,
+    Count,
+    Example,
+    NonNegative,
+    Problem,
+    Rate,
+    Samples,
+    Share,
+    Trajectory,
+)
 
 log = logging.getLogger("selfimprove")
 
@@ -64,7 +77,7 @@ class Grid:
 
 
 async def probe(
-    problem: Problem, policy: Policy, *, n: Count, temperatures: Grid, max_tokens: Count | None = None
+    problem: Problem, policy: Policy, *, n: Samples, temperatures: Grid, max_tokens: Count | None = None
 ) -> list[Trajectory]:
     """n samples at every temperature of the grid."""
     by_temperature = await asyncio.gather(
@@ -154,11 +167,11 @@ def train(
     context: TrainContext,
     *,
     steps: Count,
-    learning_rate: float,
-    final_learning_rate: float,
-    batch_size: Count,
-    weight_decay: float = 0.0,
-    max_grad_norm: float = 1.0,
+    learning_rate: Rate,
+    final_learning_rate: Share,
+    batch_size: Batch,
+    weight_decay: Share = 0.0,
+    max_grad_norm: NonNegative = 1.0,
 ) -> dict[str, float]:
     """SFT for `steps` optimizer steps at this round's learning rate. Returns what `sft` does."""
     return sft(

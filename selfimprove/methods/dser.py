@@ -26,7 +26,7 @@ import numpy as np
 
 from selfimprove.generate.critique import Critique, after_reasoning, fill, verdict
 from selfimprove.policy import Policy
-from selfimprove.types import Attempt, Count, NonNegative, Problem, Sample, Trajectory
+from selfimprove.types import Attempt, Count, NonNegative, Problem, Sample, Samples, Trajectory
 from selfimprove.verify.answers import stage
 
 
@@ -35,7 +35,7 @@ async def generate(
     policy: Policy,
     *,
     critique: Critique,
-    chains: Count,
+    chains: Samples,
     iterations: Count,
     temperature: NonNegative,
     max_tokens: Count | None = None,

@@ -28,7 +28,7 @@ from annotated_types import Ge
 
 from selfimprove.generate.critique import fill
 from selfimprove.policy import Policy, Prompt
-from selfimprove.types import Count, Message, NonNegative, Problem, Sample, Trajectory
+from selfimprove.types import Count, Message, NonNegative, Problem, Sample, Samples, Trajectory
 from selfimprove.verify import Check
 
 
@@ -54,7 +54,7 @@ async def generate(
     *,
     prompt: list[Message],
     iterations: Count,
-    n: Annotated[int, Ge(2)],
+    n: Annotated[Samples, Ge(2)],
     temperature: NonNegative,
     max_tokens: Count | None = None,
     check: Check,

@@ -31,7 +31,7 @@ from annotated_types import Ge
 from selfimprove.filter.distinct import distinct
 from selfimprove.generate.dialogue import Dialogue
 from selfimprove.policy import Policy
-from selfimprove.types import Attempt, Count, Example, NonNegative, Problem, Trajectory
+from selfimprove.types import Attempt, Count, Example, NonNegative, Problem, Samples, Trajectory
 
 AtEnd = Literal["trigger", "stop"]
 
@@ -40,7 +40,7 @@ async def generate(
     problem: Problem,
     policy: Policy,
     *,
-    chains: Count,
+    chains: Samples,
     first: Count,
     growth: Annotated[float, Ge(1)],
     triggers: Annotated[int, Ge(0)],

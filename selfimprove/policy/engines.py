@@ -31,6 +31,13 @@ def transformers(path: str, model: Model, hardware: Hardware, problems: Sequence
     )
 
 
+def require_transformers(config: Config, trains: bool) -> None:
+    """Raises ConfigError where PyTorch finds no GPU and one is asked for."""
+    from selfimprove.policy.models import require_device
+
+    require_device(config.hardware.device)
+
+
 def vllm(
     path: str,
     model: Model,

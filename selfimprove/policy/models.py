@@ -31,7 +31,9 @@ def resolve(name: str, path: str) -> str:
         return str(PACKAGED / name)
     for folder in (Path(path).expanduser(), cache_root() / "models" / path):
         if (folder / "config.json").is_file() or is_adapter(folder):
-            return str(folder)
+            return str(folder.absolute())
+    if Path(path).expanduser().is_dir():  # what it lacks is said when it is read
+        return str(Path(path).expanduser().absolute())
     return path
 
 
@@ -103,15 +105,15 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
 
     Raises ConfigError when there is none.
     """
+    if is_adapter(_present(path)) and not (Path(path) / "tokenizer_config.json").is_file():
+        path = _present(adapter_base(path))
     from transformers import AutoTokenizer
 
     quiet_hub()
-    if is_adapter(_present(path)) and not (Path(path) / "tokenizer_config.json").is_file():
-        path = adapter_base(path)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except OSError as error:
-        raise not_found(path, error) from error
+    except Exception as error:  # of several libraries' types; the cause is chained
+        raise not_found(path, error, "tokenizer") from error
     return tokenizer
 
 
@@ -122,8 +124,21 @@ def pick_device(device: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
-def not_found(path: str, error: Exception) -> ConfigError:
+def require_device(device: str) -> None:
+    """Raises ConfigError where PyTorch finds no GPU and `device` is one."""
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            said = "PyTorch finds no GPU on this machine; use hardware=cpu"
+            raise ConfigError(f"hardware.device=cuda: {said}", "hardware.device")
+
+
+def not_found(path: str, error: Exception, part: str = "") -> ConfigError:
+    """For a model that is not there, or, of a folder that is, a `part` that cannot be read."""
     reason = str(error).strip().split("\n")[0]
+    if part and Path(path).is_dir():
+        return ConfigError(f"model.path: the {part} in {path} cannot be read ({reason:.300})", "model.path")
     return ConfigError(
         f"model {path!r} cannot be loaded: no such folder, nothing in {cache_root() / 'models'}, and the Hugging Face "
         f"hub did not provide it ({reason}); set model.path to a folder with config.json and weights, or go online once"

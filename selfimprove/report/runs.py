@@ -29,8 +29,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 
+from selfimprove import config as configuration
 from selfimprove import scores
 from selfimprove.errors import ConfigError
 from selfimprove.store import read_json
@@ -75,9 +75,7 @@ class RunData:
     @cached_property
     def config(self) -> dict[str, Any]:
         """config.yaml as plain data: resolved, secrets removed. Not validated: an older version may have written it."""
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        found: dict[str, Any] = yaml.load((self.path / "config.yaml").read_text(encoding="utf-8"), loader)
-        return found
+        return configuration.load(self.path / "config.yaml")
 
     @cached_property
     def summary(self) -> dict[str, Any]:

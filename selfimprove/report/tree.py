@@ -11,6 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
+from selfimprove import config as configuration
 from selfimprove import store
 from selfimprove.errors import ConfigError
 from selfimprove.types import Node, Problem, Trajectory, Verdict, from_rows
@@ -24,8 +25,9 @@ def show(run_dir: Path, problem: str, round: int | None = None, console: Console
 
     Raises ConfigError when this is no run, or it has no such problem, round or tree.
     """
-    if not (run_dir / "config.yaml").exists():
-        raise ConfigError(f"{run_dir}: no run folder (it has no config.yaml)")
+    configuration.load(run_dir / "config.yaml")
+    if not (run_dir / "problems.parquet").exists():
+        raise ConfigError(f"{run_dir}: has no problems.parquet yet")
     found = next((p for p in store.read_records(run_dir / "problems.parquet", Problem) if p.id == problem), None)
     if found is None:
         some = next(store.read_records(run_dir / "problems.parquet", Problem)).id

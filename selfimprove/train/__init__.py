@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict
 from selfimprove.errors import ConfigError
 from selfimprove.policy.models import load_model
 from selfimprove.schema import Training
+from selfimprove.types import Batch, Epochs, NonNegative, Rate, Share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -98,13 +99,13 @@ class TrainContext:
 class Optimization(TypedDict, total=False):
     """The options that every algorithm has."""
 
-    epochs: float  # default 1
-    learning_rate: Required[float]
-    batch_size: int  # rows of one optimizer step; default 64
-    warmup_ratio: float  # default 0
+    epochs: Epochs  # default 1
+    learning_rate: Required[Rate]
+    batch_size: Batch  # rows of one optimizer step; default 64
+    warmup_ratio: Share  # default 0
     schedule: Schedule  # default constant
-    weight_decay: float  # default 0
-    max_grad_norm: float  # default 1
+    weight_decay: Share  # default 0
+    max_grad_norm: NonNegative  # 0: gradients are not clipped; default 1
     carry: bool  # the optimizer's moments and the schedule go on from the policy's last training phase; default false
 
 
@@ -216,7 +217,13 @@ def require(lora: dict[str, Any] | None, training: Training, device: str) -> Non
                 "hardware.training.strategy=ddp",
                 "hardware.training.strategy",
             )
-    if not alone and training.strategy in ("zero2", "zero3"):
+    if alone and training.strategy != "ddp":
+        raise ConfigError(
+            f"hardware.training.strategy={training.strategy}: divides a model among processes, and "
+            "hardware.training.processes is 1; give more, or use ddp",
+            "hardware.training.strategy",
+        )
+    if training.strategy in ("zero2", "zero3"):
         need("deepspeed", f"hardware.training.strategy={training.strategy}", "deepspeed")
     if training.liger:
         need("liger_kernel", "hardware.training.liger=true", "liger")

@@ -11,17 +11,17 @@ loss plus e z.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 from selfimprove.errors import ConfigError
 from selfimprove.policy.models import load_model
 from selfimprove.train import Optimization, TrainContext, arguments, planned, run
-from selfimprove.types import Example
+from selfimprove.types import Example, NonNegative, Positive, Share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-LOSSES = (
+Loss = Literal[
     "sigmoid",
     "sigmoid_norm",
     "hinge",
@@ -34,7 +34,7 @@ LOSSES = (
     "apo_zero",
     "apo_down",
     "discopop",
-)
+]
 
 
 def row(example: Example, skip_common: bool = False) -> dict[str, Any]:
@@ -71,34 +71,39 @@ def row(example: Example, skip_common: bool = False) -> dict[str, Any]:
 BLANK = {"prompt_ids": [0], "chosen_ids": [0], "rejected_ids": [0], "label_smoothing": 0.0, "counts": 0.0}
 
 
+def require_options(*, loss: Loss = "sigmoid", label_smoothing: float = 0.0, **options: Any) -> None:
+    """Raises ConfigError for options that do not go together; the runner asks before it begins."""
+    if loss not in get_args(Loss):
+        raise ConfigError(f"train.loss is {loss!r}: it must be one of {', '.join(get_args(Loss))}")
+    if bool(label_smoothing) != (loss in ("robust", "exo_pair")):
+        raise ConfigError(
+            f"train.label_smoothing is {label_smoothing} and train.loss is {loss}: robust and exo_pair need a value "
+            "above 0, and the other losses take none"
+        )
+
+
 def dpo(
     rows: Sequence[Example],
     context: TrainContext,
     *,
-    beta: float = 0.1,
-    loss: str = "sigmoid",
-    label_smoothing: float = 0.0,
-    sft_weight: float = 0.0,
+    beta: Positive = 0.1,
+    loss: Loss = "sigmoid",
+    label_smoothing: Share = 0.0,
+    sft_weight: NonNegative = 0.0,
     skip_common: bool = False,
     reference: Literal["start", "base"] = "start",
     **options: Unpack[Optimization],
 ) -> dict[str, float]:
     """Train on preference pairs and save the policy in `context.out`.
 
-    A step's loss is the mean over its pairs of `loss` (one of TRL's, see LOSSES) plus `sft_weight` times the chosen
+    A step's loss is the mean over its pairs of `loss` (one of TRL's, see `Loss`) plus `sft_weight` times the chosen
     completion's NLL per token. `reference` is the policy as the phase starts, or the base model. Its log-probabilities
     are computed once, before the first step. With `skip_common`, loss starts at the first token where the two
     completions differ: that changes averages over tokens, not sums. `label_smoothing` is for `robust` and `exo_pair`; a
     pair's own label smoothing is for `sigmoid`. Returns `loss` (mean over steps), `steps`, `seconds`, `tokens` (read)
     and `loss_tokens`. Raises ValueError for empty rows, ConfigError and RunError as `selfimprove.train` does.
     """
-    if loss not in LOSSES:
-        raise ConfigError(f"train.loss is {loss!r}: it must be one of {', '.join(LOSSES)}")
-    if bool(label_smoothing) != (loss in ("robust", "exo_pair")):
-        raise ConfigError(
-            f"train.label_smoothing is {label_smoothing} and train.loss is {loss}: robust and exo_pair need a value "
-            "above 0, and the other losses take none"
-        )
+    require_options(loss=loss, label_smoothing=label_smoothing)
     if not rows:
         raise ValueError("there are no rows to train on")
     table = [row(example, skip_common) for example in rows]

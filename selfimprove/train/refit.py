@@ -10,7 +10,7 @@ import numpy as np
 
 from selfimprove.errors import ConfigError
 from selfimprove.train import TrainContext, plan
-from selfimprove.types import Count, Example, NonNegative
+from selfimprove.types import Batch, Epochs, Example, Rate
 
 
 def categorical(rows: Sequence[Example], context: TrainContext) -> dict[str, float]:
@@ -35,9 +35,9 @@ def flow(
     rows: Sequence[Example],
     context: TrainContext,
     *,
-    epochs: NonNegative,
-    learning_rate: NonNegative,
-    batch_size: Count,
+    epochs: Epochs,
+    learning_rate: Rate,
+    batch_size: Batch,
 ) -> dict[str, float]:
     """Train the last flow on, by gradient ascent on the points' log density. Adam's rate falls along a cosine.
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, Unpack
 
 from selfimprove.train import Optimization, TrainContext
 from selfimprove.train.dpo import prefer, row
-from selfimprove.types import Example
+from selfimprove.types import Example, Positive
 
 
 def squared_residual(chosen: Any, rejected: Any, margin: Any, beta: float) -> Any:
@@ -28,7 +28,7 @@ def residual(
     rows: Sequence[Example],
     context: TrainContext,
     *,
-    beta: float = 0.1,
+    beta: Positive = 0.1,
     reference: Literal["start", "base"] = "base",
     **options: Unpack[Optimization],
 ) -> dict[str, float]:

@@ -165,7 +165,7 @@ def test_blank_lines_count_but_are_no_rows(tmp_path: Path) -> None:
     [
         ("missing.jsonl", None, "No such file"),
         ("bad.jsonl", b'{"q": 1}\n{"q": \n', "bad.jsonl:2: not JSON"),
-        ("list.jsonl", b"[1, 2]\n", "list.jsonl:1: a JSON object is needed, this is a list"),
+        ("list.jsonl", b"[1, 2]\n", "list.jsonl:1: a JSON object is needed on each line, and this is a list"),
         ("latin.jsonl", '{"q": "größer"}'.encode("latin-1"), "latin.jsonl cannot be read"),
         ("plain.jsonl.gz", b'{"q": 1}\n', "plain.jsonl.gz cannot be read"),
         ("cut.jsonl.gz", gzip.compress(b'{"q": 1}\n' * 1000, mtime=0)[:40], "cut.jsonl.gz cannot be read"),
