@@ -15,7 +15,7 @@ from typing import Any
 
 from selfimprove.verify import Outcome
 from selfimprove.verify.characters import fold
-from selfimprove.verify.statements import NOT, REMARK, passages, statements
+from selfimprove.verify.statements import NOT, is_idle, passages, statements
 from selfimprove.verify.text import normalise
 
 _WRAPPING = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}|\\[()\[\]]|[*$]")
@@ -42,18 +42,21 @@ _NUMERIC = re.compile(r"\s*[-+$\u20ac\u00a3]?\.?\d")
 # Around the name of an option, in one clause
 
 _NOT_BEFORE = (
-    r"(?i:(?:\b(?:not|never|cannot|neither|nor|unlike|if|whether|suppose|unless|except(?:\s+for)?|rul(?:e|es|ed|ing)\s+out"
-    r"|eliminat(?:e|es|ed|ing)|exclud(?:e|es|ed|ing)|(?:reject|discard)(?:s|ed|ing)?|dismiss(?:es|ed|ing)?|rather\s+than"
-    r"|instead\s+of|other\s+than|anything\s+but)\b|n't\b|不是|并非|不选|排除)"
-    r"(?:\s+(?:be|been|the|an?|options?|choices?|answer|letter|statement|either|possibly|really|actually|sure|if|whether|that"
-    r"|necessarily|simply|just|any|of|it|is|to|select|choose|pick|say|go|with|think|believe|me|in|for|both|correct|right"
-    r"|final)\b)*[\s(\[\"'*]*)"
+    r"(?i:(?:\b(?:not|never|cannot|neither|nor|unlike|if|whether|suppose|unless|except(?:\s+for)?|doubt|avoid|ignore"
+    r"|rul(?:e|es|ed|ing)(?:\s+out)?|eliminat(?:e|es|ed|ing)|exclud(?:e|es|ed|ing)|(?:reject|discard)(?:s|ed|ing)?"
+    r"|dismiss(?:es|ed|ing)?|cross(?:es|ed|ing)?\s+out|(?:rather|other)\s+than|instead\s+of|far\s+from"
+    r"|(?:anything|all|everything|everyone)\s+but)\b|\b(?:wrong|incorrect|false)\s*:|n't\b|不是|并非|不选|排除)"
+    r"(?:\s+(?:be|been|the|an?|options?|choices?|answer|letter|statement|case|either|possibly|really|actually|sure|if"
+    r"|whether|that|necessarily|simply|just|any|of|it|is|to|select|choose|choosing|pick|picking|say|go|going|with|think"
+    r"|believe|me|in|for|both|correct|right|true|likely|final)\b)*[\s(\[\"'*]*)"
 )
 _NOT_AFTER = (
-    r"(?i:[\s)\]\"'*.]*(?:\b(?:is|are|was|were|seems?|looks?|would\s+be|must\s+be)\s+(?:(?:\w+ly|both|all|also|therefore"
-    r"|thus)\s+)*(?:not|wrong|incorrect|false|untrue|invalid|impossible|unlikely|irrelevant|out|eliminated|excluded|ruled"
-    r"|inaccurate|mistaken|implausible|unsupported)\b|\b(?:is|are|was|does|do|did|ca|could|wo|would|has|have)n't\b"
-    r"|\b(?:can|could|does|do|did|will|would)\s*not\b|\bfails?\b|\?\s*no\b|不对|错误|不正确))"
+    r"(?i:[\s)\]\"'*.]*(?:\b(?:is|are|was|were|seems?|looks?|(?:would|must|can|could|should|may)\s+be)\s+"
+    r"(?:(?:\w+ly|both|all|also|therefore|thus)\s+)*(?:not|wrong|incorrect|false|untrue|invalid|impossible|unlikely"
+    r"|irrelevant|out|eliminated|excluded|ruled|discarded|rejected|dismissed|inaccurate|mistaken|implausible|unsupported)\b"
+    r"|\b(?:is|are|was|does|do|did|ca|could|wo|would|has|have)n't\b|\b(?:can|could|does|do|did|will|would)\s*not\b"
+    r"|\bfails?\b|[-\u2013\u2014:(]\s*(?:wrong|incorrect|false|no\b)|\?(?!\s*(?:yes|correct|right)\b)"
+    r"|不对|错误|不正确))"
 )
 _TAKEN_BEFORE = (
     r"(?i:(?:\b(?:(?:pick|choose|select|chose|opt\s+for|vote\s+for|go(?:ing)?\s+with|answer\s+with)(?:s|ing)?"
@@ -65,6 +68,7 @@ _TAKEN_AFTER = (
     r"(?i:[\s)\]\"'*]*\b(?:is|must\s+be|would\s+be|seems|looks)\s+(?:(?:\w+ly|the|a|my)\s+)*(?:correct|right|best|true"
     r"|answer|most\s+\w+|closest|only\s+\w+)\b)"
 )
+_SO = r"(?i:\b(?:therefore|thus|hence|so)\b[\s,:]*(?:(?:it\s+(?:is|must\s+be)|the|option|choice)\s+)*\(?)"  # "Hence B."
 _REFUTED = (
     r"(?i:[\s)\]\"'*]*\b(?:(?:is|was)\s+(?:wrong|incorrect)"
     r"|(?:is\s+not|was\s+not|isn't|wasn't)\s+(?:the\s+)?(?:correct|right|answer))\b)"
@@ -101,7 +105,7 @@ def chosen_in(text: str, options: list[str]) -> set[int]:
 def _chosen(passage: str, options: list[str]) -> set[int]:
     gone: set[int] = set()  # options that a later sentence takes back
     for statement in reversed(statements(passage)):
-        if statement.kind == "phrase" and REMARK.match(statement.text) and not _whole(statement.text, options):
+        if is_idle(statement) and not statement.denied and not _whole(statement.text, options):
             continue
         named = choose(statement.text, options, led=True)
         if statement.denied and not NOT.match(statement.text):  # "a wrong answer is B", "the answer cannot be B"
@@ -124,6 +128,8 @@ def _leading(passage: str, options: list[str]) -> int | None:
     match = _LED.fullmatch(_bare(passage))
     index = _index(match[1] or match[2], options) if match else None
     if match is None or index is None:
+        return None
+    if re.match(r"\W*(?:wrong|incorrect|false|no|not)\b", match[3], re.IGNORECASE):
         return None
     said = _REASONS.split(match[3].partition("\n")[0], maxsplit=1)[0]
     rest = "" if match[3].startswith(("-", "\u2013", "\u2014")) else normalise(said)
@@ -191,7 +197,9 @@ def _named(answer: str, options: list[str]) -> set[int]:
     taken = {
         i
         for i in rest
-        if _count(rf"{_TAKEN_BEFORE}(?:{names[i]})", answer) or _count(rf"(?:{names[i]}){_TAKEN_AFTER}", answer)
+        if re.search(
+            rf"{_TAKEN_BEFORE}(?:{names[i]})|(?:{names[i]}){_TAKEN_AFTER}|{_SO}(?:{names[i]})[)*\s]*(?:[.!]|$)", answer
+        )
     }
     return taken or rest
 
@@ -212,9 +220,9 @@ def _name(index: int, options: list[str]) -> str:
     """A pattern for an option's letter, or its text with any spaces and punctuation between the words."""
     letter = string.ascii_uppercase[index]
     words = r"[\W_]+".join(map(re.escape, re.findall(r"\w+", options[index])))
-    text = rf"|(?i:(?<!\w){words}(?!\w))" if words else ""
+    text = rf"(?i:(?<!\w){words}(?!\w))" if words else r"(?!)"
     lone = rf"{_BEFORE}{letter}{_AFTER}" + (_NO_ARTICLE if letter in "AI" else "")
-    return rf"\({letter}\)|\b[Oo]ption\s+{letter}\b|\b[Cc]hoice\s+{letter}\b|{lone}{text}"
+    return rf"(?:\({letter}\)|\b[OoCc](?:ption|hoice)\s+{letter}\b|{lone})(?:[\s:.)*-]{{0,3}}{text})?|{text}"
 
 
 def _count(pattern: str, text: str) -> int:

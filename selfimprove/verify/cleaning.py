@@ -10,7 +10,7 @@ import re
 from decimal import Decimal
 
 from selfimprove.verify.characters import fold
-from selfimprove.verify.statements import last_box
+from selfimprove.verify.statements import boxed
 
 LONGEST = 500  # characters of an answer; of longer ones, looping samples mostly, the parser is slow to make nothing
 
@@ -26,7 +26,7 @@ SPAN = re.compile(r"\$\$(.+?)\$\$|\\\((.+?)\\\)|\\\[(.+?)\\\]|(?<!\\)\$(?=\S)([^
 _JOINED = re.compile(r"(?:[\s,;]|and|or)*")
 _CURRENCY = re.compile(
     rf"(?:\b(?:US|HK|CA|AU|NZ|C|A|R|S))?\\?\$|[{CURRENCY}]|\\(?:pounds|euro|yen|cents?|rupee)\b"
-    r"|\b(?:Rs\.?|INR|USD|EUR|GBP)\s*(?=[\d.])"
+    r"|\b(?:Rs\.?|INR|USD|EUR|GBP|CHF|RM)\s*(?=[\d.])"
 )
 _UPRIGHT = re.compile(r"\\(?:mathrm|operatorname|mathit|rm)\s*\{\s*([ei])\s*\}|\{\\rm\s+([ei])\s*\}")  # \mathrm{e}
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,|\{,\}|\\,|\\!,|,\\!|\\? )\d{3})+(?![\d,])")
@@ -34,6 +34,7 @@ _SEPARATOR = re.compile(r"[^\d]+")
 _SCALE = re.compile(rf"({NUMBER})\s*(?:(thousand|million|billion|trillion)\b|([万萬만亿億억]))", re.IGNORECASE)
 _ZEROS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _ZEROS |= dict.fromkeys("万萬만", 4) | dict.fromkeys("亿億억", 8)
+_TENS = re.compile(r"(?<=\d)\s*(?:[xX*\u00d7\u00b7]|\\times|\\cdot)\s*10\s*\^\s*\{?([-+]?\d+)\}?")
 _PERCENT = re.compile(r"\s*(?:\\?%|\\text\s*\{\s*(?:percent|\\?%)\s*\}|\b(?:percent|percentage|pct)\b)\s*$", re.I)
 _SCIENTIFIC = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))[eE]([+-]?\d+)")
 _MIXED = re.compile(r"(-?\d+) (\d+)/(\d+)")
@@ -70,15 +71,15 @@ _ROOT = re.compile(r"\u221a\s*(?:\(([^()]*)\)|(\d+(?:\.\d+)?|[a-zA-Z]))")
 
 # Units
 
-_POWER = r"(?:\s*\^\s*\{?-?\d\}?|[\u00b2\u00b3])?"
+_POWER = r"(?:\s*\^\s*\{?-?\d\}?|[\u00b2\u00b323]|\s+(?:squared|cubed))?"
 _LONG = (
-    r"(?:[\u03bcmcdkn]m|ft|yd|mi|nmi|in|[\u03bcmk]g|lbs?|oz|[\u03bcmn]s|min|hrs?|[\u03bcmcd][lL]|k[NJWV]|M[JW]|kWh|mA|[kMG]?Hz"
-    r"|[kM]?Pa|atm|k?cal|[kMG]?eV|[kMGT]i?B|mol|rad|ha|rpm|[mk]ph|bpm|cc|sq)"
+    r"(?:[\u03bcmcdkn]m|ft|yd|mi|nmi|in|[\u03bcmk]g|lbs?|oz|[\u03bcmn]s|secs?|mins?|hrs?|[\u03bcmcd][lL]|k[NJWV]|M[JW]|kWh|mA|[kMG]?Hz"
+    r"|[kM]?Pa|atm|k?cal|[kMG]?eV|[kMGT]i?B|mol|rad|ha|rpm|[mk]ph|bpm|cc|sq\.?|dB|[kM]?\u03a9)"
 )
 _SHORT = r"[mgshdlLNJWVAKC]"  # with a space before it: 5m may be a product
 _DEGREES = r"(?:\^?\s*\{?\\circ\}?|\\degree|[\u00b0\u00ba])\s*[CFK]?(?![a-zA-Z])"
 _UNIT = (
-    rf"(?:\s*(?:{_LONG}|{_DEGREES})|\s+{_SHORT}|{_SHORT}(?=[\u00b2\u00b3])){_POWER}"
+    rf"(?:\s*(?:{_LONG}|{_DEGREES})|\s+{_SHORT}|{_SHORT}(?=[\u00b2\u00b3]|/(?:s|h|min)\b)){_POWER}"
     rf"(?:(?:\s*[/*\u00b7\u22c5]\s*|\s*\\cdot\s*|\s+per\s+|\s+)(?:{_LONG}|{_SHORT}){_POWER})*"
 )
 _FRACTION = r"\\[dt]?frac\s*\{\d+\}\s*\{\d+\}"
@@ -117,11 +118,10 @@ def clean(answer: str) -> str | None:
     if len(answer) > LONGEST:
         return None
     text = fold(answer).translate(_SPACES).strip(" *").lstrip(" ,;:=").rstrip(" .,;:")
-    if "\\" in text:
-        while (box := last_box(text)[1]) is not None:
-            text = box
+    while "\\" in text and (box := boxed(text)) is not None:
+        text = box
     text = _unspanned(text)
-    if (":" in text or "m" in text) and (clock := _CLOCK.match(_unwrapped(text))):
+    if (":" in text or "m" in text or "M" in text) and (clock := _CLOCK.match(_unwrapped(text))):
         return _time(clock)
     text = _CURRENCY.sub("", text)
     text = _THOUSANDS.sub(_together, text)
@@ -131,7 +131,7 @@ def clean(answer: str) -> str | None:
         if (whole := TEXT.fullmatch(text.strip())) and any(map(str.isdigit, whole[1])):
             text = whole[1]
     if not text.strip().isdecimal():
-        text = _unmeasured(text)
+        text = _unmeasured(_TENS.sub(r" \\times 10^{\1}", text))
     text = text.lstrip(" ,;:=").rstrip(" .,;:")
     if not text:
         return None

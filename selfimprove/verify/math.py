@@ -19,8 +19,8 @@ from sympy import Expr, Float, latex, nan, oo, zoo
 from selfimprove.verify import Outcome
 from selfimprove.verify.characters import fold
 from selfimprove.verify.cleaning import CURRENCY, LONGEST, NUMBER, QUANTITY, SPAN, clean, is_prose, same_time
-from selfimprove.verify.statements import ADVERBS, REMARK, passages, statements
-from selfimprove.verify.values import TOLERANCE, equal_numbers
+from selfimprove.verify.statements import ADVERBS, NOT, REMARK, passages, statements
+from selfimprove.verify.values import TOLERANCE, cut, equal_numbers
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of each call that sets no timer
 grader.sympy_numeric_eq = (
@@ -31,18 +31,22 @@ Fallback = Literal["last_number", "none"]
 
 _LETTERS = r"a-zA-Z0-9_\u00c0-\u024f\u0370-\u052f"  # beside which a digit is part of a name: x2, but not 第2
 _LAST_NUMBER = re.compile(
-    rf"(?<![{_LETTERS}.\\])(?:(?<![\d)}}])-\s?)?[{CURRENCY}]?(?:{NUMBER})(?:/\d+|\s?\\?%)?"
-    r"(?:\s*(?:[万萬만亿億억]|(?:thousand|million|billion|trillion)\b))?"
+    rf"(?<![{_LETTERS}.\\])(?:(?<![\d)}}])-\s?)?[{CURRENCY}]?(?:\d{{1,2}}:\d\d?(?!\d)(?:\s?[ap]\.?m\b)?|(?:{NUMBER})"
+    r"(?:[eE][-+]?\d+|\s?(?:\\times|\\cdot|[x\u00d7\u00b7])\s?10\^\{?-?\d+\}?)?(?:/\d+|\s?\\?%)?"
+    r"(?:\s*(?:[万萬만亿億억]|(?:thousand|million|billion|trillion)\b))?)"
 )
 _PLAIN = re.compile(r"-?\d{1,15}(?:\.\d+)?%?")
+_BARE = re.compile(r"[-+.\\(\[{$]*\d|[-+]?\\[a-zA-Z({\[]|[a-zA-Z]\s?=")  # what a formula by itself begins with
 _QUICK = re.compile(r"\$?[0-9][0-9.,]*")  # a number and nothing else
 _AMOUNT = rf"(?:\\?[{CURRENCY}]|\\\(|\s)*({QUANTITY})(?![.,]?\d)"
 _DENIED = re.compile(
-    r"(?:\bnot\b|n't\b|\bnever\b|\bcannot\b|\brather than\b|\binstead of\b|\u2260|\\neq?\b"
+    r"(?:\bnot\b|n't\b|\bnever\b|\bcannot\b|\brather than\b|\binstead of\b|\bno longer\b"
+    r"|\bdifferent from\b|\bother than\b|\bfar from\b|\banything but\b|\bneither\b|\bnor\b"
     r"|不是|不等于|并非)"
     rf"(?:\s*\b(?:be|been|equals?|to|exactly|simply|just|the|an?|actually|really|necessarily|answer|is)\b)*{_AMOUNT}",
     re.IGNORECASE,
 )
+_UNEQUAL = re.compile(rf"(?:\u2260|\\neq?\b){_AMOUNT}")
 _REFUTED = re.compile(
     rf"(?<![{_LETTERS}.\\])({QUANTITY})(?:\s*(?:\$|\\\)))?"
     r"(?:\s+(?:is|was|would\s+be)\s+(?:also\s+)?"
@@ -117,19 +121,25 @@ def extract(text: str, fallback: Fallback) -> str | None:
 
 def _answer(passage: str, fallback: Fallback) -> str | None:
     denied: set[str | None] = set()
+    supposed: set[str | None] = set()
     weak = vague = None
     for statement in reversed(statements(passage)):
         said = statement.text
-        if not statement.denied and _QUICK.fullmatch(said):
+        if not statement.denied and statement.kind != "supposed" and _QUICK.fullmatch(said):
             pass
+        elif statement.kind == "supposed":
+            supposed.add(clean(said.partition(",")[0]))
+            continue
         elif statement.kind == "phrase":
             said, numbers = _affirmed(said)
-            if statement.denied:  # "not 5 but 6"
-                numbers = numbers or [clean(said)]
-                said = said.partition("but ")[2]
+            if statement.denied and not NOT.match(statement.text):  # "cannot be 5"; "not 5 but 6" is one as well
+                numbers, said = [*numbers, clean(said)], ""
             denied.update(numbers)
-            if (statement.denied or numbers) and not any(map(str.isdigit, said)):
-                continue
+            if statement.denied or numbers:
+                if not any(map(str.isdigit, said)):
+                    continue
+                if not _BARE.match(said.lstrip()):  # "not 6; it is 5", but "5, since 2 + 3 is not 6"
+                    said = _answer(said, "last_number") or said
             if _WEAK.match(said):
                 weak = weak or said
                 continue
@@ -146,10 +156,14 @@ def _answer(passage: str, fallback: Fallback) -> str | None:
             return said
     if weak or vague or fallback == "none" or denied:
         return weak or vague
-    rest, refuted = _affirmed(passage)
+    whole = passage.strip()
+    if len(whole) < 60 and _BARE.match(whole) and "\n" not in whole and not is_prose(whole) and clean(whole):
+        return whole
+    rest, refuted = _affirmed(_UNEQUAL.sub(" ", passage))
+    supposed.update(refuted)
     found = None
     for match in _LAST_NUMBER.finditer(rest):
-        if not refuted or clean(match[0]) not in refuted:
+        if not supposed or clean(match[0]) not in supposed:
             found = match
     return found and (_formula(rest, found.start()) or found[0])
 
@@ -185,7 +199,7 @@ def _is_number(cleaned: str) -> bool:
 def compare_short(gold: str, answer: str) -> bool | None:
     """Equality of two cleaned answers where plain arithmetic decides it; None where it does not.
 
-    Numbers written out are equal when they differ by no more than a millionth of the larger one, of 1 at most.
+    It is that of `values.equal_numbers`.
     """
     if gold == answer:
         return True
@@ -194,7 +208,10 @@ def compare_short(gold: str, answer: str) -> bool | None:
     if "." not in gold and "." not in answer:
         return int(gold) == int(answer)
     a, b = float(gold), float(answer)
-    return abs(a - b) <= TOLERANCE * min(1, max(abs(a), abs(b)))
+    difference, scale = abs(a - b), max(abs(a), abs(b))
+    if difference <= TOLERANCE * min(1, scale) or difference > 2 * TOLERANCE * max(1, scale):
+        return difference <= TOLERANCE * min(1, scale)
+    return "." in gold and "." in answer and cut((gold, answer), difference, scale)
 
 
 @lru_cache(maxsize=16384)
@@ -207,6 +224,8 @@ def compare(gold: str, answer: str) -> bool | None:
     equal = compare_short(gold, answer)
     if equal is None and (":" in gold or ":" in answer):
         equal = same_time(gold, answer)
+        if equal is None and same_time(gold, gold):  # of no other form
+            return False
     if equal is not None:
         return equal
     parsed = _parse(answer)

@@ -19,7 +19,7 @@ FARTHEST = 1000  # characters of a statement
 class Statement(NamedTuple):
     start: int  # where it stands in its passage
     text: str  # what is stated, as it stands there
-    kind: Literal["box", "tag", "mark", "phrase"]
+    kind: Literal["box", "tag", "mark", "phrase", "supposed"]  # supposed: "if the answer is 5"
     denied: bool = False  # "the answer is not 5"
 
 
@@ -110,7 +110,7 @@ _PHRASE = re.compile(
     r"\s+(?:possibly\s+)?be\b(?!\s+(?:determined|found|known|computed|calculated|answered|solved|inferred|concluded)\b)"
     r"|(?:is|are)n't\b)"
     r"|(?:(?:must|should|would|will|has\s+to|turns\s+out\s+to)\s+be|is|are|becomes|equals|comes\s+(?:out\s+)?(?:to|as))\b"
-    r"|:|=|(?P<head>\n))[:*_\s]*",
+    r"|:|=|(?:->?|=>|\u2192)(?=\s)|(?P<head>\n))[:*_\s]*",
     re.IGNORECASE,
 )
 _HEADING = re.compile(r"(?:^|\n)[\s#*_]*(?:the\s+)?(?:final\s+)?$", re.IGNORECASE)  # what "Answer" is then alone with
@@ -147,10 +147,15 @@ _SAID = re.compile(  # to the end of the formula, the line or the sentence, whic
 _SUPPOSED = re.compile(
     r"\b(?:if|suppose|supposing|assume|assuming|whether|unless|hope|hoping)\s+(?:that\s+)?(?:\w+\s+){0,2}$", re.I
 )
-_WRONG = re.compile(r"\b(?:wrong|incorrect|mistaken|not\s+(?:the|an?|my|our))\s+(?:\w+\s+)?$", re.IGNORECASE)
+_WRONG = re.compile(
+    r"(?:\b(?:wrong|incorrect|mistaken|not\s+(?:the|an?|my|our)|doubt(?:\s+that)?)"
+    r"|(?:n't|\bnot)\s+(?:think|believe|say|sure|certain|clear)(?:\s+(?:that|if))?)\s+(?:\w+\s+){0,2}$",
+    re.IGNORECASE,
+)
 NOT = re.compile(
     r"(?:(?:definitely|certainly|clearly|surely|obviously|absolutely|simply|actually|therefore|thus|also|probably|of"
-    r" course|in fact|now|then|most)\s+)*(?:not|never|neither|no longer|anything but)\b",
+    r" course|in fact|now|then|most)\s+)*(?:not|never|neither|no longer|anything but|different from|other than|unlike"
+    r"|far from)\b",
     re.IGNORECASE,
 )
 
@@ -186,11 +191,17 @@ def statements(passage: str) -> list[Statement]:
     return sorted(found, key=lambda statement: statement.start)[-MOST:] if len(found) > 1 else found
 
 
+def is_idle(statement: Statement) -> bool:
+    """Whether a statement gives no answer: a supposition, a denial, a remark on the answer."""
+    remark = statement.kind == "phrase" and REMARK.match(statement.text) is not None
+    return remark or statement.denied or statement.kind == "supposed"
+
+
 def stated(text: str) -> str | None:
     """The last statement of the first passage that makes one, as it stands there; None when there is none."""
     for passage in passages(text):
         for statement in reversed(statements(passage)):
-            if not statement.denied and not (statement.kind == "phrase" and REMARK.match(statement.text)):
+            if not is_idle(statement):
                 return statement.text
     return None
 
@@ -199,11 +210,12 @@ def _phrases(pattern: re.Pattern[str], text: str) -> Iterator[Statement]:
     for match in list(pattern.finditer(text))[-MOST:]:
         start = match.start()
         before = text[max(text.rfind("\n", 0, start), text.rfind(". ", 0, start), start - 40, 0) : start]
-        if len(before) > 5 and _SUPPOSED.search(before):
-            continue
         if match.lastgroup == "head" and not _HEADING.search(before):
             continue
         if said := _SAID.match(text, match.end(), match.end() + FARTHEST):
+            if len(before) > 2 and _SUPPOSED.search(before):
+                yield Statement(start, said[0], "supposed")
+                continue
             denied = (match.lastgroup or "").startswith("no") or NOT.match(said[0]) is not None
             denied = denied or (len(before) > 5 and _WRONG.search(before) is not None)
             yield Statement(start, said[0], "phrase", denied)
@@ -213,6 +225,12 @@ def last_box(text: str) -> tuple[int, str | None]:
     """Start and content of the outermost box that closes last; (-1, None) without one."""
     found = _boxes(text)
     return (found[-1][0], text[found[-1][1] : found[-1][2]]) if found else (-1, None)
+
+
+def boxed(text: str) -> str | None:
+    """What the last box of a text says, or the last boxes that form a list."""
+    found = list(_lists(text)) if "\\boxed" in text or "\\fbox" in text else []
+    return found[-1].text if found else None
 
 
 def _boxes(text: str) -> list[tuple[int, int, int]]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from selfimprove.verify import Outcome
 from selfimprove.verify.characters import fold
-from selfimprove.verify.statements import REMARK, passages, statements
+from selfimprove.verify.statements import is_idle, passages, statements
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _SENTENCE = re.compile(r"[^.!?\n]*$")  # the last one, as far as it goes
@@ -97,7 +97,7 @@ def answer_of(text: str) -> str:
         remark = None
         found = statements(passage)
         for statement in reversed(found):
-            if not statement.denied and (statement.kind != "phrase" or not REMARK.match(statement.text)):
+            if not is_idle(statement):
                 return statement.text
             remark = statement.start
         if any(statement.denied for statement in found):

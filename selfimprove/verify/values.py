@@ -6,6 +6,7 @@ comparison of numbers, also within sets, intervals and matrices.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -28,7 +29,8 @@ from sympy import (
     zoo,
 )
 
-TOLERANCE = 1.000001e-6  # so that 0.333333 is 1/3
+TOLERANCE = 5e-7  # as rounding to six decimals has it
+_CUT = 1.000001e-6  # so that 0.333333 is 1/3
 _ROUNDING = 1e-14  # relative, of what decimals are computed with
 _ENDLESS = (nan, oo, -oo, zoo)
 _LONG = (
@@ -45,8 +47,8 @@ _DIGITS = 60  # of a root, a logarithm or a multiple of pi
 def equal_numbers(a: Any, b: Any, float_rounding: int = 6, numeric_precision: int = 15) -> bool:
     """Whether two sympy values are the same number, or matrices of the same numbers. The last two are not looked at.
 
-    50% is 50 and 0.5. A decimal is what it was written as, to a millionth of the larger number, of 1 at most; an exact
-    number besides that what it is cut or rounded to after at least six significant digits.
+    50% is 50 and 0.5. Decimals are equal that are less than half a millionth apart, of the larger number or of 1; a
+    decimal is besides that any number that it is cut or rounded from after at least six significant digits.
     """
     if isinstance(a, MatrixBase | MatrixExpr) and isinstance(b, MatrixBase | MatrixExpr):
         a, b = a.doit(), b.doit()
@@ -82,16 +84,20 @@ def _equal(a: Expr, b: Expr) -> bool:
         return bool(difference <= Rational(1, 10 ** (_DIGITS - 10)) * scale)
     if difference <= max(TOLERANCE * min(1, scale), _ROUNDING * scale):
         return True
-    written = [_last_digit(value) for value in (a, b) if isinstance(value, Float)]
-    exact = any(not value.has(Float) and not isinstance(value, Integer) for value in (a, b))
-    return bool(exact and written and difference < written[0] and difference <= TOLERANCE * scale)
+    decimals = [value for value in (a, b) if isinstance(value, Float)]
+    exact = not isinstance(a, Integer) and not isinstance(b, Integer)
+    return bool(exact and decimals and cut(decimals, difference, scale))
+
+
+def cut(decimals: Sequence[object], difference: Any, scale: Any) -> bool:
+    """Whether `difference` is what is lost by cutting or rounding after the last digit that `decimals` were written
+    with, six significant digits at least."""
+    written = [Decimal(str(decimal)).normalize().as_tuple() for decimal in decimals]
+    if any(len(number.digits) < 6 for number in written):
+        return False
+    step = max(Decimal(10) ** int(number.exponent) for number in written)
+    return bool(difference < float(step) * (1 - 1e-9) and difference <= _CUT * scale)
 
 
 def _evaluated(value: Expr) -> Expr:
     return value if value.has(*_LONG) else value.doit()
-
-
-def _last_digit(value: Float) -> float:
-    """What one step in the last digit is worth with which a decimal was written: 0.01 for 3.14."""
-    exponent = Decimal(str(value)).normalize().as_tuple().exponent
-    return float(10.0 ** int(exponent))
