@@ -118,7 +118,8 @@ class Keeper:
         end = next(i for i, each in enumerate(kind.__mro__) if each is object or _tag(each))
         own = {name for each in kind.__mro__[:end] for name in vars(each)}
         live = set() if base in SHADOWED else {name for each in kind.__mro__[end:-1] for name in vars(each)}
-        meta = {name for each in type(kind).__mro__ if each not in (type, object) for name in vars(each)}
+        metaclass: Any = type(kind)
+        meta = {name for each in metaclass.__mro__ if each not in (type, object) for name in vars(each)}
         known = filter(None, map(name_of, kind.__mro__[:-1]))
         return [
             kind.__name__,
@@ -151,9 +152,12 @@ def base_of(kind: type) -> str | None:
 
 def plain(value: Any) -> Any:
     """An object as one of the type of the standard library that its class extends; None where there is none."""
-    for kind, exactly in ((int, int.__index__), (float, float.__float__), (str, str.__str__)):
-        if isinstance(value, kind):
-            return exactly(value)
+    if isinstance(value, int):
+        return int.__index__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, str):
+        return str.__str__(value)
     tag = base_of(type(value))
     return None if tag is None else exact(tag, value)
 
@@ -324,10 +328,11 @@ def cut(text: str, error: SyntaxError) -> str:
         if end <= 0:
             return ""
         try:
-            body = compile("\n".join(lines[:end]), "<candidate>", "exec", PyCF_ONLY_AST, True).body
+            tree: Any = compile("\n".join(lines[:end]), "<candidate>", "exec", PyCF_ONLY_AST, True)
             break
         except SyntaxError as earlier:
             wrong = earlier.lineno or 1
+    body = tree.body
     while body and type(body[-1]).__name__ in ("Expr", "Assert"):
         body.pop()
     return "\n".join(lines[: body[-1].end_lineno]) if body else ""

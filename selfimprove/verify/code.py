@@ -28,7 +28,7 @@ from typing import Any
 
 from selfimprove.errors import ConfigError
 from selfimprove.types import Status
-from selfimprove.verify import Outcome, candidate, harness, programs, stand_in, wire
+from selfimprove.verify import Outcome, candidate, harness, link, programs, stand_in, wire
 from selfimprove.verify import sandbox as sandboxes
 from selfimprove.verify.container import IMAGE
 from selfimprove.verify.instrument import prepare
@@ -139,9 +139,9 @@ def _assertions(text: str, setup: str, tests: list[str], partial: bool) -> dict[
 def _sides(compiled: bool) -> tuple[dict[str, str | bytes], dict[str, str | bytes]]:
     """The files that the Python of the tests and that of the program run. Compiling them costs as much as the rest of a
     check, so it is done once, where that Python loads what this one compiles."""
-    sides = []
+    sides: list[dict[str, str | bytes]] = []
     for modules, start in (
-        ((wire, stand_in, harness), "drive(int(sys.argv[-2]), int(sys.argv[-1]))"),
+        ((wire, stand_in, link, harness), "drive(int(sys.argv[-2]), int(sys.argv[-1]))"),
         ((wire, candidate), "serve()"),
     ):
         trees = [ast.parse(Path(str(module.__file__)).read_text()) for module in modules]

@@ -12,7 +12,8 @@ import os
 import sys
 
 if __name__.startswith("selfimprove"):  # in the sandbox the files are one
-    from selfimprove.verify.stand_in import Gone, Link, Lost
+    from selfimprove.verify.link import Gone, Link
+    from selfimprove.verify.stand_in import Lost
     from selfimprove.verify.wire import Unsendable, named
 
 TYPE_CHECKING = False
@@ -183,11 +184,11 @@ def drive(replies: int, requests: int) -> None:
     """Reads a task from standard input, runs its tests, writes the verdict to standard output, both as JSON.
 
     Task: `programs` and `needs` (see `candidate.viable`); `prelude`, code that the tests may use; `tests`, code that
-    asserts; `candidate`, the function that is given to the tests' own `check`, or None where they call by name; `wanted`,
-    the names that the program may bind; `due`, those it must; `lent` and `spare`, names that the tests have forgotten to import, the second
-    only where the program does not bind them; `bound`, names that the tests bind; `assertions`, how many there are in
-    the text; `tries`, whether some stand in a `try`; `partial`, whether to go on after a failure; `follow`, whether what
-    the program changes in place is changed in the tests' objects everywhere.
+    asserts; `candidate`, the function that is given to the tests' own `check`, or None where they call by name;
+    `wanted`, the names that the program may bind; `due`, those it must; `lent` and `spare`, names that the tests have
+    forgotten to import, the second only where the program does not bind them; `bound`, names that the tests bind;
+    `assertions`, how many there are in the text; `tries`, whether some stand in a `try`; `partial`, whether to go on
+    after a failure; `follow`, whether what the program changes in place changes in the tests' objects everywhere.
     """
     task = json.load(sys.stdin)
     verdict = os.fdopen(os.dup(1), "w")

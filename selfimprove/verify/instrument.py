@@ -14,27 +14,21 @@ from selfimprove.verify.candidate import bound
 
 BUILTINS = frozenset(dir(builtins))
 # Modules that tests use, themselves or what is in them, without an import.
-MODULES = [
-    "math",
-    "cmath",
-    "collections",
-    "itertools",
-    "functools",
-    "copy",
-    "fractions",
-    "decimal",
-    "statistics",
-    "operator",
-    "re",
-    "datetime",
-    "random",
-    "heapq",
-    "bisect",
-    "string",
-    "json",
-    "time",
-    "typing",
-]
+MODULES = (
+    *(
+        "math",
+        "cmath",
+        "collections",
+        "itertools",
+        "functools",
+        "copy",
+        "fractions",
+        "decimal",
+        "statistics",
+        "operator",
+    ),
+    *("re", "datetime", "random", "heapq", "bisect", "string", "json", "time", "typing"),
+)
 PACKAGES = {"np": "numpy", "pd": "pandas", "nx": "networkx"}
 PACKAGES |= {name: name for name in ("numpy", "pandas", "networkx", "scipy", "sympy", "torch", "pytest")}
 
@@ -55,10 +49,11 @@ def prepare(tests: tuple[str, ...], candidate: str | None, given: str, partial: 
         wanted = _innermost(trees, free & BUILTINS)
     due = [candidate] if candidate else sorted(_innermost(trees, wanted))
     counter = _Counter()
-    trees = [counter.visit(tree) for tree in trees]
+    for tree in trees:
+        counter.visit(tree)
     if partial:
         for tree in trees:
-            checks = [node for node in tree.body if candidate and getattr(node, "name", "") == "check"]
+            checks = [n for n in tree.body if candidate and isinstance(n, ast.FunctionDef) and n.name == "check"]
             for place in (tree, *checks):
                 place.body = _steps(place.body)
     return {

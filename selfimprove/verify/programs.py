@@ -54,14 +54,17 @@ def continuing(text: str, prompt: str, entry_point: str) -> list[Program]:
     begun = [text, head, body]
     if re.search(rf"^(?:async )?def {re.escape(entry_point)}\b", text[len(body) :], re.MULTILINE):
         begun = [body]  # it runs on into the same function again: the first one is its answer
-    alone: list[Program] = [(piece, stub + piece, False) for piece in pieces]
-    alone += [(piece, stub + piece, True) for piece in _whole(text)]
+    fenced: list[Program] = [(piece, stub + piece, False) for piece in pieces]
+    whole: list[Program] = [(piece, stub + piece, True) for piece in _whole(text)]
     more: list[Program] = [("", prompt + piece, True) for piece in [*pieces, *begun] if _is_body(piece)]
-    lost_blanks = [each.lstrip("\r\n") for each in [*pieces, text, head] if _RETURNS.search(each)]
-    for piece in lost_blanks:  # those of the first line, or of all
-        lost = [f"    {piece}", _indented(f"    {piece}"), textwrap.indent(piece, "    ")]
-        more += [("", prompt + each, True) for each in lost]
-    return [program for program in dict.fromkeys(alone + more) if program[1].strip()]
+    for piece in [each.strip("\r\n") for each in [*pieces, text, head] if _RETURNS.search(each)]:  # blanks are lost,
+        if re.search(r"\n(?:return|yield)\b", piece):  # those of all lines,
+            more.append(("", prompt + textwrap.indent(piece, "    "), True))
+        else:  # or of the first
+            line = f"    {piece.lstrip()}\n"
+            more += [("", prompt + line, True), ("", prompt + _indented(line), True)]
+    found = fenced + (more + whole if _is_body(text) else whole + more)
+    return [program for program in dict.fromkeys(found) if program[1].strip()]
 
 
 def defining(text: str) -> list[Program]:
@@ -81,9 +84,12 @@ def printing(text: str) -> str:
 
 
 def _whole(text: str) -> list[str]:
-    """The text, and the text from where code may begin in it."""
+    """The text, and the text from where code may begin in it; up to the mark by which MBPP's examples end a program."""
+    text = re.split(r"^\[DONE\]", text, maxsplit=1, flags=re.MULTILINE)[0].replace("[BEGIN]\n", "", 1)
     start = _START.search(text)
-    return [piece for piece in dict.fromkeys([text, text[start.start() :] if start else ""]) if piece.strip()]
+    return [
+        piece for piece in dict.fromkeys([text, text.lstrip(), text[start.start() :] if start else ""]) if piece.strip()
+    ]
 
 
 def _is_body(text: str) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 
 from selfimprove.errors import ConfigError
 from selfimprove.verify import Outcome, stated
-from selfimprove.verify.harness import Unsendable, decode, encode
+from selfimprove.verify.plain import decode, encode
 
 INSTALL = "pip install 'selfimprove[reasoning-gym]'"
 
@@ -56,7 +56,7 @@ def check(text: str, gold: str | None, metadata: dict[str, Any], *, partial: boo
     """
     try:
         task = _task(metadata["task"], json.dumps(metadata["config"]))
-        entry = {"question": metadata["question"], "answer": gold, "metadata": decode(metadata["entry"], _no_handle)}
+        entry = {"question": metadata["question"], "answer": gold, "metadata": decode(metadata["entry"])}
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         return Outcome("error", 0.0, reason=f"metadata needs `task`, `config`, `question` and `entry`: {error!r}")
     answer = extract(text)
@@ -91,14 +91,8 @@ def extract(text: str) -> str | None:
 
 
 def pack(record: dict[str, Any]) -> Any:
-    """A task's record of a problem as JSON, in which tuples and keys that are no text stay what they are.
-
-    Raises ValueError for what has no such form.
-    """
-    try:
-        return encode(record, _no_handle)
-    except Unsendable as error:
-        raise ValueError(str(error)) from None
+    """A task's record of a problem as JSON. Raises ValueError for what has no such form."""
+    return encode(record)
 
 
 @functools.cache
@@ -123,7 +117,3 @@ def uses_each(answer: str, numbers: list[int]) -> bool:
 @functools.cache
 def _task(name: str, config: str) -> Any:
     return library().create_dataset(name, size=1, seed=0, **json.loads(config))
-
-
-def _no_handle(value: Any) -> Any:
-    raise ValueError(f"no form in JSON for {value!r:.80}")

@@ -48,13 +48,13 @@ ENTER = ("/bin/sh", "-c", 'echo 0 >"$0" && exec "$@"')  # a cgroup, by its list 
 # counts; and what could watch or lock files that are the host's too. Namespaces already make most of them powerless;
 # this is the second wall.
 DENIED_SYSCALLS = """
-    acct add_key adjtimex bpf chroot clock_adjtime clock_settime delete_module fanotify_init fanotify_mark finit_module
-    flock fsconfig fsmount fsopen fspick init_module inotify_add_watch inotify_init inotify_init1 io_uring_enter io_uring_register io_uring_setup ioperm iopl kcmp
-    kexec_file_load kexec_load keyctl lookup_dcookie mbind memfd_create memfd_secret migrate_pages mknod mknodat mount
-    mount_setattr move_mount move_pages mq_open msgget name_to_handle_at open_by_handle_at open_tree perf_event_open
-    pidfd_getfd pivot_root process_madvise process_vm_readv process_vm_writev ptrace quotactl reboot request_key
-    semget setdomainname sethostname setns settimeofday shmget swapoff swapon syslog umount2 unshare userfaultfd
-    vhangup
+    acct add_key adjtimex bpf chroot clock_adjtime clock_settime delete_module fanotify_init fanotify_mark
+    finit_module flock fsconfig fsmount fsopen fspick init_module inotify_add_watch inotify_init inotify_init1
+    io_uring_enter io_uring_register io_uring_setup ioperm iopl kcmp kexec_file_load kexec_load keyctl
+    lookup_dcookie mbind memfd_create memfd_secret migrate_pages mknod mknodat mount mount_setattr move_mount
+    move_pages mq_open msgget name_to_handle_at open_by_handle_at open_tree perf_event_open pidfd_getfd pivot_root
+    process_madvise process_vm_readv process_vm_writev ptrace quotactl reboot request_key semget setdomainname
+    sethostname setns settimeofday shmget swapoff swapon syslog umount2 unshare userfaultfd vhangup
 """
 CLONE_NEW = 0x7E020000  # every CLONE_NEW* flag of clone(2) but CLONE_NEWTIME, which clone(2) cannot take
 AF_UNIX = 1
@@ -216,7 +216,8 @@ class _Bubblewrap(Child):
     def too_large(self, pids: Sequence[int], limit: int) -> bool:
         if self._group:
             return cgroup.ran_out(self._group)
-        files = sum(_used(f"/proc/{self.pid}/root/{folder}") for folder in ("tmp", "dev/shm"))
+        root = f"/proc/{self.pid}/root"
+        files = _used(f"{root}/tmp", DISK_MB) + _used(f"{root}/dev/shm", SHM_MB)
         return files + watch.memory(pids, limit - files) > limit
 
     def read_code(self) -> int | None:
@@ -230,11 +231,13 @@ def _bytes(text: str | bytes) -> bytes:
     return text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
 
 
-def _used(folder: str) -> int:
-    """Bytes that the file system of a folder holds; 0 where it may not be looked at."""
+def _used(folder: str, size_mb: int) -> int:
+    """Bytes that the file system of a folder holds, which has this size; 0 where it may not be looked at, or is not yet
+    there: a sandbox begins with the host's files."""
     with suppress(OSError):
         found = os.statvfs(folder)
-        return (found.f_blocks - found.f_bfree) * found.f_frsize
+        if found.f_blocks * found.f_frsize == size_mb << 20:
+            return (found.f_blocks - found.f_bfree) * found.f_frsize
     return 0
 
 

@@ -216,10 +216,10 @@ def watch(children: Sequence[Child], feed: bytes, limits: Limits) -> tuple[Statu
         while running and not stopped:
             now, left = time.monotonic(), limits.seconds - clock.counted()
             if now >= look or left <= 0:
-                trees = [processes(child.pid) for child in children]
-                clock.look([thread for tree in trees for threads in tree.values() for thread in threads])
+                trees = {child: processes(child.pid) for child in children}
+                clock.look([thread for tree in trees.values() for threads in tree.values() for thread in threads])
                 left = limits.seconds - clock.counted()
-                if any(child.too_large(list(t), limits.memory_mb << 20) for child, t in zip(children, trees)):
+                if any(child.too_large(list(tree), limits.memory_mb << 20) for child, tree in trees.items()):
                     stopped = "memory"
                 look = time.monotonic() + max(TICK, 10 * (time.monotonic() - now))
             events = [key for key, _ in selector.select(max(0.0, min(look - time.monotonic(), left)))]

@@ -1,9 +1,9 @@
 """Values as JSON, for the two processes of a code check (`selfimprove.verify.code`).
 
-A message is `[value, nodes]`. A value is a JSON scalar, or `[k]`: what node k says. A node is `[tag, value, ...]`, where
-the tag names a type and the values are its parts. An object that is met twice is one node, so that what is shared stays
-shared, an object may hold itself, and depth costs nothing. Types are those of the standard library, rebuilt as they
-are; for everything else each side has its own tags.
+A message is `[value, nodes]`. A value is a JSON scalar, or `[k]`: what node k says. A node is `[tag, value, ...]`,
+where the tag names a type and the values are its parts. An object that is met twice is one node: so what is shared
+stays shared, an object may hold itself, and depth costs nothing. Types of the standard library are rebuilt as they are;
+for everything else each side has its own tags.
 
 The files of the two sides are sent to the sandbox's Python as text: they import the standard library alone, run on
 Python 3.9, and load no module before it is needed, since an import costs as much as the rest of a check.
@@ -139,6 +139,10 @@ def _numbers(value: Any) -> list[Any]:
     return [";".join([value.dtype.str, *map(str, value.shape)]), value.tobytes().decode("latin-1")]
 
 
+def _number(form: str, text: str) -> Any:
+    return named("numpy:frombuffer")(_bytes(text), form.partition(";")[0])[0]
+
+
 def _library(name: str) -> Callable[..., Any]:
     return lambda *parts: named(name)(*parts)
 
@@ -159,7 +163,7 @@ FIXED: dict[str, tuple[Callable[[Any], Sequence[Any]], Callable[..., Any]]] = {
     "dict_items": (list, lambda *parts: dict(parts).items()),
     "fractions:Fraction": (lambda v: [v.numerator, v.denominator], _library("fractions:Fraction")),
     "decimal:Decimal": (lambda v: [str(v)], _library("decimal:Decimal")),
-    "numpy": (_numbers, lambda form, text: named("numpy:frombuffer")(_bytes(text), form.split(";")[0])[0]),  # one number
+    "numpy": (_numbers, _number),
     "uuid:UUID": (lambda v: [v.hex], _library("uuid:UUID")),
     "pathlib:PosixPath": (lambda v: [str(v)], _library("pathlib:PosixPath")),
     "pathlib:PurePosixPath": (lambda v: [str(v)], _library("pathlib:PurePosixPath")),
@@ -192,8 +196,8 @@ def _into_set(value: Any, parts: list[Any]) -> None:
 
 def _into_dict(value: Any, parts: list[Any]) -> None:
     value.clear()
-    for key, item in zip(parts[::2], parts[1::2]):
-        value[key] = item
+    for k in range(0, len(parts), 2):
+        value[parts[k]] = parts[k + 1]
 
 
 def _into_default(value: Any, parts: list[Any]) -> None:
@@ -345,8 +349,8 @@ class Decoded(Message):
                 begun.add(k)
                 waiting += missing
                 continue
-            make = FIXED[tag][1] if tag in FIXED else lambda *args, tag=tag: other(tag, *args)
-            self.objects[k] = make(*self._parts(parts))
+            taken = self._parts(parts)
+            self.objects[k] = FIXED[tag][1](*taken) if tag in FIXED else other(tag, *taken)
         for k in fill:
             FILLED[nodes[k][0]][2](self.objects[k], self._parts(nodes[k][1:]))
         self.value = self._parts([top])[0]

@@ -1,8 +1,8 @@
 """The process in which checks run: `python -m selfimprove.verify.worker`, started by `selfimprove.verify.pool`.
 
-Reads one line of JSON that says what to run, answers that it is ready or one line that says why not, then for each batch (its
-length in bytes on a line, then one JSON item a line) writes one line an item, as soon as it is done. Standard input,
-output and error lead nowhere while a check runs.
+Reads one line of JSON that says what to run, answers that it is ready or one line that says why not, then for each
+batch (its length in bytes on a line, then one JSON item a line) writes one line an item, as soon as it is done.
+Standard input, output and error lead nowhere while a check runs.
 """
 
 from __future__ import annotations

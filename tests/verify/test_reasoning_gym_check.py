@@ -13,7 +13,7 @@ from selfimprove.datasets.reasoning_gym import load
 from selfimprove.types import Problem
 from selfimprove.verify import Outcome
 from selfimprove.verify.file import check_gold
-from selfimprove.verify.harness import decode
+from selfimprove.verify.plain import decode
 from selfimprove.verify.pool import Pool
 from selfimprove.verify.reasoning_gym import check, evaluates, extract, harmless, reference
 
@@ -159,7 +159,7 @@ def test_the_game_of_24_is_won_with_the_given_numbers_only():
     passed = 0
     for problem in problems:
         passed += check(reference(problem.gold, problem.metadata), problem.gold, problem.metadata).status == "correct"
-        numbers = sorted(decode(problem.metadata["entry"], str)["numbers"])
+        numbers = sorted(decode(problem.metadata["entry"])["numbers"])
         for other in ("6*4*1*1", "8*3*1*1", "2*3*4*1"):
             if sorted(map(int, other.split("*"))) != numbers:
                 assert check(f"<answer>{other}</answer>", problem.gold, problem.metadata).status == "wrong"
