@@ -11,26 +11,36 @@ import yaml
 from selfimprove import run, store
 from selfimprove.config import compose
 from selfimprove.errors import ConfigError
+from selfimprove.plan import plan
+from selfimprove.summary import Summary
+from selfimprove.types import STATUSES
 from tests.conftest import HELDOUT, SCRIPT, SMALL, environment_of
 from tests.waiting import wait_for
 
 
-def write(path, number, phase, seconds, **metrics):
-    store.write_json(
-        store.Run(path).round(number) / f"{phase}.manifest.json",
-        {"metrics": metrics, "seconds": seconds, "outputs": {}},
-    )
+def write(folder, phase, seconds, **metrics):
+    manifest = {"metrics": metrics, "seconds": seconds, "outputs": {}}
+    store.write_json(folder / f"{phase}.manifest.json", manifest)
 
 
 @pytest.fixture
 def two_rounds(tmp_path):
     """The manifests of two rounds: 150 sampled tokens each for learning, 99 more in evaluations, 21 s in all."""
-    write(tmp_path, -1, "evaluate", 1.0, **{"tokens/sampled": 33})
-    for number in (0, 1):
-        write(tmp_path, number, "generate", 5.0, **{"tokens/sampled": 100})
-        write(tmp_path, number, "verify", 2.0, **{"tokens/sampled": 50})
-        write(tmp_path, number, "evaluate", 3.0, **{"tokens/sampled": 33})
+    write(tmp_path / "base", "evaluate", 1.0, **{"tokens/sampled": 33})
+    for number in ("000", "001"):
+        folder = tmp_path / "rounds" / number
+        write(folder, "generate", 5.0, **{"tokens/sampled": 100})
+        write(folder, "verify", 2.0, **{"tokens/sampled": 50}, **{f"verdicts/{status}": 1 for status in STATUSES})
+        write(folder, "evaluate", 3.0, **{"tokens/sampled": 33})
     return store.Run(tmp_path)
+
+
+def reached(config, run):
+    """What is said of the budget after each of the first two passes."""
+    summary = Summary(config, run)
+    for step in plan(config)[:2]:
+        summary.begin(step)
+        yield summary.over_budget()
 
 
 @pytest.mark.parametrize(
@@ -47,14 +57,13 @@ def two_rounds(tmp_path):
 )
 def test_what_is_counted(two_rounds, budget, first, second):
     config = compose([f"budget.{budget}", "rounds=3"])
-    for number, expected in enumerate((first, second)):
-        said = run.over_budget(config, two_rounds, number)
+    for said, expected in zip(reached(config, two_rounds), (first, second), strict=True):
         assert (said is None) if expected is None else (said is not None and expected in said)
 
 
 def test_a_round_of_several_passes_is_one_round(tmp_path):
     config = compose(["budget.rounds=1", "rounds=3", "method.parts=2"])
-    assert run.over_budget(config, store.Run(tmp_path, 2), 1) == "budget.rounds=1 is reached: 1 after round 0.1"
+    assert list(reached(config, store.Run(tmp_path))) == [None, "budget.rounds=1 is reached: 1 after round 0.1"]
 
 
 def test_resume_changes_budgets_and_nothing_else():
@@ -86,19 +95,19 @@ def test_a_run_stops_is_killed_and_goes_on_with_a_higher_budget(cli, tmp_path):
     assert not (folder / "rounds/001").exists()
 
     with subprocess.Popen(
-        [SCRIPT, "resume", folder, "budget.rounds=null", "budget.sampled_tokens=750"],
+        [SCRIPT, "resume", folder, "budget.rounds=null", "budget.sampled_tokens=1500"],
         env=environment_of(tmp_path),
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     ) as process:
         wait_for((folder / "rounds/001/generate.manifest.json").exists, process)
         os.killpg(process.pid, signal.SIGKILL)
-    assert yaml.safe_load((folder / "config.yaml").read_text())["budget"]["sampled_tokens"] == 750
+    assert yaml.safe_load((folder / "config.yaml").read_text())["budget"]["sampled_tokens"] == 1500
 
-    done = cli("resume", folder)  # the tokens of before the kill count: about 500 a round
+    done = cli("resume", folder)  # the tokens of before the kill count: about 1,100 a round
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["reason"].startswith("budget.sampled_tokens=750 is reached"), summary
+    assert summary["reason"].startswith("budget.sampled_tokens=1500 is reached"), summary
     assert summary["final"]["n"] == HELDOUT
     sampled = [row["tokens"]["sampled"] for row in summary["rounds"]]
-    assert sum(sampled[:-1]) < 750 <= sum(sampled)
+    assert sum(sampled[:-1]) < 1500 <= sum(sampled)
     assert store.read_json(folder / "rounds/000/train.manifest.json") == trained
