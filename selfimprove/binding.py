@@ -56,7 +56,7 @@ _POSITIONAL = {
 }
 
 
-def bind(node: Target, where: str) -> partial[Any]:
+def bind(node: Target, where: str) -> Callable[..., Any]:
     """The node's function with its keys bound as keyword arguments, each checked against the function's type hints.
 
     Raises ConfigError naming `where.key` for an unknown key, a missing one, or a value of the wrong type.

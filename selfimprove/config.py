@@ -230,11 +230,11 @@ def check_stages(config: Config, needs: bool) -> None:
                 )
             if node is not None:
                 label = slot if chosen else (f"{where}.{slot}" if slot in given else f"method.{slot}")
-                bound = bind(node, label)
+                bind(node, label)
                 require_supplies(node, "generate" if slot == "probe" else slot, label)
-                together = getattr(inspect.getmodule(bound.func), "require_options", None)
+                together = getattr(inspect.getmodule(function(node, label)), "require_options", None)
                 if slot == "train" and together:  # which of its options do not go together
-                    together(**bound.keywords)
+                    together(**options_of(node))
                 limits = {f"{label}.{key}": value for key, value in node.items() if key.endswith("max_tokens")}
                 require_window(limits, config.model_of(stage.by or stage.role or "policy").max_length)
         if stage.train and stage.train.get("carry"):

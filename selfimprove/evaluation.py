@@ -57,9 +57,7 @@ def choose(policy: str | None, overrides: Sequence[str], solver: bool = False) -
         policies = last_policies(store.Run(folder), trained, base)
         began, last = Path(base["policy"].path), policies["policy"]
         if began.is_absolute() and not began.exists() and not is_adapter(last.path):
-            base = base | {
-                "policy": last
-            }  # the model it began with is gone, and all that is needed of it is in the policy
+            base = base | {"policy": last}  # what it began with is gone, and needed no more
         require_engine(config, trains=policies != base)
         if any(key.split(".")[0] == "dataset" for key in chosen):
             problems, _ = prepare(config)

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from selfimprove.binding import Target
 from selfimprove.errors import ConfigError
-from selfimprove.types import Count, NonNegative, Share
+from selfimprove.types import Count, NonNegative, Seconds, Share
 
 Slot = Literal["generate", "filter", "train"]
 SLOTS: tuple[Slot, ...] = get_args(Slot)
@@ -193,7 +193,7 @@ class Evaluation(Section):
 
 class Verification(Section):
     workers: Annotated[int, Field(ge=1, le=1024)] | None  # None: as many as there are cores
-    seconds: Annotated[float, Field(gt=0, le=86_400)]  # a check that takes longer ends as `timeout`
+    seconds: Seconds  # a check that takes longer ends as `timeout`
     memory_mb: Annotated[int, Field(ge=128)]  # less than a worker itself needs would make an `error` of every check
     stop_above: Share  # share of `timeout` and `error` verdicts that stops a run
     drop_gold_above: Share  # share of gold answers failing their own verifier that stops a run

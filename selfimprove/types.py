@@ -29,6 +29,7 @@ Share = Annotated[float, Ge(0), Le(1)]
 NonNegative = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 Rate = Annotated[float, Gt(0), Le(1)]  # a learning rate: Adam's step of more than 1 a weight learns nothing
+Seconds = Annotated[float, Gt(0), Le(86_400)]
 Epochs = Annotated[float, Gt(0), Le(10_000)]
 Batch = Annotated[int, Ge(1), Le(2**20)]  # rows of one optimizer step
 

@@ -90,6 +90,12 @@ BLANK = {"input_ids": [0, 0], "bears": [0, 0], "counts": 0.0} | {
 }
 
 
+def require_options(*, loss: Loss = "dapo", max_tokens: int | None = None, **options: Any) -> None:
+    """Raises ConfigError for options that do not go together; the runner asks before it begins."""
+    if (max_tokens is None) == (loss == "dr_grpo"):
+        raise ConfigError(f"train.max_tokens={max_tokens}: loss=dr_grpo needs it, and the other losses take none")
+
+
 def policy_gradient(
     rows: Sequence[Example],
     context: TrainContext,
@@ -115,8 +121,7 @@ def policy_gradient(
     """
     if not rows:
         raise ValueError("there are no rows to train on")
-    if (max_tokens is None) == (loss == "dr_grpo"):
-        raise ConfigError(f"train.max_tokens={max_tokens}: loss=dr_grpo needs it, and the other losses take none")
+    require_options(loss=loss, max_tokens=max_tokens)
     table = [row(example, beta) for example in rows]
     bearing = [sum(r["bears"]) for r in table]
     if not sum(bearing):

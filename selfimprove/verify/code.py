@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from selfimprove.errors import ConfigError
-from selfimprove.types import Status
+from selfimprove.types import Count, NonNegative, Seconds, Status
 from selfimprove.verify import Outcome, candidate, harness, link, programs, stand_in, wire
 from selfimprove.verify import sandbox as sandboxes
 from selfimprove.verify.container import IMAGE
@@ -55,10 +55,10 @@ def check(
     *,
     sandbox: str = "bubblewrap",
     image: str = IMAGE,
-    seconds: float = 5.0,
-    memory_mb: int = 512,
+    seconds: Seconds = 5.0,
+    memory_mb: Count = 512,
     partial: bool = False,
-    float_tolerance: float = 1e-6,
+    float_tolerance: NonNegative = 1e-6,
 ) -> Outcome:
     """Whether the program in `text` passes the tests; `gold` is not read.
 

@@ -16,6 +16,7 @@ from collections import Counter
 from functools import lru_cache
 from typing import Any
 
+from selfimprove.types import Share
 from selfimprove.verify import Outcome
 from selfimprove.verify.characters import fold
 from selfimprove.verify.statements import is_idle, passages, statements
@@ -35,7 +36,7 @@ def exact(text: str, gold: str | None, metadata: dict[str, Any]) -> Outcome:
     return Outcome("correct", 1.0, answer) if answer in golds else Outcome("wrong", 0.0, answer)
 
 
-def f1(text: str, gold: str | None, metadata: dict[str, Any], *, threshold: float = 0.5) -> Outcome:
+def f1(text: str, gold: str | None, metadata: dict[str, Any], *, threshold: Share = 0.5) -> Outcome:
     """The reward is the F1 of the words of answer and gold, in any order; from `threshold` on it is `correct`."""
     read = _read(text, gold, metadata)
     if isinstance(read, Outcome):
