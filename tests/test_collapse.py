@@ -16,8 +16,10 @@ FIRST = {
     "train/entropy": 0.4,
 }
 SMALL = (
-    "method=grpo rounds=1 method.parts=4 dataset.train_size=8 dataset.heldout_size=2 dataset.levels=[5,6] "
-    "method.generate.n=4 method.train.batch_size=8 verify.workers=1 tracker=none model.max_tokens=64 method.train.beta=0"
+    "method=grpo rounds=1 method.parts=6 dataset.train_size=24 dataset.heldout_size=2 dataset.levels=[5,6] "
+    "method.generate.n=4 method.train.batch_size=16 +method.train.epochs=6 method.train.learning_rate=3e-4 "
+    "method.train.clip=1 method.train.clip_high=1e9 method.train.beta=0 "
+    "verify.workers=1 tracker=none model.max_tokens=64"
 )
 
 
@@ -37,18 +39,15 @@ def test_each_sign_by_its_figures(changed, name):
     assert list(signs(FIRST, FIRST | changed)) == ([name] if name else [])
 
 
-def test_answers_that_are_only_rewarded_for_length_run_away(tmp_path):
-    shape = "+method.filter.shape={_target_:tests.filter.shapes.short,weight:-1.0}"
-    run.start(compose([*SMALL.split(), shape, "method.train.learning_rate=3e-3"]), tmp_path)
-    said = re.findall(r"WARNING (round .*)", (tmp_path / "run.log").read_text())
-    assert [line for line in said if "cut at the limit" in line]
-    assert len(said) == len({re.sub(r"round \S+", "", line) for line in said}), "each is said once"
-
-
-def test_a_policy_that_is_always_right_whatever_it_says_loses_its_entropy(tmp_path):
-    overrides = ["method.filter.baseline=none", "method.filter.scale=none", "method.train.learning_rate=3e-3"]
-    always = "verifier={_target_:tests.loop_parts.always_right}"
-    run.start(compose([*SMALL.split(), *overrides, f"+{always}"]), tmp_path)
-    said = (tmp_path / "run.log").read_text()
-    assert "all answers to a problem have the same reward" in said
-    assert "it samples nearly the same each time" in said
+@pytest.mark.parametrize(
+    ("weight", "line"),
+    [(-1.0, r"% of them are cut at the limit"), (1.0, r"the same (reward|words)|nearly the same")],
+    ids=["long answers", "short answers"],
+)
+def test_a_run_that_is_rewarded_for_length_alone_says_that_it_collapses(tmp_path, weight, line):
+    """With many steps on few answers, and nothing that clips them or holds them near the base policy."""
+    shape = f"+method.filter.shape={{_target_:tests.filter.shapes.short,weight:{weight}}}"
+    run.start(compose([*SMALL.split(), shape]), tmp_path)
+    said = re.findall(r"WARNING \S+ round (\S+): (.*)", (tmp_path / "run.log").read_text())
+    assert [text for _, text in said if re.search(line, text)], said
+    assert "0.0" not in [where for where, _ in said], "not of the first pass"
