@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from selfimprove import config as configuration
 from selfimprove import memory, store
 from selfimprove.binding import function
+from selfimprove.collapse import collapsed
 from selfimprove.drift import drift, forgetting
 from selfimprove.environment import environment
 from selfimprove.errors import ConfigError
@@ -170,6 +171,8 @@ def _passes(session: Session, summary: Summary, tracker: Any) -> str | None:
         hand_over(session, step, policies)
         if empty(run, step):
             log.warning("round %s: no example was left after the filter; the policy is kept", run.prefix(step)[1:])
+        for line in collapsed(run, session.passes, step):
+            log.warning("round %s: %s", run.prefix(step)[1:], line)
         reached = summary.over_budget() if step is not session.passes[-1] else None
         if step.ends_round or reached:
             _evaluate(session, step, policies)

@@ -116,8 +116,9 @@ def policy_gradient(
 
     Returns `loss` (mean over steps), `steps`, `seconds`, `tokens` (read), `loss_tokens`, and means over steps of
     `entropy` (nats a token), `clipped` (share of tokens whose ratio was clipped), `kl` (nats a token, where beta is
-    above 0) and `sampler_ratio`: min(2, pi_old / pi of the sampler) a token, which is 1 where both agree. Raises
-    ValueError for empty rows, ConfigError and RunError as `selfimprove.train` does.
+    above 0) and `sampler_ratio`: min(2, pi_old / pi of the sampler) a token, which is 1 where both agree; and `idle`,
+    the share of rows whose advantages are all 0. Raises ValueError for empty rows, ConfigError and RunError as
+    `selfimprove.train` does.
     """
     if not rows:
         raise ValueError("there are no rows to train on")
@@ -166,4 +167,5 @@ def policy_gradient(
     result = run(make, context)
     result["tokens"] = float(sum(lengths[i] for i in order))
     result["loss_tokens"] = float(sum(bearing[i] for i in order))
+    result["idle"] = sum(not any(example.advantages or ()) for example in rows) / len(rows)
     return result

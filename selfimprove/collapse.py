@@ -1,0 +1,57 @@
+"""Whether a policy-gradient run has stopped learning: one line, as soon as its figures say so.
+
+Each sign is looked for in the figures of a pass, beside those of the stage's first pass. Nothing is stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from selfimprove import store
+from selfimprove.plan import Pass
+
+Figures = Mapping[str, float]
+
+LITTLE = 0.1  # of the first pass's entropy
+LONGER = 2.0  # times the first pass's length
+CUT = 0.5  # share of answers that ran into the limit
+
+
+def signs(first: Figures, now: Figures) -> dict[str, str]:
+    """What has collapsed, by a short name, with the line to say. Figures are `phase/name` -> value."""
+    found = {}
+    if now["train/idle"] == 1:
+        found["rewards"] = "all answers to a problem have the same reward, so this step taught nothing"
+    if now["train/entropy"] < LITTLE * first["train/entropy"]:
+        found["entropy"] = (
+            f"the policy's entropy is {now['train/entropy']:.2g} nats a token, and was {first['train/entropy']:.2g}: "
+            "it samples nearly the same each time"
+        )
+    if now["filter/explore/distinct_solutions"] <= 1 < first["filter/explore/distinct_solutions"]:
+        found["distinct"] = "all answers to a problem have the same words"
+    length, before = now["generate/completion/mean_tokens"], first["generate/completion/mean_tokens"]
+    cut = now["generate/completion/truncated"]
+    if length > LONGER * before or cut > CUT >= first["generate/completion/truncated"]:
+        found["length"] = (
+            f"answers have {length:.0f} tokens, and had {before:.0f}; {100 * cut:.0f} % of them are cut at the limit"
+        )
+    return found
+
+
+def collapsed(run: store.Run, passes: list[Pass], step: Pass) -> list[str]:
+    """The lines to say after a pass, each once: what the stage's pass before did not show. None but for policy
+    gradients, whose training has an entropy."""
+    stage = [p for p in passes[: step.number + 1] if p.stage == step.stage and run.manifest(p, "train")]
+    if not stage or stage[-1] is not step or not {"train/entropy", "train/idle"} <= _figures(run, step).keys():
+        return []
+    first, now = _figures(run, stage[0]), _figures(run, step)
+    known = signs(first, _figures(run, stage[-2])) if len(stage) > 1 else {}
+    return [line for name, line in signs(first, now).items() if name not in known]
+
+
+def _figures(run: store.Run, step: Pass) -> dict[str, float]:
+    found = {}
+    for phase in ("generate", "filter", "train"):
+        if manifest := run.manifest(step, phase):
+            found |= {f"{phase}/{name}": value for name, value in manifest["metrics"].items()}
+    return found
