@@ -14,9 +14,11 @@ from rich.table import Table
 
 from selfimprove.methods.isc import respond
 from selfimprove.report.statistics import Estimate, ratio
-from selfimprove.studies import Claim, Lab, Result, difference
+from selfimprove.studies import Claim, Lab, Result, difference, overall
+from selfimprove.studies.arms import arms_table, run_arms
 from selfimprove.studies.solving import at_tokens, plain
-from selfimprove.studies.staged import MAX_TOKENS, answered, at_stage, bounded, chosen_rates, engine, grade, policy_of
+from selfimprove.studies.staged import GRADE, MAX_TOKENS, answered, at_stage, bounded, chosen_rates, policy_of
+from selfimprove.studies.tiny import shipped
 from selfimprove.verify.answers import last, stage, vote
 
 COMMAND = "selfimprove study isc"
@@ -32,12 +34,8 @@ def study(lab: Lab) -> Iterator[Claim]:
     common = ["method=isc", "rounds=1", f"dataset.train_size={train}"]
     solver = partial(respond, **WORDS)
     chosen = chosen_rates(lab, common, ARMS, rates, solver, last, dev)
-    runs = {
-        arm: lab.over_seeds(
-            *common, f"dataset.heldout_size={heldout}", *overrides, f"method.train.learning_rate={chosen[arm]}"
-        )
-        for arm, overrides in ARMS.items()
-    }
+    arms = {arm: [*own, f"method.train.learning_rate={chosen[arm]}"] for arm, own in ARMS.items()}
+    runs = run_arms(lab, [*common, f"dataset.heldout_size={heldout}"], arms)
     lab.note(table(runs))
     first = {arm: [at_stage(r, 1) for r in found] for arm, found in runs.items()}
     final = {arm: [answered(r) for r in found] for arm, found in runs.items()}
@@ -117,33 +115,31 @@ def majority(result: Result, other: Result) -> dict[str, float]:
     groups = list(other.attempts(other.evaluation("last")))
     tokens = float(np.mean([group[-1].trajectory.sampled_tokens for group in groups]))
     problems = [group[0].problem for group in groups]
-    samples = plain(engine(policy_of(result)), problems, grade, tokens, max_tokens=MAX_TOKENS)
+    samples = plain(shipped(policy_of(result)), problems, GRADE, tokens, max_tokens=MAX_TOKENS)
     solved = at_tokens(samples, tokens, maj=vote)["maj"]
     return {problem.id: float(right) for problem, right in zip(problems, solved, strict=True)}
 
 
 def table(runs: dict[str, list[Result]]) -> Table:
-    columns = ("first", "whole", "wrong called wrong", "right called wrong", "checked", "rows", "loss tokens")
-    shown = Table("arm", *columns, title="Held-out, means over seeds; base: the shipped policy")
+    base = overall([at_stage(r, 1, "base") for r in runs["masked"]])
 
-    def percent(values: Sequence[dict[str, float]]) -> str:
-        return f"{100 * float(np.mean([np.mean(list(v.values())) for v in values])):.1f} %"
+    def rate(results: Sequence[Result], right: bool) -> str:
+        found = triggers(results, right)
+        return "none" if found is None else f"{found.value:.3f}"
 
-    some = next(iter(runs.values()))
-    shown.add_row("base", percent([at_stage(r, 1, "base") for r in some]), *[""] * 6)
-    for arm, results in runs.items():
-        rates = [triggers(results, right) for right in (False, True)]
-        trained = [result.summary["rounds"][-1] for result in results]
-        shown.add_row(
-            arm,
-            percent([at_stage(r, 1) for r in results]),
-            percent([answered(r) for r in results]),
-            *("none" if rate is None else f"{rate.value:.3f}" for rate in rates),
-            f"{np.mean([checked(r) for r in results]):.2f}",
-            f"{np.mean([row['examples'] for row in trained]):.0f}",
-            f"{np.mean([loss_tokens(r) for r in results]):,.0f}",
-        )
-    return shown
+    return arms_table(
+        f"Held-out, means over seeds; the shipped policy's first answers: {100 * base:.1f} %",
+        runs,
+        {
+            "first answer": lambda rs: f"{100 * overall([at_stage(r, 1) for r in rs]):.1f} %",
+            "whole response": lambda rs: f"{100 * overall([answered(r) for r in rs]):.1f} %",
+            "wrong called wrong": lambda rs: rate(rs, False),
+            "right called wrong": lambda rs: rate(rs, True),
+            "hold a check": lambda rs: f"{np.mean([checked(r) for r in rs]):.2f}",
+            "rows": lambda rs: f"{np.mean([r.summary['rounds'][-1]['examples'] for r in rs]):.0f}",
+            "loss tokens": lambda rs: f"{np.mean([loss_tokens(r) for r in rs]):,.0f}",
+        },
+    )
 
 
 def loss_tokens(result: Result) -> float:

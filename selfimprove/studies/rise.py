@@ -7,28 +7,18 @@ dev.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
 from rich.table import Table
 
 from selfimprove.generate.turns import by_turn
-from selfimprove.policy.models import PACKAGED
-from selfimprove.studies import Claim, Lab, Result, difference
-from selfimprove.studies.solving import attempts, solve
-from selfimprove.studies.staged import (
-    MAX_TOKENS,
-    Solved,
-    answered,
-    at_stage,
-    bounded,
-    chosen_rates,
-    engine,
-    grade,
-    policy_of,
-    votes,
-)
+from selfimprove.studies import Claim, Lab, Result, difference, overall
+from selfimprove.studies.arms import arms_table, run_arms
+from selfimprove.studies.solving import ByProblem, attempts, solve, solved
+from selfimprove.studies.staged import GRADE, MAX_TOKENS, answered, at_stage, bounded, chosen_rates, policy_of, votes
+from selfimprove.studies.tiny import SHIPPED, shipped
 from selfimprove.verify.answers import vote
 
 COMMAND = "selfimprove study rise"
@@ -47,18 +37,14 @@ def study(lab: Lab) -> Iterator[Claim]:
     common = ["method=rise", f"rounds={1 if lab.quick else 2}", f"dataset.train_size={train}"]
     solver = partial(by_turn, turns=TURNS, ask="Improve this solution.", shown=1, temperature=1.0, check=None)
     chosen = chosen_rates(lab, common, ARMS, rates, solver, vote, dev)
-    runs = {
-        arm: lab.over_seeds(
-            *common, f"dataset.heldout_size={heldout}", *overrides, f"method.train.learning_rate={chosen[arm]}"
-        )
-        for arm, overrides in ARMS.items()
-    }
+    arms = {arm: [*own, f"method.train.learning_rate={chosen[arm]}"] for arm, own in ARMS.items()}
+    runs = run_arms(lab, [*common, f"dataset.heldout_size={heldout}"], arms)
     lab.note(table(runs))
     mine = runs["all, weighted"]
     first = {arm: [at_stage(r, 1) for r in found] for arm, found in runs.items()}
     whole = {arm: [answered(r) for r in found] for arm, found in runs.items()}
     gains = {arm: [minus(w, f) for w, f in zip(whole[arm], first[arm], strict=True)] for arm in ARMS}
-    base = [parallel(r, str(PACKAGED / "tiny"), seed) for seed, r in enumerate(mine)]
+    base = [parallel(r, str(SHIPPED), seed) for seed, r in enumerate(mine)]
     own = [parallel(r, policy_of(r), seed) for seed, r in enumerate(mine)]
     name = "all, weighted"
     for claim, estimate, least, control in (
@@ -102,16 +88,15 @@ def study(lab: Lab) -> Iterator[Claim]:
         yield bounded(claim, estimate, least, control, COMMAND)
 
 
-def minus(values: Solved, others: Solved) -> Solved:
+def minus(values: ByProblem, others: ByProblem) -> ByProblem:
     return {name: value - others[name] for name, value in values.items()}
 
 
-def parallel(result: Result, path: str, seed: int) -> Solved:
+def parallel(result: Result, path: str, seed: int) -> ByProblem:
     """Which of a run's held-out problems the majority of five separate answers solves, of the policy in `path`."""
     problems = [group[0].problem for group in result.attempts(result.evaluation("last"))]
-    found = solve(votes(TURNS), engine(path), problems, seed=seed, max_tokens=MAX_TOKENS)
-    chosen = [(group, vote(group)) for group in attempts(problems, found, grade)]
-    return {group[0].problem.id: float(i is not None and group[i].verdict.status == "correct") for group, i in chosen}
+    found = solve(votes(TURNS), shipped(path), problems, seed=seed, max_tokens=MAX_TOKENS)
+    return solved(attempts(problems, found, GRADE), vote)
 
 
 def mended(results: Sequence[Result], folder: str = "last") -> tuple[float, float]:
@@ -126,24 +111,24 @@ def mended(results: Sequence[Result], folder: str = "last") -> tuple[float, floa
 
 
 def table(runs: dict[str, list[Result]]) -> Table:
-    turns = [f"turn {turn}" for turn in range(1, TURNS + 1)]
-    columns = (*turns, "majority", "mended", "spoilt", "rows a round", "sampled tokens")
-    shown = Table("arm", *columns, title="Held-out, means over seeds; base: the shipped policy")
+    def turn(number: int) -> Callable[[tuple[list[Result], str]], str]:
+        return lambda row: f"{100 * overall([at_stage(r, number, row[1]) for r in row[0]]):.1f} %"
 
-    def percent(values: Sequence[Solved]) -> str:
-        return f"{100 * float(np.mean([np.mean(list(v.values())) for v in values])):.1f} %"
+    def trained(row: tuple[list[Result], str], cell: str) -> str:
+        return "" if row[1] == "base" else cell
 
-    def cells(results: Sequence[Result], folder: str) -> list[str]:
-        by_turns = [percent([at_stage(r, turn, folder) for r in results]) for turn in range(1, TURNS + 1)]
-        return [
-            *by_turns,
-            percent([answered(r, folder) for r in results]),
-            *(f"{x:.3f}" for x in mended(results, folder)),
-        ]
-
-    shown.add_row("base", *cells(next(iter(runs.values())), "base"), "", "")
-    for arm, results in runs.items():
-        rows = [row["examples"] for r in results for row in r.summary["rounds"]]
-        spent = np.mean([r.sampled_tokens for r in results])
-        shown.add_row(arm, *cells(results, "last"), f"{np.mean(rows):.0f}", f"{spent:,.0f}")
-    return shown
+    rows = {"shipped policy": (next(iter(runs.values())), "base")} | {arm: (rs, "last") for arm, rs in runs.items()}
+    return arms_table(
+        "Held-out, means over seeds",
+        rows,
+        {f"turn {number}": turn(number) for number in range(1, TURNS + 1)}
+        | {
+            "majority": lambda row: f"{100 * overall([answered(r, row[1]) for r in row[0]]):.1f} %",
+            "mended": lambda row: f"{mended(*row)[0]:.3f}",
+            "spoilt": lambda row: f"{mended(*row)[1]:.3f}",
+            "rows a round": lambda row: trained(
+                row, f"{np.mean([one['examples'] for r in row[0] for one in r.summary['rounds']]):.0f}"
+            ),
+            "sampled tokens": lambda row: trained(row, f"{np.mean([r.sampled_tokens for r in row[0]]):,.0f}"),
+        },
+    )
