@@ -156,6 +156,11 @@ def test_first_and_final_accuracy_are_those_of_the_rates() -> None:
     assert len(whole.logprobs) == len(whole.completion_ids)
 
 
+@pytest.mark.parametrize("control", ["method.filter.rows=unmasked", "method.filter.rows=plain", "dataset.form=choice"])
+def test_controls_are_overrides(control: str) -> None:
+    assert compose(["method=isc", control]).method.name == "isc"
+
+
 SIZES = ["method=isc", "rounds=1", "dataset.levels=[2,3]", "dataset.train_size=8", "dataset.heldout_size=6",
          "tracker=none", "verify.workers=1", "method.train.epochs=1"]  # fmt: skip
 

@@ -116,6 +116,36 @@ def test_a_data_set_without_gold_answers_is_refused() -> None:
         compose(["method=rise", "dataset=alpacaeval"])
 
 
+@pytest.mark.parametrize(
+    "control",
+    [
+        ["method.filter.keep=success"],
+        ["method.filter._target_=selfimprove.methods.rise.first_turns", "~method.filter.keep"],
+        ["method.generate.candidates=[1,1]"],
+        ["method.filter.tau=1e6"],
+        ["+method.evaluate.until_right=true", "method.answer._target_=selfimprove.verify.answers.last"],
+        ["method.generate.candidates=[1,16]", "method.generate.ask='The answer is incorrect. Please try again.'"],
+    ],
+)
+def test_controls_are_overrides(control: list[str]) -> None:
+    assert compose(["method=rise", *control]).method.name == "rise"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("method.generate.candidates=[]", "method.generate.candidates=[]"),
+        ("method.filter.tau=0", "method.filter.tau=0"),
+        ("method.filter.keep=good", "method.filter.keep=good"),
+    ],
+)
+def test_a_wrong_option_is_one_line(wrong: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(["method=rise", wrong])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_run_killed_between_its_turns_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     """One request at a time, for when a check is done decides what is decoded together, and so how sums are rounded."""
     small = "hardware.max_batch=1 dataset.levels=[2] model.max_tokens=32 dataset.heldout_size=3"
