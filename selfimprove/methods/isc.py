@@ -21,6 +21,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import takewhile
 from typing import Literal
 
 from selfimprove.filter.spans import Span, body, row
@@ -42,8 +43,8 @@ async def generate(
     temperature: NonNegative,
     max_tokens: Count | None = None,
 ) -> list[Trajectory]:
-    """n first answers A0, a trajectory each. A policy that has learnt to check itself is stopped where its check begins,
-    behind `check_words`."""
+    """n first answers A0, a trajectory each. A policy that has learnt to check itself is stopped behind `check_words`,
+    with which its check begins."""
     stop = (check_words.strip(),)
     found = await policy.sample(problem.prompt, n, temperature=temperature, max_tokens=max_tokens, stop=stop)
     return [Trajectory(problem.id, [sample]) for sample in found]
@@ -106,8 +107,8 @@ def corrected(
     cannot be read makes none either. With `rows: unmasked` wrong first answers bear loss too. With `rows: plain` there
     is no check, and A1 stands in the place of a wrong answer: as many rows, with right answers alone.
     """
-    begin = text.encode(check_words)
-    says = {True: [*begin, *text.encode(correct)], False: [*begin, *text.encode(incorrect)]}
+    says = {True: text.encode(check_words + correct), False: text.encode(check_words + incorrect)}
+    begin = [a for a, b in takewhile(lambda pair: pair[0] == pair[1], zip(*says.values(), strict=False))]
     for group in groups:
         answers = {tuple(ids): a for a in group if (ids := first_answer(a.trajectory.samples[0], begin, check_words))}
         right = [ids for ids, a in answers.items() if a.verdict.status == "correct"]
@@ -126,8 +127,8 @@ def corrected(
 
 
 def first_answer(sample: Sample, begin: list[int], check_words: str) -> list[int] | None:
-    """The ids of A0 alone; None where it was cut off. A check that follows it is left out: its words are `begin` where
-    the policy wrote them as it learnt them, and an answer before words of other ids is given up."""
+    """The ids of A0 alone; None where it was cut off. A check that follows it is left out. `begin` is what all
+    checks begin with, as the policy has learnt it; an answer before the same words in other ids is given up."""
     if sample.finish != "stop":
         return None
     if check_words.strip() not in sample.text:

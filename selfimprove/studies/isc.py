@@ -1,0 +1,150 @@
+"""Does a model learn to see that its answer is wrong, and does masking that answer keep the first one good?
+
+Claims of Han et al. 2024 (arXiv 2401.07301), on chains of arithmetic. The arms are the same samples as three kinds of
+rows: partial answer masking, no masking, and right answers alone. Each has the learning rate that is best on dev.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+from rich.table import Table
+
+from selfimprove.methods.isc import respond
+from selfimprove.report.statistics import Estimate, ratio
+from selfimprove.studies import Claim, Lab, Result, difference, overall
+from selfimprove.studies.arms import arms_table, run_arms
+from selfimprove.studies.solving import at_tokens, plain
+from selfimprove.studies.staged import GRADE, MAX_TOKENS, answered, at_stage, bounded, chosen_rates, policy_of
+from selfimprove.studies.tiny import shipped
+from selfimprove.verify.answers import last, stage, vote
+
+COMMAND = "selfimprove study isc"
+ARMS = {rows: [f"method.filter.rows={rows}"] for rows in ("masked", "unmasked", "plain")}
+RATES = (3e-4, 1e-3, 3e-3)
+WORDS = {"check_words": "\nVerdict:", "incorrect": " incorrect\n"}  # as in conf/method/isc.yaml
+GATE = 0.9  # share of responses that have to hold a check, else the policy has not learnt the form
+
+
+def study(lab: Lab) -> Iterator[Claim]:
+    train, dev, heldout = (40, 20, 40) if lab.quick else (250, 200, 400)
+    rates = RATES[1:2] if lab.quick else RATES
+    common = ["method=isc", "rounds=1", f"dataset.train_size={train}"]
+    solver = partial(respond, **WORDS)
+    chosen = chosen_rates(lab, common, ARMS, rates, solver, last, dev)
+    arms = {arm: [*own, f"method.train.learning_rate={chosen[arm]}"] for arm, own in ARMS.items()}
+    runs = run_arms(lab, [*common, f"dataset.heldout_size={heldout}"], arms)
+    lab.note(table(runs))
+    first = {arm: [at_stage(r, 1) for r in found] for arm, found in runs.items()}
+    final = {arm: [answered(r) for r in found] for arm, found in runs.items()}
+    written = float(np.mean([checked(r) for r in runs["masked"]]))
+    samples = [majority(plain_run, r) for plain_run, r in zip(runs["plain"], runs["masked"], strict=True)]
+    masked = first["masked"]
+    claims = (
+        (
+            "the whole response is right more often than its first answer",
+            difference(final["masked"], masked),
+            0.0,
+            "first answer of the same response",
+        ),
+        (
+            "wrong first answers are called wrong more often than right ones, by at least .3",
+            gap(runs["masked"]),
+            0.3,
+            "right first answers",
+        ),
+        (
+            "masking keeps first answers at least 5 points better",
+            difference(masked, first["unmasked"]),
+            0.05,
+            "rows=unmasked",
+        ),
+        (
+            "first answers are not more than 1 point below those of plain fine-tuning",
+            difference(masked, first["plain"]),
+            -0.01,
+            "rows=plain, as many rows",
+        ),
+        (
+            "the whole response is better than plain fine-tuning at equal sampled tokens",
+            difference(final["masked"], samples),
+            0.0,
+            "rows=plain, majority of samples",
+        ),
+    )
+    for claim, estimate, least, control in claims:
+        if written >= GATE:
+            yield bounded(claim, estimate, least, control, COMMAND)
+        else:
+            why = f"cannot be tested here: {written:.0%} of responses hold a check, of {GATE:.0%} that have to"
+            yield Claim(claim, None, why, None, control, COMMAND)
+
+
+def checked(result: Result) -> float:
+    """The share of held-out responses that hold a check."""
+    words = WORDS["check_words"].strip()
+    groups = result.attempts(result.evaluation("last"))
+    return float(np.mean([words in group[0].trajectory.text for group in groups]))
+
+
+def triggers(results: Sequence[Result], right: bool) -> Estimate | None:
+    """How often first answers that are right (or wrong) are called wrong, over problems of all seeds."""
+    called, asked = dict[str, int](), dict[str, int]()
+    for result in results:
+        for group in result.attempts(result.evaluation("last")):
+            first = next(a for a in group if stage(a) == 1)
+            if (first.verdict.status == "correct") == right:
+                name = first.problem.id
+                asked[name] = asked.get(name, 0) + 1
+                called[name] = called.get(name, 0) + bool(first.trajectory.metadata["triggered"])
+    return ratio(np.array(list(called.values())), np.array(list(asked.values()))) if asked else None
+
+
+def gap(results: Sequence[Result]) -> Estimate:
+    """The rate on wrong first answers minus that on right ones; its ends are those of both intervals at their worst."""
+    wrong, right = triggers(results, False), triggers(results, True)
+    if wrong is None or right is None:
+        return Estimate(0.0, -1.0, 1.0, 0)
+    return Estimate(wrong.value - right.value, wrong.low - right.high, wrong.high - right.low, wrong.n)
+
+
+def majority(result: Result, other: Result) -> dict[str, float]:
+    """Which problems a policy's majority solves, with as many sampled tokens as the other's responses have."""
+    groups = list(other.attempts(other.evaluation("last")))
+    tokens = float(np.mean([group[-1].trajectory.sampled_tokens for group in groups]))
+    problems = [group[0].problem for group in groups]
+    samples = plain(shipped(policy_of(result)), problems, GRADE, tokens, max_tokens=MAX_TOKENS)
+    solved = at_tokens(samples, tokens, maj=vote)["maj"]
+    return {problem.id: float(right) for problem, right in zip(problems, solved, strict=True)}
+
+
+def table(runs: dict[str, list[Result]]) -> Table:
+    base = overall([at_stage(r, 1, "base") for r in runs["masked"]])
+
+    def rate(results: Sequence[Result], right: bool) -> str:
+        found = triggers(results, right)
+        return "none" if found is None else f"{found.value:.3f}"
+
+    return arms_table(
+        f"Held-out, means over seeds; the shipped policy's first answers: {100 * base:.1f} %",
+        runs,
+        {
+            "first answer": lambda rs: f"{100 * overall([at_stage(r, 1) for r in rs]):.1f} %",
+            "whole response": lambda rs: f"{100 * overall([answered(r) for r in rs]):.1f} %",
+            "wrong called wrong": lambda rs: rate(rs, False),
+            "right called wrong": lambda rs: rate(rs, True),
+            "hold a check": lambda rs: f"{np.mean([checked(r) for r in rs]):.2f}",
+            "rows": lambda rs: f"{np.mean([r.summary['rounds'][-1]['examples'] for r in rs]):.0f}",
+            "loss tokens": lambda rs: f"{np.mean([loss_tokens(r) for r in rs]):,.0f}",
+        },
+    )
+
+
+def loss_tokens(result: Result) -> float:
+    """Tokens that bore loss in the last round."""
+    from selfimprove import store
+
+    path = max(result.path.glob("rounds/*/train.manifest.json"), key=lambda p: p.parent.name)
+    return float(store.read_json(path)["metrics"]["loss_tokens"])

@@ -1,0 +1,85 @@
+"""What studies of several answers to a problem share: accuracy by stage, rates chosen on dev, claims with a bound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+
+from selfimprove import scores
+from selfimprove.datasets.arithmetic import load
+from selfimprove.report.curve import Rule
+from selfimprove.report.statistics import Estimate
+from selfimprove.studies import Claim, Lab, Result, measured
+from selfimprove.studies.solving import ByProblem, Solver, attempts, grader, solve, solved
+from selfimprove.studies.tiny import shipped
+from selfimprove.types import Attempt
+from selfimprove.verify.answers import stage
+from selfimprove.verify.arithmetic import check
+
+GRADE = grader(check)
+MAX_TOKENS = 96  # of an answer, as conf/model/tiny.yaml has it
+DEV_SEED = 100  # of the runs that choose a learning rate: no comparison uses it
+
+
+def at_stage(result: Result, number: int, folder: str = "last") -> ByProblem:
+    """Which held-out problems the first candidate of a stage solves, of the last round or of "base"."""
+    found: ByProblem = {}
+    for group in result.attempts(result.evaluation(folder)):
+        chosen = next(a for a in group if stage(a) == number)
+        found[chosen.problem.id] = float(chosen.verdict.status == "correct")
+    return found
+
+
+def answered(result: Result, folder: str = "last") -> ByProblem:
+    """Which held-out problems the answer solves that the method chooses."""
+    return dict(scores.read(result.evaluation(folder) / scores.FILE).by_problem)
+
+
+def policy_of(result: Result) -> str:
+    """The folder of the last round's policy."""
+    return str(max(result.path.glob("rounds/*/policy"), key=lambda path: path.parent.name))
+
+
+def on_dev(solver: Solver, path: str, size: int, seed: int = DEV_SEED) -> list[list[Attempt]]:
+    """A policy's answers to `size` dev problems, with verdicts."""
+    problems = [p for p in load(train_size=0, dev_size=size, heldout_size=1, seed=0) if p.split == "dev"]
+    return attempts(problems, solve(solver, shipped(path), problems, seed=seed, max_tokens=MAX_TOKENS), GRADE)
+
+
+def chosen_rates(
+    lab: Lab,
+    common: Sequence[str],
+    arms: Mapping[str, Sequence[str]],
+    rates: Sequence[float],
+    solver: Solver,
+    rule: Rule,
+    size: int,
+) -> dict[str, float]:
+    """The learning rate of each arm, from the same few: the one whose policy answers most dev problems rightly."""
+    best = {}
+    for arm, overrides in arms.items():
+        found = {}
+        for rate in rates:
+            trial = lab.run(
+                *common, "dataset.heldout_size=10", *overrides, f"method.train.learning_rate={rate}", f"seed={DEV_SEED}"
+            )
+            found[rate] = float(np.mean(list(solved(on_dev(solver, policy_of(trial), size), rule).values())))
+        best[arm] = max(found, key=lambda rate: (found[rate], -rate))
+        shown = ", ".join(f"{rate:g}: {100 * value:.1f} %" for rate, value in found.items())
+        lab.note(f"{arm}: dev accuracy by learning rate: {shown}; chosen {best[arm]:g}")
+    return best
+
+
+def bounded(claim: str, estimate: Estimate, least: float, control: str, command: str) -> Claim:
+    """A claim that a difference is above `least`: yes or no where its whole interval is on one side, else not clear."""
+    holds = True if estimate.low > least else False if estimate.high < least else None
+    return measured(claim, holds, estimate, control, command)
+
+
+def votes(n: int) -> Solver:
+    """n answers to the problem, each by itself, at temperature 1."""
+    from selfimprove.generate.best_of_n import best_of_n
+
+    return partial(best_of_n, n=n, temperature=1.0)
