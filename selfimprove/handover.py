@@ -18,7 +18,7 @@ from selfimprove.plan import Pass
 from selfimprove.policy import Policy
 from selfimprove.schema import Config
 from selfimprove.session import Policies, Session
-from selfimprove.train import HANDOVER, Answer
+from selfimprove.train.probed import HANDOVER, Answer
 
 
 def hand_over(session: Session, step: Pass, policies: Policies) -> None:

@@ -34,12 +34,12 @@ from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict
 from selfimprove.errors import ConfigError
 from selfimprove.policy.models import load_model
 from selfimprove.schema import Training
+from selfimprove.train.probed import Answer
 from selfimprove.types import Batch, Epochs, NonNegative, Rate, Share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Answer = tuple[list[int], list[int]]  # token ids of a prompt and of a completion
 Schedule = Literal["constant", "linear", "cosine"]
 BATCH_SIZE = 64
 SAVING = "saving"  # in the folder of unfinished work: the checkpoint that is being written
@@ -49,7 +49,6 @@ FIGURES = {  # of a policy gradient's steps, whose means are figures of the phas
     "kl": "kl",
     "sampler_ratio": "sampler_ratio",
 }
-HANDOVER = "handover.json"  # in a policy's folder: what the trainer says of a few answers (selfimprove.train.probe)
 
 
 @dataclass

@@ -14,7 +14,7 @@ import torch
 from transformers import TrainerCallback
 
 from selfimprove import store
-from selfimprove.train import HANDOVER, Answer
+from selfimprove.train.probed import HANDOVER, Answer
 
 
 class Probe(TrainerCallback):
