@@ -28,9 +28,10 @@ from selfimprove.verify.pool import Pool
 
 OVERRIDES = [
     "rounds=2",
-    "dataset.train_size=12",
-    "dataset.heldout_size=10",
-    "hardware.shard=8",
+    "dataset.levels=[2,3]",
+    "dataset.train_size=6",
+    "dataset.heldout_size=4",
+    "hardware.shard=4",
     "verify.workers=1",
     "tracker=none",
 ]
