@@ -8,7 +8,7 @@ class ConfigError(Exception):
     """
 
     def __init__(self, message: str, key: str = "") -> None:
-        super().__init__(message)
+        super().__init__(message.replace("\n", "\\n").replace("\r", "\\r"))  # as where it shows a prompt
         self.key = key
 
 

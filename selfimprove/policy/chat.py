@@ -55,9 +55,10 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
     It is read behind a token of its own, for some tokenizers put a blank before whatever comes first.
     """
-    anchor: int = tokenizer.eos_token_id
-    ids: list[int] = tokenizer(tokenizer.eos_token + text, add_special_tokens=False).input_ids
-    return ids[1:] if ids[0] == anchor else ids
+    anchor = tokenizer.eos_token or tokenizer.bos_token or "\n"
+    before: list[int] = tokenizer(anchor, add_special_tokens=False).input_ids
+    ids: list[int] = tokenizer(anchor + text, add_special_tokens=False).input_ids
+    return ids[len(before) :] if ids[: len(before)] == before else ids
 
 
 def text(tokenizer: Any, ids: list[int]) -> str:

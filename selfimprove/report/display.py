@@ -187,6 +187,8 @@ class Display:
                 log.info("%d earlier rounds are in summary.json", earlier)
         elif base:
             log.info("base model: held-out %s %s (n=%d)", unit.label, unit.headline(base), base["n"])
+        for line in alarms(summary, number):
+            log.warning(line)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """How the run ended, from base to final accuracy, and what to do next.
@@ -271,9 +273,34 @@ def rounds_table(base: Mapping[str, Any] | None, rounds: Sequence[Mapping[str, A
     return table
 
 
+def alarms(summary: Mapping[str, Any], number: int) -> list[str]:
+    """What is wrong with a round by its figures alone: (nearly) no answer ends, or accuracy has fallen to nothing."""
+    rounds = {row["round"]: row["evaluation"] for row in summary["rounds"] if row["evaluation"]}
+    now = summary["base"] if number < 0 else rounds.get(number)
+    if not now:
+        return []
+    who, lines = f"round {number}" if number >= 0 else "base model", []
+    if (cut := now.get("completion/truncated", 0.0)) >= MOSTLY:
+        lines.append(
+            f"{who}: {100 * cut:.0f} % of the held-out answers were cut off at their limit of tokens: either the limit "
+            "(model.max_tokens, eval.max_tokens) is too low, or the model does not end its answers"
+        )
+    before = [found for found in (summary["base"], *(rounds[n] for n in rounds if n < number)) if found]
+    best = max((found.get("accuracy", 0.0) for found in before), default=0.0)
+    if number >= 0 and now.get("accuracy", 1.0) <= best / 10 and best * now["n"] >= 2:
+        lines.append(
+            f"{who}: held-out accuracy fell to {100 * now['accuracy']:.1f} %, from {100 * best:.1f} %: training has "
+            "spoilt the policy; the learning rate may be too high"
+        )
+    return lines
+
+
+MOSTLY = 0.95  # of answers that are cut off
+
+
 def plain(content: RenderableType) -> str:
-    """As aligned ASCII text, without colour."""
-    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="backslashreplace")
+    """As aligned text, without colour."""
+    file = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace")
     console = Console(file=file, width=WIDTH, color_system=None, force_terminal=False, highlight=False)
     console.print(content)
     file.seek(0)

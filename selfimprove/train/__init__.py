@@ -26,12 +26,12 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict
 
-from selfimprove.errors import ConfigError
+from selfimprove.errors import ConfigError, RunError
 from selfimprove.policy.models import load_model
 from selfimprove.schema import Training
 from selfimprove.train.probed import Answer
@@ -372,6 +372,7 @@ def run(make: Maker, context: TrainContext) -> dict[str, float]:
     context.out.mkdir(parents=True, exist_ok=True)
     if trainer.accelerator.is_main_process:
         model = trainer.accelerator.unwrap_model(trainer.model)
+        require_finite(weights.items() if weights else model.named_parameters())
         if context.state:
             carry.save(trainer, model, context)
         if context.lora is None:
@@ -438,6 +439,15 @@ def _settle() -> None:
 
     gc.collect()
     gc.freeze()
+
+
+def require_finite(weights: Iterable[tuple[str, Any]]) -> None:
+    """Raises RunError for trained weights that are no numbers, as a step can leave them whose loss still was one."""
+    for name, weight in weights:
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise RunError(
+                f"train: the weights {name} are not finite after the last step; the learning rate is too high"
+            )
 
 
 def _adapters_on_bits(model: Any) -> list[tuple[str, Any]]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from selfimprove.errors import ConfigError
+from selfimprove.errors import ConfigError, RunError
 from selfimprove.train import TrainContext, plan
 from selfimprove.types import Batch, Epochs, Example, Rate
 
@@ -65,6 +65,8 @@ def flow(
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise RunError(f"train: the loss is {losses[-1]} at step {step + 1} of {steps}; a smaller learning rate?")
         context.log({"step": step + 1, "progress": (step + 1) / steps, "loss": losses[-1]})
     save(model, context.out)
     seconds = time.monotonic() - begin
