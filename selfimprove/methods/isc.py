@@ -110,7 +110,8 @@ def corrected(
     says = {True: text.encode(check_words + correct), False: text.encode(check_words + incorrect)}
     begin = [a for a, b in takewhile(lambda pair: pair[0] == pair[1], zip(*says.values(), strict=False))]
     for group in groups:
-        answers = {tuple(ids): a for a in group if (ids := first_answer(a.trajectory.samples[0], begin, check_words))}
+        found = [(first_answer(attempt.trajectory.samples[0], begin, check_words), attempt) for attempt in group]
+        answers = {ids: attempt for ids, attempt in found if ids}
         right = [ids for ids, a in answers.items() if a.verdict.status == "correct"]
         rng = random.Random(f"{seed}/{group[0].problem.id}")
         for ids, attempt in answers.items():
@@ -126,12 +127,12 @@ def corrected(
             yield row(attempt.problem.id, names, prompt, [*spans, Span([text.end], True)], metadata={"right": good})
 
 
-def first_answer(sample: Sample, begin: list[int], check_words: str) -> list[int] | None:
-    """The ids of A0 alone; None where it was cut off. A check that follows it is left out. `begin` is what all
+def first_answer(sample: Sample, begin: list[int], check_words: str) -> tuple[int, ...]:
+    """The ids of A0 alone; none where it was cut off. A check that follows it is left out. `begin` is what all
     checks begin with, as the policy has learnt it; an answer before the same words in other ids is given up."""
     if sample.finish != "stop":
-        return None
+        return ()
     if check_words.strip() not in sample.text:
-        return body(sample)
+        return tuple(body(sample))
     size = len(begin)
-    return sample.completion_ids[:-size] if sample.completion_ids[-size:] == begin else None
+    return tuple(sample.completion_ids[:-size]) if sample.completion_ids[-size:] == begin else ()

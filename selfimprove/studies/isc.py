@@ -24,7 +24,7 @@ from selfimprove.verify.answers import last, stage, vote
 COMMAND = "selfimprove study isc"
 ARMS = {rows: [f"method.filter.rows={rows}"] for rows in ("masked", "unmasked", "plain")}
 RATES = (3e-4, 1e-3, 3e-3)
-WORDS = {"check_words": "\nVerdict:", "incorrect": " incorrect\n"}  # as in conf/method/isc.yaml
+CHECK, INCORRECT = "\nVerdict:", " incorrect\n"  # as in conf/method/isc.yaml
 GATE = 0.9  # share of responses that have to hold a check, else the policy has not learnt the form
 
 
@@ -32,7 +32,7 @@ def study(lab: Lab) -> Iterator[Claim]:
     train, dev, heldout = (40, 20, 40) if lab.quick else (250, 200, 400)
     rates = RATES[1:2] if lab.quick else RATES
     common = ["method=isc", "rounds=1", f"dataset.train_size={train}"]
-    solver = partial(respond, **WORDS)
+    solver = partial(respond, check_words=CHECK, incorrect=INCORRECT)
     chosen = chosen_rates(lab, common, ARMS, rates, solver, last, dev)
     arms = {arm: [*own, f"method.train.learning_rate={chosen[arm]}"] for arm, own in ARMS.items()}
     runs = run_arms(lab, [*common, f"dataset.heldout_size={heldout}"], arms)
@@ -84,9 +84,8 @@ def study(lab: Lab) -> Iterator[Claim]:
 
 def checked(result: Result) -> float:
     """The share of held-out responses that hold a check."""
-    words = WORDS["check_words"].strip()
     groups = result.attempts(result.evaluation("last"))
-    return float(np.mean([words in group[0].trajectory.text for group in groups]))
+    return float(np.mean([CHECK.strip() in group[0].trajectory.text for group in groups]))
 
 
 def triggers(results: Sequence[Result], right: bool) -> Estimate | None:

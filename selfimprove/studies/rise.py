@@ -16,7 +16,7 @@ from rich.table import Table
 from selfimprove.generate.turns import by_turn
 from selfimprove.studies import Claim, Lab, Result, difference, overall
 from selfimprove.studies.arms import arms_table, run_arms
-from selfimprove.studies.solving import ByProblem, attempts, solve, solved
+from selfimprove.studies.solving import ByProblem, attempts, solve, solved, waiting
 from selfimprove.studies.staged import GRADE, MAX_TOKENS, answered, at_stage, bounded, chosen_rates, policy_of, votes
 from selfimprove.studies.tiny import SHIPPED, shipped
 from selfimprove.verify.answers import vote
@@ -35,7 +35,7 @@ def study(lab: Lab) -> Iterator[Claim]:
     train, dev, heldout = (40, 20, 40) if lab.quick else (250, 200, 300)
     rates = RATES[1:2] if lab.quick else RATES
     common = ["method=rise", f"rounds={1 if lab.quick else 2}", f"dataset.train_size={train}"]
-    solver = partial(by_turn, turns=TURNS, ask="Improve this solution.", shown=1, temperature=1.0, check=None)
+    solver = partial(by_turn, turns=TURNS, ask="Improve this solution.", shown=1, temperature=1.0, check=waiting(GRADE))
     chosen = chosen_rates(lab, common, ARMS, rates, solver, vote, dev)
     arms = {arm: [*own, f"method.train.learning_rate={chosen[arm]}"] for arm, own in ARMS.items()}
     runs = run_arms(lab, [*common, f"dataset.heldout_size={heldout}"], arms)
