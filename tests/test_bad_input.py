@@ -172,10 +172,10 @@ def test_values_out_of_range(raw, key, values):
 def test_options_of_training_that_do_not_go_together(raw):
     changed = copy.deepcopy(raw)
     changed["train"] = {"_target_": "selfimprove.train.dpo.dpo", "learning_rate": 1e-5, "label_smoothing": 0.1}
-    with pytest.raises(ConfigError, match="train.label_smoothing is 0.1 and train.loss is sigmoid"):
+    with pytest.raises(ConfigError, match=r"train\.label_smoothing is 0\.1 and train\.loss is sigmoid"):
         configuration.check(changed)
     changed["train"] |= {"label_smoothing": 0.0, "beta": 0}
-    with pytest.raises(ConfigError, match="train.beta=0: input should be greater than 0"):
+    with pytest.raises(ConfigError, match=r"train\.beta=0: input should be greater than 0"):
         configuration.check(changed)
 
 
@@ -243,7 +243,7 @@ def test_models_that_lack_something(files, name, said):
 def test_a_gpu_that_is_not_there(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     require_device("cpu")
-    with pytest.raises(ConfigError, match="hardware.device=cuda: PyTorch finds no GPU on this machine"):
+    with pytest.raises(ConfigError, match=r"hardware\.device=cuda: PyTorch finds no GPU on this machine"):
         require_device("cuda")
 
 

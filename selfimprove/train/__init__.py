@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict
 
-from selfimprove.errors import ConfigError, RunError
+from selfimprove.errors import ConfigError
 from selfimprove.policy.models import load_model
 from selfimprove.schema import Training
 from selfimprove.train.probed import Answer
