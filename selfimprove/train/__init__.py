@@ -16,16 +16,12 @@ checkpoints, from which a phase that was killed goes on.
 
 from __future__ import annotations
 
-import copy
-import functools
-import gc
 import importlib.util
 import itertools
 import math
 import os
 import random
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,12 +39,6 @@ if TYPE_CHECKING:
 Schedule = Literal["constant", "linear", "cosine"]
 BATCH_SIZE = 64
 SAVING = "saving"  # in the folder of unfinished work: the checkpoint that is being written
-FIGURES = {  # of a policy gradient's steps, whose means are figures of the phase: name in TRL's log -> name here
-    "entropy": "entropy",
-    "clip_ratio/region_mean": "clipped",
-    "kl": "kl",
-    "sampler_ratio": "sampler_ratio",
-}
 
 
 @dataclass
@@ -183,7 +173,7 @@ def arguments(context: TrainContext, folder: str, rows: int, options: Optimizati
         else math.floor(options.get("warmup_ratio", 0.0) * math.ceil(rows / batch_size)),
         "weight_decay": options.get("weight_decay", 0.0),
         "max_grad_norm": options.get("max_grad_norm", 1.0),
-        "seed": _seed32(context),
+        "seed": seed32(context),
         "use_cpu": context.device == "cpu",
         "bf16": context.dtype == "bfloat16",
         "gradient_checkpointing": context.gradient_checkpointing,
@@ -241,7 +231,7 @@ def load(context: TrainContext) -> tuple[Any, PreTrainedTokenizerBase]:
     if context.dtype not in ("float32", "bfloat16"):
         raise ConfigError(f"model.dtype is {context.dtype}: training takes float32 or bfloat16")
     require(context.lora, context.training, context.device)
-    set_seed(_seed32(context))
+    set_seed(seed32(context))
     tokenizer = AutoTokenizer.from_pretrained(context.start)
     adapter = (Path(context.start) / "adapter_config.json").exists()
     if context.lora is None:
@@ -338,124 +328,5 @@ def checkpoint(parts: Path | None) -> Path | None:
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-Maker = Callable[[str, Any, Any], Any]  # (folder to work in, model, tokenizer) -> trainer
-
-
-def run(make: Maker, context: TrainContext) -> dict[str, float]:
-    """Build a trainer with `make`, train from the newest checkpoint on, save. Returns mean loss, steps and seconds.
-
-    `selfimprove.train.probe` writes handover.json beside the weights. Raises ConfigError as `load` does, and RunError
-    when the loss stops being a number or when training does not run as the configuration says.
-    """
-    from selfimprove.train import carry
-    from selfimprove.train.probe import Probe
-
-    _settle()
-    model, tokenizer = _held(context) or load(context)
-    if context.last_state:
-        carry.restore_weights(model, context.last_state)
-    # Trainers edit the configs they are given (special tokens, use_cache); a policy keeps those it came with.
-    configs = copy.deepcopy((model.config, model.generation_config))
-    learned = {name: weight.data for name, weight in _adapters_on_bits(model)}
-    last = checkpoint(context.parts)
-    with tempfile.TemporaryDirectory(prefix="selfimprove-") as folder:
-        trainer = make(str(context.parts / SAVING) if context.parts else folder, model, copy.deepcopy(tokenizer))
-        trainer.processing_class = None
-        for name, weight in _adapters_on_bits(model):
-            weight.data = learned.pop(name).to(weight.device)
-        probe = Probe(context.probe, context.dtype, context.parts / "probe.json" if context.parts else None)
-        trainer.add_callback(probe)
-        if context.last_state:
-            trainer.add_callback(carry.Moments(context.last_state))
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
-    weights = whole_weights(trainer)
-    context.out.mkdir(parents=True, exist_ok=True)
-    if trainer.accelerator.is_main_process:
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        if context.state:
-            carry.save(trainer, model, context)
-        if context.lora is None:
-            import torch
-
-            dtype = getattr(torch, context.dtype)
-            model.config, model.generation_config = configs
-            if weights is None:
-                model.to(dtype).save_pretrained(context.out)  # which rounds the model itself too
-            else:
-                model.config.dtype = dtype
-                weights = {name: weight.to(dtype) for name, weight in weights.items()}
-                model.save_pretrained(context.out, state_dict=weights)
-        else:
-            model.save_pretrained(context.out, state_dict=weights, save_embedding_layers=False)
-        tokenizer.save_pretrained(context.out)
-        if context.probe:
-            probe.write(context.out)
-        if context.held:
-            _hold(context.held, model, tokenizer, context)
-    steps = [record for record in trainer.state.log_history if "loss" in record]
-    return {
-        "loss": sum(record["loss"] for record in steps) / len(steps),
-        "steps": float(trainer.state.global_step),
-        "seconds": trainer.seconds,
-        **{
-            ours: sum(record[name] for record in steps) / len(steps)
-            for name, ours in FIGURES.items()
-            if all(record.get(name) is not None for record in steps)
-        },
-    }
-
-
-def _held(context: TrainContext) -> tuple[Any, Any] | None:
-    """The model and tokenizer that the last phase left, in the state in which `load` gives them."""
-    held = context.held
-    if held is None or held.model is None:
-        return None
-    from transformers import set_seed
-
-    set_seed(_seed32(context))
-    found = held.model, held.tokenizer
-    held.model = held.tokenizer = None  # this phase changes them: nobody else must take them
-    return found
-
-
-def _hold(held: Held, model: Any, tokenizer: Any, context: TrainContext) -> None:
-    """Keep the model for the next phase, without what trainers put on it. Nothing is kept of weights that were rounded
-    or are in 4 bits, which loading would give otherwise."""
-    if (context.lora is None and context.dtype != "float32") or getattr(model, "is_loaded_in_4bit", False):
-        return
-    model.zero_grad(set_to_none=True)
-    for part in (model, model.get_base_model()) if context.lora else (model,):
-        for patched in ("forward", "_original_forward"):
-            vars(part).pop(patched, None)
-    held.model, held.tokenizer = model.eval(), tokenizer
-
-
-@functools.cache
-def _settle() -> None:
-    """Leave what imports made out of garbage collection, which accelerate asks for as each training begins: looking
-    through it takes about a fifth of a short phase."""
-    import selfimprove.train.trainers  # noqa: F401  (with all that it imports)
-
-    gc.collect()
-    gc.freeze()
-
-
-def _adapters_on_bits(model: Any) -> list[tuple[str, Any]]:
-    """The adapters of a base that is held in 4 bits, which TRL's trainers would round to bfloat16; else none."""
-    if not getattr(model, "is_loaded_in_4bit", False):
-        return []
-    return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-
-
-def whole_weights(trainer: Any) -> dict[str, Any] | None:
-    """The weights of a model that processes hold in pieces, gathered in the main process. Every process must call this.
-
-    None where each process holds all weights.
-    """
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        return trainer.accelerator.get_state_dict(trainer.model_wrapped)  # type: ignore[no-any-return]
-    return None
-
-
-def _seed32(context: TrainContext) -> int:
+def seed32(context: TrainContext) -> int:
     return context.seed % 2**32  # what NumPy's generator takes

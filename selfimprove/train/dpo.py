@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 from selfimprove.errors import ConfigError
 from selfimprove.policy.models import load_model
-from selfimprove.train import Optimization, TrainContext, arguments, planned, run
+from selfimprove.train import Optimization, TrainContext, arguments, planned
+from selfimprove.train.fitting import run
 from selfimprove.types import Example, NonNegative, Positive, Share
 
 if TYPE_CHECKING:

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from selfimprove.binding import function
 from selfimprove.errors import ConfigError
-from selfimprove.train import BATCH_SIZE, Optimization, TrainContext, arguments, planned, run
+from selfimprove.train import BATCH_SIZE, Optimization, TrainContext, arguments, planned
+from selfimprove.train.fitting import run
 from selfimprove.types import Count, Example, NonNegative, Share
 
 if TYPE_CHECKING:

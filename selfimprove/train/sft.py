@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
-from selfimprove.train import Optimization, TrainContext, arguments, planned, run
+from selfimprove.train import Optimization, TrainContext, arguments, planned
+from selfimprove.train.fitting import run
 from selfimprove.types import Example
 
 if TYPE_CHECKING:

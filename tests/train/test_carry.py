@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import LORA, rows, weights
+from small_rows import LORA, rows, weights
 
 from selfimprove import store
 from selfimprove.train import Held, TrainContext

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import LORA, logprob, rows, weights
+from small_rows import LORA, logprob, rows, weights
 from transformers import LlamaForCausalLM
 
 from selfimprove.errors import ConfigError
