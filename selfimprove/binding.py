@@ -16,6 +16,7 @@ from typing import Any, Required, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from selfimprove import trust
 from selfimprove.errors import ConfigError
 
 Target = dict[str, Any]  # a mapping with `_target_`
@@ -25,6 +26,8 @@ def function(node: Target, where: str) -> Callable[..., Any]:
     """The function that a node's `_target_` names. Raises ConfigError when there is none."""
     target = node.get("_target_", "")
     module, _, name = str(target).rpartition(".")
+    if said := trust.refusal({"_target_": target}, where):
+        raise ConfigError(said, where)
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as problem:

@@ -11,18 +11,28 @@ import os
 import re
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
-from selfimprove.errors import ConfigError, RunError
+from selfimprove import trust
+from selfimprove.errors import ConfigError, RunError, of_the_disk
+from selfimprove.printable import one_line, printable
 
 _COMMANDS = ("run", "resume", "eval", "compare", "report", "verify", "study", "show", "methods", "doctor")
 
 
 def main() -> None:
     """Entry point. Exit code 0: done; 1: the run failed; 2: the user's input is wrong; 128 + n: stopped by signal n."""
+    sys.excepthook = _unexpected
     sys.exit(_main(sys.argv[1:]))
+
+
+def _unexpected(kind: type[BaseException], problem: BaseException, trace: Any) -> None:
+    """A fault of ours, whose message may hold text of a model."""
+    print(printable("".join(traceback.format_exception(kind, problem, trace))), file=sys.stderr, end="")
 
 
 def _main(arguments: list[str]) -> int:
@@ -34,9 +44,18 @@ def _main(arguments: list[str]) -> int:
 
     def command() -> Any:
         chosen = parser.parse_args(arguments)
-        return chosen.do(chosen)
+        with trust.reading(chosen.allow) if getattr(chosen, "restricted", False) else nullcontext():
+            return chosen.do(chosen)
 
     return _guarded(command)
+
+
+_ALLOW: dict[str, Any] = {
+    "action": "append",
+    "default": [],
+    "metavar": "MODULE",
+    "help": "a module of yours whose functions the folder may have called (docs/safety.md)",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -60,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     resume = commands.add_parser("resume", help="continue an interrupted run, or what is missing of a sweep")
     resume.add_argument("run_dir", type=Path, metavar="RUN_DIR|SWEEP_DIR")
     resume.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="another budget, e.g. budget.seconds=7200")
-    resume.set_defaults(do=_resume)
+    resume.add_argument("--allow", **_ALLOW)
+    resume.set_defaults(do=_resume, restricted=True)
 
     evaluate = commands.add_parser(
         "eval", help="held-out accuracy of a run's last policy, or of a model; with method=NAME, of its solver"
@@ -75,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--dir", type=Path, metavar="DIR", help="with method=...: the folder to keep it in; default: below outputs/eval"
     )
+    evaluate.add_argument("--allow", **_ALLOW)
     evaluate.set_defaults(do=_eval)
 
     compare = commands.add_parser("compare", help="runs side by side: paired differences, cost, equal compute")
@@ -90,12 +111,14 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--export", type=Path, metavar="DIR", help="write tables (CSV, LaTeX, JSON) and plots (PDF, PNG)"
     )
-    compare.set_defaults(do=_compare)
+    compare.add_argument("--allow", **_ALLOW)
+    compare.set_defaults(do=_compare, restricted=True)
 
     report = commands.add_parser("report", help="one HTML file of a run: tables, curves, answers (of many: compare)")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     report.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in the run folder")
-    report.set_defaults(do=_report)
+    report.add_argument("--allow", **_ALLOW)
+    report.set_defaults(do=_report, restricted=True)
 
     verify = commands.add_parser("verify", help="verdicts for a file of outputs: rows with id, gold, completion")
     verify.add_argument("file", type=Path, metavar="FILE.jsonl")
@@ -128,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _guarded(command: Any) -> int:
-    """Run a command; a ConfigError or RunError is one line on standard error, not a traceback."""
+    """Run a command; a ConfigError, a RunError or an error of the disk is one line on standard error, no traceback."""
     try:
         return int(command() or 0)
     except ConfigError as problem:
@@ -138,10 +161,15 @@ def _guarded(command: Any) -> int:
     except BrokenPipeError:  # the reader of our output went away, as in `selfimprove methods | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as problem:
+        said = of_the_disk(problem)
+        if said is None:
+            raise
+        return _fail(said, 1 if isinstance(said, RunError) else 2)
 
 
 def _fail(problem: Exception, code: int) -> int:
-    print(f"selfimprove: {problem}", file=sys.stderr)
+    print(f"selfimprove: {one_line(problem)}", file=sys.stderr)
     return code
 
 
@@ -315,23 +343,34 @@ def _eval(chosen: argparse.Namespace) -> int:
     given = [word.partition("=")[0] for word in overrides]
     if policy is None and not {"method", "model"} & set(given):
         raise ConfigError("eval: of what? a run folder, a model, or method=NAME model=NAME")
-    if "method" in given:
-        from selfimprove.solving import evaluate_solver
-        from selfimprove.summary import exit_code
-
-        figures = evaluate_solver(policy, overrides, chosen.dir)
-        code = exit_code(figures)
-    else:
-        if chosen.dir:
-            raise ConfigError("eval --dir: only where a method's solver is evaluated (method=NAME)")
-        from selfimprove.evaluation import evaluate_policy
-
-        figures, code = evaluate_policy(policy, overrides), 0
+    if chosen.dir and "method" not in given:
+        raise ConfigError("eval --dir: only where a method's solver is evaluated (method=NAME)")
+    if policy is None or not (Path(policy) / "config.yaml").exists():
+        figures, code = _evaluated(policy, overrides, given, chosen.dir)
+    else:  # what the user's own words name is what the user wants
+        own = [name for word in overrides for name in re.findall(r"_target_=([\w.]+)", word)]
+        with trust.reading([*chosen.allow, *own]):
+            figures, code = _evaluated(policy, overrides, given, chosen.dir)
     if chosen.out:
         from selfimprove.store import write_json
 
         write_json(chosen.out, figures)
     return code
+
+
+def _evaluated(
+    policy: str | None, overrides: Sequence[str], given: Sequence[str], folder: Path | None
+) -> tuple[dict[str, Any], int]:
+    """The figures, and the exit code."""
+    if "method" not in given:
+        from selfimprove.evaluation import evaluate_policy
+
+        return evaluate_policy(policy, overrides), 0
+    from selfimprove.solving import evaluate_solver
+    from selfimprove.summary import exit_code
+
+    figures = evaluate_solver(policy, overrides, folder)
+    return figures, exit_code(figures)
 
 
 def _compare(chosen: argparse.Namespace) -> int:
@@ -347,12 +386,12 @@ def _compare(chosen: argparse.Namespace) -> int:
         from selfimprove.report.export import export
 
         for path in export(found, chosen.export):
-            print(path)
+            print(printable(path))
     if chosen.out:
         from selfimprove.report.html import write_report
 
         runs = [run for group in found.groups for run in group.runs]
-        print(write_report(runs, chosen.out, comparison=found.as_json(runs)))
+        print(printable(write_report(runs, chosen.out, comparison=found.as_json(runs))))
     return 0
 
 
@@ -366,7 +405,7 @@ def _report(chosen: argparse.Namespace) -> int:
     run = RunData(chosen.run_dir)
     if run.kind != "run":
         raise ConfigError(f"{chosen.run_dir}: a report is of a run of rounds, and this is of another kind ({run.kind})")
-    print(write_report([run], chosen.out or chosen.run_dir / "report.html"))
+    print(printable(write_report([run], chosen.out or chosen.run_dir / "report.html")))
     return 0
 
 

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+from selfimprove import store, trust
 from selfimprove.binding import (
     Target,
     asks_for,
@@ -33,15 +34,12 @@ from selfimprove.binding import (
     require_arguments,
     require_supplies,
 )
-from selfimprove.errors import ConfigError
+from selfimprove.errors import ConfigError, Damaged
 from selfimprove.overrides import NEEDED, OPTIONAL, one_line
 from selfimprove.overrides import read as read_words
+from selfimprove.packaged import CONF as CONF
 from selfimprove.schema import Config, Stage
 from selfimprove.units import UNITS
-
-_PACKAGED = Path(__file__).parent / "conf"
-CONF = _PACKAGED if _PACKAGED.exists() else Path(__file__).parent.parent / "conf"
-"""The configuration folder: inside an installed wheel, at the top level of a checkout."""
 
 
 def compose(overrides: Sequence[str], needs: bool = True) -> Config:
@@ -355,25 +353,23 @@ def dump(config: Config) -> str:
 
 
 def read(path: Path, needs: bool = True) -> Config:
-    """The configuration of an existing run, checked as `check` does. Raises ConfigError when the folder is no run's."""
-    return check(load(path), needs)
+    """The configuration of an existing run, checked as `check` does. Raises ConfigError when the folder is no run's, or
+    its configuration may not be used as it is (`selfimprove.trust`)."""
+    raw = load(path)
+    trust.require(raw, path)
+    return check(raw, needs)
+
+
+_SECTIONS = {"method": dict, "model": dict, "dataset": dict, "eval": dict, "seed": int, "rounds": int}
 
 
 def load(path: Path) -> dict[str, Any]:
     """A run's config.yaml as plain data. Raises ConfigError for a folder without one, or a file that is none."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        found = _renamed(yaml.load(path.read_text(encoding="utf-8"), loader))
-    except FileNotFoundError:
-        raise ConfigError(f"{path.parent}: no run folder (it has no config.yaml)") from None
-    except OSError as problem:
-        raise ConfigError(f"{path}: cannot be read ({problem.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as problem:
-        said = " ".join(str(getattr(problem, "problem", None) or problem).split())
-        raise ConfigError(f"{path}: is damaged, it is no YAML ({said})") from None
-    if not isinstance(found, dict) or not {"method", "model", "dataset"} <= set(found):
-        raise ConfigError(f"{path}: is damaged, it holds no configuration of a run")
-    return found
+    found = _renamed(store.read_config(path))
+    for key, kind in _SECTIONS.items():
+        if not isinstance(found.get(key), kind):
+            raise Damaged(path, f"is no configuration of a run: it has no {key}")
+    return found  # type: ignore[no-any-return]
 
 
 def absolute(config: Config) -> Config:

@@ -8,11 +8,12 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from selfimprove import config as configuration
-from selfimprove import doctor
+from selfimprove import doctor, store
 
 
 def environment() -> dict[str, Any]:
@@ -29,6 +30,14 @@ def environment() -> dict[str, Any]:
             "git_commit": _git_commit(),
         }
     )
+
+
+def note_resume(path: Path, more: Mapping[str, Any] | None = None) -> None:
+    """Add this process to environment.json of a run folder. Where that is not there, it says of the start what it can,
+    and `more`."""
+    known = store.read_or_none(path / "environment.json") or {**environment(), **(more or {})}
+    known.setdefault("resumed", []).append(environment())
+    store.write_sealed(path / "environment.json", known)
 
 
 def _git_commit() -> str | None:

@@ -1,5 +1,10 @@
 """Errors that are the user's to mend: the CLI prints their message as one line and exits with code 2."""
 
+import errno
+import os
+import re
+from pathlib import Path
+
 
 class ConfigError(Exception):
     """What is wrong, where (file and key), and what would be right, in one line.
@@ -12,9 +17,37 @@ class ConfigError(Exception):
         self.key = key
 
 
+class Damaged(ConfigError):
+    """A file is not what was written there: cut short, changed, missing, or of a newer version."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path}: {why}")
+        self.path, self.why = path, why
+
+
 class RunError(Exception):
     """A run cannot go on for a reason that is no defect of ours, e.g. too many checks timed out. Exit code 1."""
 
 
 class Stopped(BaseException):
     """SIGINT or SIGTERM: what is on disk stays, and the run's status becomes `stopped`."""
+
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+_NOT_ALLOWED = {
+    *(errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+}
+
+
+def of_the_disk(problem: BaseException) -> ConfigError | RunError | None:
+    """What to say of an error that is the machine's and not ours, in one line: a ConfigError where files may not be
+    written so, a RunError where there is no room for them; None for any other error."""
+    number = problem.errno if isinstance(problem, OSError) else None
+    if number is None and (found := re.search(r"\bOs \{ code: (\d+)|\[errno (\d+)\]", str(problem))):
+        number = int(found[1] or found[2])  # of safetensors and of Arrow, which give it in words alone
+    if number not in _NO_ROOM | _NOT_ALLOWED:
+        return None
+    file = getattr(problem, "filename", None)
+    said = f"{file}: {os.strerror(number)}" if file else f"a file cannot be written: {os.strerror(number)}"
+    return RunError(said) if number in _NO_ROOM else ConfigError(said)

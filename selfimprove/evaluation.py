@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfimprove import config as configuration
-from selfimprove import store
+from selfimprove import integrity, store
 from selfimprove.config import CONF
 from selfimprove.errors import ConfigError
 from selfimprove.schema import Config
@@ -55,6 +55,7 @@ def choose(policy: str | None, overrides: Sequence[str], solver: bool = False) -
             configuration.check_solver(config)
         base = base_policies(trained)
         policies = last_policies(store.Run(folder), trained, base)
+        _require_whole(folder, base, policies)
         began, last = Path(base["policy"].path), policies["policy"]
         if began.is_absolute() and not began.exists() and not is_adapter(last.path):
             base = base | {"policy": last}  # what it began with is gone, and needed no more
@@ -75,6 +76,19 @@ def choose(policy: str | None, overrides: Sequence[str], solver: bool = False) -
     problems, _ = prepare(config)
     base = base_policies(config)
     return Chosen(config, problems, base, base)
+
+
+def _require_whole(folder: Path, base: Policies, policies: Policies) -> None:
+    """Raises Damaged for a run folder in which what is to be evaluated, or on what, is not what the run wrote."""
+    files = integrity.Checked(folder)
+    summary = folder / "summary.json"
+    files.require(store.read_json(summary) if summary.exists() or integrity.begun(folder) else {})
+    files.file(folder / "problems.parquet")
+    for role, weights in policies.items():
+        if weights == base[role]:
+            integrity.require_base(folder, role, weights.path)
+        else:
+            files.file(Path(weights.path))
 
 
 def evaluate_policy(policy: str | None, overrides: Sequence[str]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,15 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from selfimprove import config as configuration
-from selfimprove import memory, store
+from selfimprove import integrity, memory, store
 from selfimprove.binding import function
 from selfimprove.collapse import collapsed
 from selfimprove.drift import drift, forgetting
-from selfimprove.environment import environment
-from selfimprove.errors import ConfigError
+from selfimprove.environment import environment, note_resume
+from selfimprove.errors import ConfigError, Damaged
 from selfimprove.handover import hand_over
 from selfimprove.heldout import evaluate
+from selfimprove.phase import problems_key
 from selfimprove.plan import BASE, Pass, plan
 from selfimprove.ready import also_heldout, prepare, require_engine, require_training, require_verifiers
 from selfimprove.round import attempts, run_pass
@@ -48,7 +51,7 @@ def start(config: Config, path: Path, notes: Sequence[str] = ()) -> dict[str, An
         log.warning(line)
     run = store.Run(path)
     with run.lock():
-        store.write_text(path / "config.yaml", configuration.dump(config))  # with it the folder is a run
+        store.write_config(path / "config.yaml", configuration.dump(config))  # with it the folder is a run
         _write_problems(run, prepared, also)
         return _run(config, run)
 
@@ -70,20 +73,17 @@ def resume(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 def _resume(config: Config, run: store.Run, overrides: Sequence[str]) -> dict[str, Any]:
     path = run.path
     if overrides:
-        store.write_text(path / "config.yaml", configuration.dump(config))
-    if (path / "summary.json").exists():
+        store.write_config(path / "config.yaml", configuration.dump(config))
+    whole = integrity.mend(path, PHASES)
+    if whole and (path / "summary.json").exists():
         summary = store.read_json(path / "summary.json")
         if summary["status"] == "complete":
             log.info("%s is complete: nothing to do", path)
             return summary  # type: ignore[no-any-return]
     require_engine(config, trains=True)
     require_training(config)
-    if (path / "problems.parquet").exists():
-        known = store.read_json(path / "environment.json")
-        known.setdefault("resumed", []).append(environment())
-        store.write_json(path / "environment.json", known)
-    else:  # killed before its problems were written
-        _write_problems(run, prepare(config, trains=True), also_heldout(config))
+    _have_problems(config, run)
+    note_resume(path)
     steps = {step.number: step for step in (BASE, *plan(config))}
     done = [
         f"{run.folder(step).name}/{phase}" for step in steps.values() for phase in PHASES if run.manifest(step, phase)
@@ -92,7 +92,9 @@ def _resume(config: Config, run: store.Run, overrides: Sequence[str]) -> dict[st
     log.info(
         "resuming %s: found %s; what follows is done again or for the first time", path, ", ".join(done) or "nothing"
     )
-    return _run(config, run)
+    summary = _run(config, run)
+    integrity.mend_log(path, PHASES)  # phases that were done again have their lines at the end
+    return summary
 
 
 def with_budget(config: Config, overrides: Sequence[str]) -> Config:
@@ -117,8 +119,27 @@ def _write_problems(run: store.Run, prepared: tuple[list[Problem], dict[str, str
     if dropped:
         store.write_json(run.path / "dropped_problems.json", dropped)
     verifiers = require_verifiers(configuration.read(run.path / "config.yaml"))
-    store.write_json(run.path / "environment.json", {**environment(), **verifiers})
+    if not (run.path / "environment.json").exists():
+        store.write_sealed(run.path / "environment.json", {**environment(), **verifiers})
     store.write_records(run.path / "problems.parquet", problems, Problem)
+    integrity.seal(run.path, store.digest([problems_key(problems), problems_key(also)]))
+
+
+def _have_problems(config: Config, run: store.Run) -> None:
+    """Make again what a run's problems are in, where a file of it is missing: it was damaged, or the run was killed
+    before it was there. Raises Damaged where the data set gives other problems by now."""
+    key, whole = integrity.sealed(run.path)
+    if whole and key is not None:
+        return
+    if whole:
+        made = [list(store.read_records(file, Problem)) for file in integrity.problem_files(run.path)]
+        integrity.seal(run.path, store.digest([*map(problems_key, made), *[problems_key([])] * (2 - len(made))]))
+        return
+    prepared, also = prepare(config, trains=True), also_heldout(config)
+    if key not in (None, store.digest([problems_key(prepared[0]), problems_key(also)])):
+        said = "is damaged or missing, and the data set gives other problems than when the run began"
+        raise Damaged(run.path / "problems.parquet", said)
+    _write_problems(run, prepared, also)
 
 
 def _run(config: Config, run: store.Run) -> dict[str, Any]:
@@ -134,7 +155,7 @@ def _run(config: Config, run: store.Run) -> dict[str, Any]:
     if (run.path / "dropped_problems.json").exists():
         dropped = store.read_json(run.path / "dropped_problems.json")
         log.warning("%d problems are left out, listed with the reason in dropped_problems.json", len(dropped))
-    base = base_policies(config)
+    base = _base(config, run)
     display = Display(run.path, config)
     display.start(train=len(train), heldout=len(heldout))
     tracker = function(config.tracker, "tracker")(config.tracker, run.path, config)
@@ -148,12 +169,19 @@ def _run(config: Config, run: store.Run) -> dict[str, Any]:
         with ending(session, end, "run"):
             end.reason = _passes(session, summary, tracker)
     finally:
-        written = summary.write(end.status, end.reason)
-        display.finish(written)
-        tracker.finish(written)
-        session.close()
+        with closing(session):
+            written = summary.write(end.status, end.reason)
+            display.finish(written)
+            tracker.finish(written)
         _write_report(run.path)
     return store.read_json(run.path / "summary.json")  # type: ignore[no-any-return]
+
+
+def _base(config: Config, run: store.Run) -> Policies:
+    """The policies that a run begins with, known by the content of their files."""
+    found = base_policies(config)
+    digests = integrity.base_digests(run.path, {role: weights.path for role, weights in found.items()})
+    return {role: replace(weights, digest=digests[role]) for role, weights in found.items()}
 
 
 def _passes(session: Session, summary: Summary, tracker: Any) -> str | None:
@@ -161,6 +189,7 @@ def _passes(session: Session, summary: Summary, tracker: Any) -> str | None:
     run = session.run
     summary.write("running")
     _evaluate(session, BASE, session.base)
+    _base(session.config, run)  # by now all its files are on this machine
     _after_round(session, summary, tracker, [BASE])
     policies = session.base
     this_round: list[Pass] = []
@@ -213,6 +242,6 @@ def _after_round(session: Session, summary: Summary, tracker: Any, passes: list[
     session.display.round(summary.write("running"), step.round)
     metrics = round_metrics(session.config, run, passes)
     if step.number >= 0:
-        store.write_json(run.folder(step) / "metrics.json", metrics)
+        store.write_sealed(run.folder(step) / "metrics.json", metrics)
         tracker.table(step.round, attempts(session, step))
     tracker.round(step.round, metrics)

@@ -13,6 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from selfimprove.store import opened
+
 FILE = "scores.parquet"
 
 
@@ -39,6 +41,7 @@ def write(path: Path, scores: Scores) -> None:
 
 
 def read(path: Path) -> Scores:
-    """Raises OSError or pyarrow.ArrowInvalid for a file that is none."""
-    found = pq.read_table(path, columns=_SCHEMA.names).to_pydict()
-    return Scores(found["problem_id"], found["value"], found["answer"], found["group"])
+    """Raises Damaged for a file that is none."""
+    with opened(path) as file:
+        found = file.read(use_threads=False).to_pydict()
+        return Scores(found["problem_id"], found["value"], found["answer"], found["group"])

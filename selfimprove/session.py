@@ -16,7 +16,7 @@ from typing import Any
 from selfimprove import config as configuration
 from selfimprove import store
 from selfimprove.binding import Target, bind, is_group, module_of, options_of
-from selfimprove.errors import ConfigError, RunError, Stopped
+from selfimprove.errors import ConfigError, RunError, Stopped, of_the_disk
 from selfimprove.made import Made, Memories
 from selfimprove.plan import Pass, plan
 from selfimprove.policy import Engine, Policy, chat, models
@@ -274,6 +274,9 @@ def ending(session: Session, end: Ending, what: str) -> Iterator[None]:
         end.reason = str(problem)
         raise
     except Exception as problem:
+        if said := of_the_disk(problem):
+            end.reason = str(said)
+            raise said from None
         end.reason = f"{type(problem).__name__}: {problem}"
         log.exception("the %s failed", what)
         raise

@@ -15,6 +15,7 @@ import itertools
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,18 @@ from typing import Any
 import numpy as np
 
 from selfimprove import config as configuration
-from selfimprove import store
+from selfimprove import integrity, store
 from selfimprove.attempt import collect, pair
 from selfimprove.binding import Target, asks_for, bind, is_group
 from selfimprove.config import reads_gold
-from selfimprove.environment import environment
-from selfimprove.errors import ConfigError
+from selfimprove.environment import environment, note_resume
+from selfimprove.errors import ConfigError, Damaged
 from selfimprove.evaluation import choose
 from selfimprove.grading import grade
 from selfimprove.heldout import answer_rule
 from selfimprove.phase import once, policy_key, problems_key, version
 from selfimprove.plan import BASE, Pass
-from selfimprove.ready import require_engine, require_verifiers
+from selfimprove.ready import prepare, require_engine, require_verifiers
 from selfimprove.report.curve import Rule, Trace, baselines, curve, final, row, trace
 from selfimprove.report.display import Display, setup_logging
 from selfimprove.report.metrics import mean_over_problems, paired_difference
@@ -44,6 +45,8 @@ from selfimprove.types import Attempt, Problem, Verdict
 from selfimprove.verify.answers import vote
 
 log = logging.getLogger("selfimprove")
+
+PHASES = ("solver", "baseline")
 
 
 class Folder(store.Run):
@@ -77,16 +80,27 @@ def evaluate_solver(policy: str | None, overrides: Sequence[str], path: Path | N
         if Path(weights.path).exists():  # so that it is found again from elsewhere
             weights = replace(weights, path=str(Path(weights.path).resolve()))
         store.write_records(path / "problems.parquet", problems, Problem)
-        store.write_json(path / "environment.json", {**environment(), **verifiers})
-        store.write_json(path / "summary.json", _head(config, weights, "running"))
-        store.write_text(path / "config.yaml", configuration.dump(config))  # with it the folder is an evaluation
+        store.write_sealed(path / "environment.json", {**environment(), **verifiers, **_identity(weights)})
+        store.write_sealed(path / "summary.json", _head(config, weights, "running"))
+        integrity.seal(path, problems_key(problems))
+        store.write_config(path / "config.yaml", configuration.dump(config))  # with it the folder is an evaluation
         return _run(config, folder, problems, weights)
 
 
 def is_evaluation(path: Path) -> bool:
     """Whether a folder is that of an evaluation."""
-    file = path / "summary.json"
-    return file.exists() and store.read_json(file).get("kind") == "eval"
+    return any(known.get("kind") == "eval" for known in _known(path))
+
+
+def _identity(weights: Weights) -> dict[str, Any]:
+    """What says that a folder is an evaluation's, and of what: in environment.json and in summary.json."""
+    return {"kind": "eval", "policy": asdict(weights)}
+
+
+def _known(path: Path) -> Iterator[dict[str, Any]]:
+    for name in ("environment.json", "summary.json"):
+        with suppress(Damaged):
+            yield store.read_json(path / name)
 
 
 def resume(path: Path) -> dict[str, Any]:
@@ -100,31 +114,44 @@ def resume(path: Path) -> dict[str, Any]:
 
 def _resume(config: Config, folder: Folder) -> dict[str, Any]:
     path = folder.path
-    summary = store.read_json(path / "summary.json")
-    if summary["status"] == "complete":
+    policy = next((known["policy"] for known in _known(path) if "policy" in known), None)
+    if policy is None:
+        raise Damaged(path / "summary.json", "does not say which policy is evaluated")
+    whole = integrity.mend(path, PHASES)
+    if whole and (summary := store.read_json(path / "summary.json"))["status"] == "complete":
         log.info("%s is complete: nothing to do", path)
         show(summary)
         return summary  # type: ignore[no-any-return]
-    weights = Weights(**summary["policy"])
+    weights = Weights(**policy)
     require_engine(config, trains=weights.version > 0)
-    known = store.read_json(path / "environment.json")
-    known.setdefault("resumed", []).append(environment())
-    store.write_json(path / "environment.json", known)
+    problems = _problems(config, path)
+    note_resume(path, _identity(weights))
     folder.trim_log(lambda line: folder.manifest(BASE, line["phase"]) is not None)
-    problems = list(store.read_records(path / "problems.parquet", Problem))
     return _run(config, folder, problems, weights)
+
+
+def _problems(config: Config, path: Path) -> list[Problem]:
+    """The evaluation's problems; made again where their file was damaged. Raises Damaged where they are others now."""
+    key, whole = integrity.sealed(path)
+    file = path / "problems.parquet"
+    if not whole:
+        problems = [problem for problem in prepare(config)[0] if problem.split != "train"]
+        if key not in (None, problems_key(problems)):
+            raise Damaged(file, "is damaged or missing, and the data set gives other problems than it did")
+        store.write_records(file, problems, Problem)
+        integrity.seal(path, problems_key(problems))
+    return list(store.read_records(file, Problem))
 
 
 def _head(config: Config, weights: Weights, status: str, reason: str | None = None) -> dict[str, Any]:
     return {
-        "kind": "eval",
+        **_identity(weights),
         "status": status,
         "reason": reason,
         "method": config.method.name,
         "model": config.model.name,
         "dataset": config.dataset.name,
         "seed": config.seed,
-        "policy": asdict(weights),
         "selection": selection(config),
     }
 
@@ -132,6 +159,7 @@ def _head(config: Config, weights: Weights, status: str, reason: str | None = No
 def _run(config: Config, folder: Folder, problems: list[Problem], weights: Weights) -> dict[str, Any]:
     setup_logging(folder.path)
     log.info("evaluation folder: %s", folder.path)
+    integrity.base_digests(folder.path, {"policy": weights.path})
     base = base_policies(config)
     heldout, dev = ([p for p in problems if p.split == side] for side in ("test", "dev"))
     session = Session(config, folder, Display(folder.path, config, outside="evaluation"), [], heldout, base, dev)
@@ -142,7 +170,7 @@ def _run(config: Config, folder: Folder, problems: list[Problem], weights: Weigh
     finally:
         session.close()
         summary = _head(config, weights, end.status, end.reason) | figures
-        store.write_json(folder.path / "summary.json", summary)
+        store.write_sealed(folder.path / "summary.json", summary | {"phases": integrity.phases(folder.path)})
     if end.status == "complete":
         show(summary)
     else:

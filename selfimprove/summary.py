@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from selfimprove import store
+from selfimprove import integrity, store
 from selfimprove.plan import BASE, Pass, plan
 from selfimprove.schema import Config
 from selfimprove.session import Policies, Weights
@@ -82,8 +82,10 @@ class Summary:
             "change": last and {f"{unit}{end}": last[f"change{end}"] for end in ("", "_low", "_high")},
         }
         rows = [*self._written, *([_indented(row)] if row else [])]
-        text = json.dumps(head, indent=2, ensure_ascii=False).removesuffix("\n}")
-        store.write_text(self.run.path / "summary.json", f'{text},\n  "rounds": [\n' + ",\n".join(rows) + "\n  ]\n}\n")
+        known = {} if status == "running" else {"phases": integrity.phases(self.run.path)}
+        text = json.dumps(head | known, indent=2, ensure_ascii=False).removesuffix("\n}")
+        text += ',\n  "rounds": [\n' + ",\n".join(rows) + "\n  ]\n}\n"
+        store.write_text(self.run.path / "summary.json", store.sealed(text))
         return head | {"rounds": [json.loads(text) for text in rows[-SHOWN:]], "rounds_done": len(rows)}
 
     def over_budget(self) -> str | None:

@@ -32,8 +32,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from selfimprove import config as configuration
-from selfimprove import store
+from selfimprove import store, trust
 from selfimprove.errors import ConfigError, RunError
+from selfimprove.printable import one_line, printable
 from selfimprove.schema import Config
 from selfimprove.units import unit_of
 
@@ -78,7 +79,7 @@ def _open(config: DictConfig) -> None:
         else:
             raise ConfigError(f"{folder} holds another sweep: `selfimprove resume {folder}`, or choose another folder")
     else:
-        store.write_json(folder / MANIFEST, manifest)
+        store.write_sealed(folder / MANIFEST, manifest)
     _opened.append(folder)
     _stop_on_signals(folder)
 
@@ -139,6 +140,7 @@ def is_sweep(folder: Path) -> bool:
 def arguments(folder: Path) -> list[str]:
     """What `selfimprove run` is to be given to go on with a sweep."""
     known: list[str] = store.read_json(folder / MANIFEST)["arguments"]
+    trust.require_words(known, folder / MANIFEST)
     quoted = str(folder.absolute()).replace("\\", "\\\\").replace("'", "\\'")
     return [*(word for word in known if not word.startswith("hydra.sweep.dir=")), f"hydra.sweep.dir='{quoted}'"]
 
@@ -184,7 +186,7 @@ def _write_report(runs: Sequence[Path], path: Path) -> None:
     except ConfigError as problem:  # the members' results are there all the same
         say(f"{_shown(path)} is not written: {problem}")
     else:
-        print(f"report        {_shown(path)}")
+        print(f"report        {printable(_shown(path))}")
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -222,10 +224,11 @@ def members(folder: Path) -> list[Member]:
     manifest = store.read_json(folder / MANIFEST)
     found = {number: Member(number, overrides) for number, overrides in enumerate(manifest["members"] or [])}
     for path in folder.glob(f"*/{MEMBER}"):
-        known = store.read_json(path)
+        known = store.read_or_none(path)
+        if known is None:
+            continue
         member = Member(known["number"], known["overrides"], path.parent, known["failure"] or "", known["code"])
-        if (path.parent / "summary.json").exists():
-            member.summary = store.read_json(path.parent / "summary.json")
+        member.summary = _summary(path.parent)
         found[member.number] = member
     return [found[number] for number in sorted(found)]
 
@@ -250,8 +253,8 @@ def _show(folder: Path, found: Sequence[Member]) -> None:
         reason = member.summary.get("reason") if member.status == "stopped" else ""
         table.add_row(
             str(member.number),
-            Text(_label(member.overrides, asked)),
-            f"{member.status}: {reason.split('=')[0]}" if reason else member.status,
+            Text(printable(_label(member.overrides, asked))),
+            Text(printable(f"{member.status}: {reason.split('=')[0]}" if reason else member.status)),
             Text(unit.headline(final) if final else "-"),
             Text(unit.headline(change, signed=True) if change else "-"),
             short(sampled) if sampled else "-",
@@ -264,7 +267,7 @@ def _show(folder: Path, found: Sequence[Member]) -> None:
     lines.append(f"{name:<12}  selfimprove {command} {shlex.quote(_shown(folder))}")
     console = standard_output()
     console.print("", table, "", sep="\n")
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    console.print(printable("\n".join(lines)), markup=False, highlight=False, soft_wrap=True)
 
 
 def _label(overrides: Sequence[str], asked: Sequence[str]) -> str:
@@ -305,20 +308,20 @@ def member(composed: DictConfig) -> float | None:
     title = f"member {number} ({_label(overrides, manifest['arguments'])})"
     begin = time.monotonic()
     summary = _summary(path)
-    if (path / MEMBER).exists():
-        known = store.read_json(path / MEMBER)
+    if known := store.read_or_none(path / MEMBER):
         if known["overrides"] != record["overrides"]:
             say(f"{title} is not run: {_shown(path)} holds another one")
             return None
         if known["failure"] and manifest["members"] is None:  # tried again, it might change what the sampler asks next
             return None
     try:
-        store.write_json(path / MEMBER, record)
+        store.write_sealed(path / MEMBER, record)
         if summary.get("status") in ("complete", "stopped") and exit_code(summary) == 0:
             code, failure = 0, None
         else:
             say(f"{title} {'goes on' if summary else 'begins'}: {_shown(path)}")
             config = configuration.check(composed)
+            trust.require(config.model_dump(by_alias=True), folder / MANIFEST)
             config = config.model_copy(update={"group": config.group or folder.name})
             quiet = not hydra.launcher["_target_"].endswith(".BasicLauncher")
             choices = {str(group): choice for group, choice in hydra.runtime.choices.items()}
@@ -326,7 +329,7 @@ def member(composed: DictConfig) -> float | None:
     except ConfigError as problem:
         code, failure = 2, f"{problem}{configuration.origin(problem.key, hydra.runtime.choices)}"
     summary = _summary(path)
-    store.write_json(path / MEMBER, record | {"failure": failure, "code": code})
+    store.write_sealed(path / MEMBER, record | {"failure": failure, "code": code})
     if code > 128 and not slurm and not (folder / STOP).exists():  # stopped by a signal, which means the whole sweep
         _stop(folder, signal.Signals(code - 128).name)
     say(f"{title} {_outcome(summary, failure)} after {time.monotonic() - begin:.0f} s")
@@ -335,11 +338,11 @@ def member(composed: DictConfig) -> float | None:
 
 
 def say(text: str) -> None:
-    print(f"selfimprove: {text}", file=sys.stderr, flush=True)
+    print(f"selfimprove: {one_line(text)}", file=sys.stderr, flush=True)
 
 
 def _summary(path: Path) -> dict[str, Any]:
-    return store.read_json(path / "summary.json") if (path / "summary.json").exists() else {}
+    return store.read_or_none(path / "summary.json") or {}
 
 
 def _outcome(summary: Mapping[str, Any], failure: str | None) -> str:

@@ -7,8 +7,9 @@ with any Parquet reader. Token ids are the truth: text is kept beside them for p
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
@@ -198,9 +199,13 @@ class Adaptation:
 
 # Arrow schemas. Lists of ids are int32, log-probabilities float32; free metadata is a JSON string.
 
+SCHEMA = 2
+"""Version of what a run folder holds. 1: files that name none. A field that is added needs a default, and no new
+version: files without it are read all the same. A field that is renamed, or whose meaning changes, makes a new one."""
+
 
 def schemas() -> dict[type, pa.Schema]:
-    """The Parquet schema of each record type, in the order of the dataclass fields."""
+    """The Parquet schema of each record type, in the order of the dataclass fields; its metadata has the version."""
     import pyarrow as pa
 
     ids, floats = pa.list_(pa.int32()), pa.list_(pa.float32())
@@ -240,7 +245,7 @@ def schemas() -> dict[type, pa.Schema]:
             "array": pa.list_(pa.float64()),
         }
     )
-    return {
+    found = {
         Problem: pa.schema(
             {
                 "id": pa.string(),
@@ -293,6 +298,7 @@ def schemas() -> dict[type, pa.Schema]:
             }
         ),
     }
+    return {kind: schema.with_metadata({"schema": str(SCHEMA)}) for kind, schema in found.items()}
 
 
 def to_table(records: Sequence[Any], kind: type) -> pa.Table:
@@ -319,23 +325,46 @@ def _fields(item: Any) -> dict[str, Any]:
     return values
 
 
-def _node(values: dict[str, Any]) -> Node:
-    """A node from its row. Files that were written before nodes had metadata have no such field."""
-    metadata = values.get("metadata")
-    return Node(**values | {"metadata": json.loads(metadata) if metadata else {}})
-
-
 def from_rows(rows: Sequence[dict[str, Any]], kind: type) -> list[Any]:
-    """The inverse of `to_table`, from the table's rows."""
+    """The inverse of `to_table`, from the table's rows. Fields that are not there have their defaults, and what is no
+    field of the record is left out. Raises KeyError for a field without a default that is not there."""
 
     def record(row: dict[str, Any]) -> Any:
         if "metadata" in row:
             row["metadata"] = json.loads(row["metadata"])
         if "samples" in row:
-            row["samples"] = [Sample(**s) for s in row["samples"]]
-            row["tree"] = [_node(values) for values in row["tree"]]
+            row["samples"] = [_made(sample, Sample) for sample in row["samples"]]
+        if "tree" in row:
+            row["tree"] = [_made(_node(node), Node) for node in row["tree"]]
         if kind is Problem:
             row["prompt"] = json.loads(row["prompt"])
-        return kind(**row)
+        return _made(row, kind)
 
     return [record(row) for row in rows]
+
+
+def _node(row: dict[str, Any]) -> dict[str, Any]:
+    metadata = row.get("metadata")
+    return row | {"metadata": json.loads(metadata) if metadata else {}}
+
+
+def _made(row: dict[str, Any], kind: type) -> Any:
+    known = defaults(kind)
+    if row.keys() == known.keys():
+        return kind(**row)
+    for name, default in known.items():
+        if name not in row and default is None:
+            raise KeyError(name)
+    return kind(**{name: value for name, value in row.items() if name in known})
+
+
+@cache
+def defaults(kind: type) -> dict[str, Callable[[], Any] | None]:
+    """What makes the default of each field of a record; None for a field that has none."""
+
+    def default(entry: Any) -> Callable[[], Any] | None:
+        if entry.default is not MISSING:
+            return lambda: entry.default
+        return entry.default_factory if entry.default_factory is not MISSING else None
+
+    return {entry.name: default(entry) for entry in fields(kind)}

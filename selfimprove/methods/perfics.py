@@ -157,6 +157,7 @@ def read(folder: Path) -> tuple[Figures, str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Ranks models by their evaluations' folders."""
+    from selfimprove.printable import one_line
     from selfimprove.report.display import standard_output
 
     parser = argparse.ArgumentParser(prog="python -m selfimprove.methods.perfics", description=main.__doc__)
@@ -171,7 +172,7 @@ def main(arguments: Sequence[str]) -> int:
             raise ConfigError(f"models of different tasks: {'; '.join(sorted({task for _, task in models}))}")
         shown = table([figures for figures, _ in models], Weights(**chosen))
     except (ConfigError, ValueError) as problem:
-        print(problem, file=sys.stderr)
+        print(one_line(problem), file=sys.stderr)
         return 2
     standard_output().print(shown)
     return 0

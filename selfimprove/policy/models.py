@@ -37,6 +37,24 @@ def resolve(name: str, path: str) -> str:
     return path
 
 
+def local(path: str) -> Path | None:
+    """The folder with the files of what `resolve` gave: itself, or the hub's snapshot in this machine's cache. None
+    where they are not on this machine; nobody is asked."""
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    for name in ("config.json", "adapter_config.json"):
+        try:
+            found = try_to_load_from_cache(path, name)
+        except HFValidationError:  # no hub id: a folder of another machine
+            return None
+        if isinstance(found, str):
+            return Path(found).parent
+    return None
+
+
 def quiet_hub() -> None:
     """Have the hub's client say nothing of each retry: what came of them is one line in the end."""
     from huggingface_hub.utils import logging
@@ -92,6 +110,11 @@ def load_model(
         )
     except OSError as error:
         raise not_found(path, error) from error
+    except ValueError as error:
+        if "trust_remote_code" in str(error):
+            said = "comes with code of its own, which runs only where model.trust_remote_code=true"
+            raise ConfigError(f"model {path!r} {said}") from None
+        raise
     if adapter:
         from peft import PeftModel
 

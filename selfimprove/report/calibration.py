@@ -8,20 +8,23 @@ says of that answer; beside a step, the share of the finished solutions below it
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from selfimprove import trust
 from selfimprove.binding import is_group, module_of, options_of
 from selfimprove.report.explorer import Place, columns_of, places
 from selfimprove.report.runs import RunData
-from selfimprove.store import read_records
-from selfimprove.types import Problem
+from selfimprove.store import opened, read_columns, read_records
+from selfimprove.types import Node, Problem, Sample, Verdict
 from selfimprove.verify.pool import Pool
+
+log = logging.getLogger("selfimprove")
 
 BINS = 10
 TREES = 500  # of a pass, at most
@@ -85,13 +88,15 @@ def _bins(edges: np.ndarray, scores: np.ndarray, right: np.ndarray) -> list[list
 def _trees(place: Place) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Signals of the nodes of a pass's trees that have a checked solution at or below them."""
     found: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
-    names = [f"tree.list.element.{name}" for name in ("parent", "prior", "value", "terminal", "status")]
+    names = ("parent", "prior", "value", "terminal", "status")
+    columns = [f"tree.list.element.{name}" for name in names]
     seen = 0
-    with pq.ParquetFile(place.folder / "trajectories.parquet") as file:
-        if names[0] not in {file.schema.column(i).path for i in range(len(file.schema))}:
+    with opened(place.folder / "trajectories.parquet") as file:
+        if columns[0] not in {file.schema.column(i).path for i in range(len(file.schema))}:
             return {}
         for group in range(file.num_row_groups):
-            ends, fields = columns_of(file.read_row_group(group, columns=names, use_threads=False)["tree"])
+            table = file.read_row_group(group, columns=columns, use_threads=False)
+            ends, fields = columns_of(table["tree"], Node, names)
             for a, b in itertools.pairwise(ends):
                 if b > a and seen < TREES:
                     seen += 1
@@ -124,11 +129,14 @@ def _add(tree: dict[str, list[Any]], found: dict[str, list[tuple[float, float]]]
 def _graded(run: RunData, training: Sequence[Place], checks: int) -> list[Signal]:
     """Rewards of the verifier that a run trained on, beside what the data set's own says of the same answers."""
     own, used = run.config["dataset"]["verifier"], training_verifier(run.config)
+    if used != own and training and (said := trust.refusal(own, "dataset.verifier")):
+        log.warning("%s: rewards are shown beside no grades: %s", run.path, said)
     if not differs(run.config) or not training:
         return []
     name = f"{REWARD} {used['_target_'].removeprefix('selfimprove.verify.')}"
     needs_gold = getattr(module_of(own), "NEEDS_GOLD", True)
-    problems: dict[str, Problem] = {p.id: p for p in read_records(run.path / "problems.parquet", Problem)}
+    path = run.files.file(run.path / "problems.parquet")
+    problems: dict[str, Problem] = {p.id: p for p in read_records(path, Problem)}
     asked = [
         (place.round, reward, (text, problems[problem].gold, problems[problem].metadata))
         for place in training
@@ -151,18 +159,18 @@ def _graded(run: RunData, training: Sequence[Place], checks: int) -> list[Signal
 def _answers(place: Place, most: int) -> Iterable[tuple[str, str, float]]:
     """Problem, text and reward of at most so many answers, evenly spaced over the file; without those that the
     verifier itself could not judge."""
-    verdicts = pq.read_table(place.folder / "verdicts.parquet", columns=["status", "reward"], use_threads=False)
+    verdicts = read_columns(place.folder / "verdicts.parquet", Verdict, ["status", "reward"])
     judged = [i for i, status in enumerate(verdicts["status"].to_pylist()) if status in ("correct", "wrong")]
     chosen = {judged[i * len(judged) // most] for i in range(most)} if len(judged) > most else set(judged)
     rewards, start = verdicts["reward"].to_pylist(), 0
-    with pq.ParquetFile(place.folder / "trajectories.parquet") as file:
+    with opened(place.folder / "trajectories.parquet") as file:
         for group in range(file.num_row_groups):
             count = file.metadata.row_group(group).num_rows
             here = [i - start for i in range(start, start + count) if i in chosen]
             if here:
                 columns = ["problem_id", "samples.list.element.text"]
                 table = file.read_row_group(group, columns=columns, use_threads=False).take(here)
-                ends, fields = columns_of(table["samples"])
+                ends, fields = columns_of(table["samples"], Sample, ["text"])
                 texts = [fields["text"][end - 1] for end in ends[1:]]
                 for i, problem, text in zip(here, table["problem_id"].to_pylist(), texts, strict=True):
                     yield problem, text, rewards[start + i]
@@ -170,9 +178,9 @@ def _answers(place: Place, most: int) -> Iterable[tuple[str, str, float]]:
 
 
 def differs(config: dict[str, Any]) -> bool:
-    """Whether training was verified by something else than the data set's own check."""
+    """Whether training was verified by something else than the data set's own check, and that check may be called."""
     own: dict[str, Any] = config["dataset"]["verifier"]
-    return training_verifier(config) != own and not is_group(own)
+    return training_verifier(config) != own and not trust.refusal(own) and not is_group(own)
 
 
 def training_verifier(config: dict[str, Any]) -> dict[str, Any]:

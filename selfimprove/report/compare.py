@@ -9,12 +9,13 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from selfimprove import store
 from selfimprove.errors import ConfigError
+from selfimprove.printable import printable
 from selfimprove.report import compute, fair
 from selfimprove.report.runs import KINDS, RunData, find
 from selfimprove.report.statistics import Estimate, difference, matrix, over_seeds
@@ -511,17 +512,17 @@ def print_tables(comparison: Comparison) -> None:
         for between in (" ", "\n"):  # where a table is too wide, intervals go below their values
             drawn = Rich(box=None, pad_edge=False, padding=(0, 2, 0, 0))
             for label, kind in table.columns:
-                drawn.add_column(
-                    _heading(label, kind), justify="left" if label == "group" else "right", overflow="fold"
-                )
+                side: Literal["left", "right"] = "left" if label == "group" else "right"
+                drawn.add_column(Text(printable(_heading(label, kind))), justify=side, overflow="fold")
             for row in table.rows:
                 cells = zip(row, table.columns, strict=True)
-                drawn.add_row(*(Text(shown(cell, kind).replace(" [", f"{between}[")) for cell, (_, kind) in cells))
+                texts = [printable(shown(cell, kind)) for cell, (_, kind) in cells]
+                drawn.add_row(*(Text(text.replace(" [", f"{between}[")) for text in texts))
             if console.measure(drawn, options=console.options.update(width=1000)).maximum <= console.width:
                 break
         console.print(table.title, style="bold", highlight=False)
         console.print(drawn)
-        console.print(table.note, highlight=False, markup=False)
+        console.print(printable(table.note), highlight=False, markup=False)
         console.print()
 
 

@@ -7,6 +7,8 @@ has cost so far.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 
 from selfimprove import config as configuration
 from selfimprove import store
+from selfimprove.errors import Damaged
 from selfimprove.report import metrics as measure
 from selfimprove.report.runs import RunData, flops
 from selfimprove.report.statistics import Estimate
@@ -26,10 +29,11 @@ def samples(run: RunData) -> pa.Table | None:
     """The sampled answers of a run's base policy to its held-out problems, in the columns of `RunData.answers`.
 
     Those that eval.samples gave, or those that a comparison had sampled, whichever are more; None where there are none.
+    Raises Damaged.
     """
     table = run.answers(0) if run.evaluations else None
     found = table.filter(pc.field("decoding") == "sampled") if table else None
-    kept = pq.read_table(run.path / FILE) if (run.path / FILE).exists() else None
+    kept = _kept(run.path / FILE)
     there = [t for t in (found, kept) if t is not None and t.num_rows]
     return max(there, key=lambda t: t.num_rows, default=None)
 
@@ -42,11 +46,29 @@ def sample(run: RunData, n: int) -> pa.Table:
     found = samples(run)
     if found is None or per_problem(found) < n:
         config = configuration.read(run.path / "config.yaml")
-        heldout = [p for p in store.read_records(run.path / "problems.parquet", Problem) if p.split == "test"]
+        path = run.files.file(run.path / "problems.parquet")
+        heldout = [p for p in store.read_records(path, Problem) if p.split == "test"]
         found = base_answers(config, heldout, n)
+        marked = found.replace_schema_metadata({"checksum": store.digest(found.to_pydict())})
         with store.new_file(run.path / FILE) as temporary:
-            pq.write_table(found, temporary, compression="zstd")
+            pq.write_table(marked, temporary, compression="zstd")
     return found
+
+
+def _kept(path: Path) -> pa.Table | None:
+    """The answers that an earlier comparison kept."""
+    if not path.exists():
+        return None
+    remove = "remove it, and `compare --baselines` makes it again"
+    with store.opened(path) as file:
+        try:
+            table = file.read(use_threads=False)
+            fits = (table.schema.metadata or {}).get(b"checksum") in (None, store.digest(table.to_pydict()).encode())
+        except (OSError, ValueError, pa.ArrowException):
+            fits = False
+    if not fits:
+        raise Damaged(path, f"is damaged: {remove}")
+    return table
 
 
 def per_problem(table: pa.Table) -> int:

@@ -10,6 +10,7 @@ import io
 import logging
 import re
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from selfimprove.errors import of_the_disk
+from selfimprove.printable import printable
 from selfimprove.types import STATUSES
 from selfimprove.units import UNITS, Unit, unit_of
 
@@ -62,20 +65,37 @@ def setup_logging(run_dir: Path | None, console: Console | None = None) -> None:
     shown: logging.Handler
     if console.is_terminal:
         shown = RichHandler(console=console, show_path=False, log_time_format="[%H:%M:%S]")
+        shown.setFormatter(_Printable("%(message)s"))
     else:
         shown = logging.StreamHandler(console.file)
-        shown.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+        shown.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     shown.addFilter(lambda record: not getattr(record, "file_only", False))
     handlers: list[logging.Handler] = [shown]
     if run_dir is not None:
-        handlers.append(logging.FileHandler(run_dir / "run.log", encoding="utf-8"))
-        handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handlers.append(_RunLog(run_dir / "run.log", encoding="utf-8"))
+        handlers[-1].setFormatter(_Printable("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for handler in handlers:
         handler.set_name(__name__)
         root.addHandler(handler)
     root.setLevel(logging.INFO)
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class _Printable(logging.Formatter):
+    """For a terminal, and for a file that is going to be shown in one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+class _RunLog(logging.FileHandler):
+    """run.log. That the disk is full is said by what fails for it, not by each line that is not written."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        problem = sys.exc_info()[1]
+        if problem is None or of_the_disk(problem) is None:
+            super().handleError(record)
 
 
 class Phase:
@@ -213,7 +233,7 @@ class Display:
         rows.append(("evaluate" if status == "complete" else "continue", f"selfimprove {next_command} {folder}{more}"))
         grid = Table.grid(padding=(0, 2))
         for name, value in rows:
-            grid.add_row(Text(name), Text(value, overflow="fold"))
+            grid.add_row(Text(name), Text(printable(value), overflow="fold"))
         self._print(grid, boxed=True)
 
     def evaluation(
@@ -229,7 +249,7 @@ class Display:
             )
         console = console or Console()
         title = f"{policy} on {config.dataset.name}: {int(figures['n']):,} held-out problems"
-        console.print(title, markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(title), markup=False, highlight=False, soft_wrap=True)
         console.print(table)
 
     def _print(self, content: RenderableType, boxed: bool = False) -> None:

@@ -12,7 +12,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,8 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from selfimprove import types
 from selfimprove.report.runs import RunData
-from selfimprove.types import STATUSES
+from selfimprove.store import completed, opened, read_columns
+from selfimprove.types import STATUSES, Example, Node, Sample, Trajectory, Verdict
 
 TEXT = 4000  # characters of one text that are kept; the page says how many there were
 
@@ -64,7 +66,10 @@ class Texts:
 
 
 def places(run: RunData) -> list[Place]:
-    """The folders of a run that hold whole trajectories and verdicts, in the order they were made."""
+    """The folders of a run that hold whole trajectories and verdicts, in the order they were made.
+
+    Raises Damaged where a file of theirs is not what its manifest says.
+    """
     found, index = list[Place](), 0
     base = run.path / "base"
     if (base / "evaluate.manifest.json").exists():
@@ -76,6 +81,9 @@ def places(run: RunData) -> list[Place]:
             if (folder / "evaluate.manifest.json").exists():
                 found.append(Place(folder / "evaluation", f"after round {number}: held-out", number, True, index + 1))
             index += 1
+    for folder in (base, *(folder for folders in run.passes.values() for folder in folders)):
+        for name in ("trajectories", "verdicts", "examples", "evaluation/trajectories", "evaluation/verdicts"):
+            run.files.file(folder / f"{name}.parquet")
     return found
 
 
@@ -126,7 +134,7 @@ def collect(run: RunData, trajectories: int, characters: int) -> dict[str, Any]:
 
 
 def _ids(folder: Path) -> Counter[str]:
-    with pq.ParquetFile(folder / "trajectories.parquet") as file:
+    with opened(folder / "trajectories.parquet") as file:
         found = pc.value_counts(file.read(columns=["problem_id"], use_threads=False)["problem_id"])
     return Counter(dict(zip(found.field(0).to_pylist(), found.field(1).to_pylist(), strict=True)))
 
@@ -134,7 +142,7 @@ def _ids(folder: Path) -> Counter[str]:
 def _text_bytes(path: Path) -> int:
     """Bytes of text columns before compression, from the file's footer alone. Repeated texts count about once."""
     size = 0
-    with pq.ParquetFile(path) as file:
+    with opened(path) as file:
         for group in range(file.num_row_groups):
             columns = file.metadata.row_group(group)
             for number in range(columns.num_columns):
@@ -192,9 +200,8 @@ def _rows(
 ) -> Iterator[tuple[list[Any], list[Any]]]:
     """Row and tree of each trajectory of a place that is of a chosen problem, one row group in memory at a time."""
     used = _used(place.folder / "examples.parquet")
-    verdicts = pq.ParquetFile(place.folder / "verdicts.parquet")
-    with verdicts, pq.ParquetFile(place.folder / "trajectories.parquet") as file:
-        graded = verdicts.read(use_threads=False)
+    graded = read_columns(place.folder / "verdicts.parquet", Verdict, [*types.defaults(Verdict)])
+    with opened(place.folder / "trajectories.parquet") as file:
         start = 0
         for group in range(file.num_row_groups):
             names = file.read_row_group(group, columns=["problem_id"], use_threads=False)["problem_id"]
@@ -202,6 +209,7 @@ def _rows(
             count = len(names)
             if pc.any(mask).as_py():
                 table = file.read_row_group(group, columns=_columns(file), use_threads=False).filter(mask)
+                table = completed(table, Trajectory, ["problem_id", "samples", "metadata", "tree"])
                 said = graded.slice(start, count).filter(mask)
                 found = list(_group(table, said, number, index, texts, used))
                 if any(len(row[_SAMPLES]) > 1 for row, _ in found):
@@ -239,8 +247,7 @@ def _used(path: Path) -> dict[str, int]:
     """Trajectory id -> 1 where training imitates it, 2 where it is the one not preferred."""
     if not path.exists():
         return {}
-    with pq.ParquetFile(path) as file:
-        named = file.read(columns=["trajectory_ids"], use_threads=False)["trajectory_ids"].to_pylist()
+    named = read_columns(path, Example, ["trajectory_ids"])["trajectory_ids"].to_pylist()
     return {other: 2 for ids in named for other in ids[1:]} | {ids[0]: 1 for ids in named if ids}
 
 
@@ -267,8 +274,8 @@ def _group(
         _samples(table["samples"], texts),
         extras,
         said["step_rewards"],
-        _trees(table["tree"], texts) if "tree" in table.column_names else itertools.repeat([]),
-        strict=False,
+        _trees(table["tree"], texts),
+        strict=True,
     )
     for problem, status, reward, extracted, reason, use, samples, extra, steps, tree in rows:
         decoding, metadata = known[extra]
@@ -285,7 +292,7 @@ def _metadata(extra: str, texts: Texts) -> tuple[int, int]:
 
 
 def _samples(column: pa.ChunkedArray, texts: Texts) -> list[list[Any]]:
-    ends, fields = columns_of(column)
+    ends, fields = columns_of(column, Sample, _SAMPLE)
     lengths, cut = fields["completion_ids"], [int(finish == "length") for finish in fields["finish"]]
     said, roles = map(texts.add, fields["text"]), map(texts.add, fields["role"])
     rows = list(zip(said, lengths, cut, roles, fields["version"], map(_short, fields["temperature"]), strict=True))
@@ -293,7 +300,7 @@ def _samples(column: pa.ChunkedArray, texts: Texts) -> list[list[Any]]:
 
 
 def _trees(column: pa.ChunkedArray, texts: Texts) -> list[list[Any]]:
-    ends, fields = columns_of(column)
+    ends, fields = columns_of(column, Node, _NODE)
     flags = [int(t) + 2 * int(c) for t, c in zip(fields["terminal"], fields["chosen"], strict=True)]
     status = [STATUSES.index(said) if said in STATUSES else -1 for said in fields["status"]]
     said = map(texts.add, fields["text"])
@@ -303,16 +310,22 @@ def _trees(column: pa.ChunkedArray, texts: Texts) -> list[list[Any]]:
     return [rows[a:b] for a, b in itertools.pairwise(ends)]
 
 
-def columns_of(column: pa.ChunkedArray) -> tuple[list[int], dict[str, list[Any]]]:
-    """A column of lists of structs: where each list ends, from 0 on, and the structs' fields as Python lists, with the
-    number of `completion_ids` in place of the ids."""
+def columns_of(column: pa.ChunkedArray, kind: type, names: Sequence[str]) -> tuple[list[int], dict[str, list[Any]]]:
+    """A column of lists of structs: where each list ends, from 0 on, and these fields of the structs as Python lists,
+    with the number of `completion_ids` in place of the ids. Fields that an older version did not write have their
+    defaults. Raises KeyError for a missing one without a default."""
     array = column.combine_chunks()
     flat = array.flatten()
-    fields = {name: pc.struct_field(flat, name) for name in (entry.name for entry in flat.type)}
-    if "completion_ids" in fields:
-        fields["completion_ids"] = pc.list_value_length(fields["completion_ids"])
-    ends = [0, *pc.cumulative_sum(pc.list_value_length(array)).to_pylist()]
-    return ends, {name: values.to_pylist() for name, values in fields.items()}
+    fields: dict[str, list[Any]] = {}
+    for name in names:
+        if flat.type.get_field_index(name) >= 0:
+            values = pc.struct_field(flat, name)
+            fields[name] = (pc.list_value_length(values) if name == "completion_ids" else values).to_pylist()
+        elif make := types.defaults(kind)[name]:
+            fields[name] = [make()] * len(flat)
+        else:
+            raise KeyError(name)
+    return [0, *pc.cumulative_sum(pc.list_value_length(array)).to_pylist()], fields
 
 
 def _short(value: float | None) -> float | None:

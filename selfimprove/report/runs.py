@@ -15,11 +15,12 @@ run does: an unfinished run has fewer entries, and no entry is half there.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,12 +29,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from selfimprove import config as configuration
 from selfimprove import scores
-from selfimprove.errors import ConfigError
-from selfimprove.store import read_json
+from selfimprove.errors import ConfigError, Damaged
+from selfimprove.integrity import MEND, Checked, begun
+from selfimprove.store import opened, read_columns, read_json
+from selfimprove.types import Problem, Trajectory, Verdict
 from selfimprove.units import UNITS, Unit
 
 KINDS = ("prompt", "sampled", "scored", "trained")
@@ -79,13 +81,27 @@ class RunData:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """summary.json: status, reason, base, final, change, rounds; {} of a run that was killed before it."""
-        return self._json("summary.json")
+        """summary.json: status, reason, base, final, change, rounds; {} of a run that was killed before it.
+
+        Raises Damaged where a file is missing that the run had by its summary.
+        """
+        path = self.path / "summary.json"
+        if not path.exists() and begun(self.path):
+            raise Damaged(path, f"is missing; {MEND}")
+        found: dict[str, Any] = read_json(path) if path.exists() else {}
+        self.files.require(found)
+        return found
 
     @cached_property
     def environment(self) -> dict[str, Any]:
         """environment.json: versions, git commit, hardware, the exact command; {} where it is missing."""
-        return self._json("environment.json")
+        path = self.path / "environment.json"
+        return read_json(path) if path.exists() else {}
+
+    @cached_property
+    def files(self) -> Checked:
+        """The folder's files, each compared with its phase's manifest before it is read."""
+        return Checked(self.path)
 
     @property
     def kind(self) -> str:
@@ -120,7 +136,8 @@ class RunData:
     @cached_property
     def problems(self) -> pa.Table:
         """Columns `id`, `prompt` (text or messages, as JSON), `gold`, `split` (train, dev, test): the problems used."""
-        return _read(self.path / "problems.parquet", ["id", "prompt", "gold", "split"])
+        path = self.files.file(self.path / "problems.parquet")
+        return read_columns(path, Problem, ["id", "prompt", "gold", "split"])
 
     def prompts(self, split: str) -> dict[str, str]:
         """Problem id -> prompt as JSON, of the problems of one split."""
@@ -134,8 +151,7 @@ class RunData:
         """Folders with the trajectories and verdicts of each evaluation that is whole."""
         folders = [self.path / "base" / "evaluation"]
         folders += [folder / "evaluation" for folder in self._round_folders]
-        done = [f for f in folders if (f.parent / "evaluate.manifest.json").exists()]
-        return done if done[:1] == folders[:1] else []
+        return list(itertools.takewhile(lambda f: (f.parent / "evaluate.manifest.json").exists(), folders))
 
     def answers(self, index: int) -> pa.Table:
         """The answers of an evaluation, one row each, in the order of the file.
@@ -143,7 +159,7 @@ class RunData:
         Columns: `problem_id`; `decoding` ("greedy", "sampled", or what eval.consistency asked for); `status`;
         `extracted` (null where no answer was read); `prompt_tokens` and `sampled_tokens`, over the answer's samples.
         """
-        return answers(self.evaluations[index])
+        return answers(self.evaluations[index], self.files)
 
     @property
     def unit(self) -> Unit:
@@ -157,9 +173,9 @@ class RunData:
         A run of an earlier version has greedy answers, right (1) or wrong (0).
         """
         return [
-            dict(scores.read(folder / scores.FILE).by_problem)
-            if (folder / scores.FILE).exists()
-            else _shares(_counts(folder, "greedy"))
+            dict(scores.read(file).by_problem)
+            if (file := self.files.file(folder / scores.FILE)).exists()
+            else _shares(_counts(folder, "greedy", self.files))
             for folder in self.evaluations
         ]
 
@@ -167,13 +183,14 @@ class RunData:
     def sampled(self) -> list[dict[str, tuple[int, int]]]:
         """The same of the sampled answers: problem id -> (n, c), n answers of which c are correct. Each entry is {}
         where eval.samples is 0."""
-        return [_counts(folder, "sampled") for folder in self.evaluations]
+        return [_counts(folder, "sampled", self.files) for folder in self.evaluations]
 
     @cached_property
     def also(self) -> list[dict[str, float]]:
         """As `heldout`, on the held-out problems of the second data set, eval.also; [] without one."""
         folders = [self.path / "base" / "also", *(folder / "also" for folder in self._round_folders)]
-        return [_shares(_counts(f, "greedy")) for f in folders if (f.parent / "also.manifest.json").exists()]
+        there = [folder for folder in folders if (folder.parent / "also.manifest.json").exists()]
+        return [_shares(_counts(folder, "greedy", self.files)) for folder in there]
 
     @cached_property
     def drift(self) -> list[dict[str, tuple[float, int]]]:
@@ -182,9 +199,10 @@ class RunData:
         found = []
         for folder in self._round_folders:
             if (folder / "drift.manifest.json").exists():
-                columns = _read(folder / "drift" / "scores.parquet", ["problem_id", "nats", "tokens"]).to_pydict()
-                both = zip(columns["nats"], columns["tokens"], strict=True)
-                found.append(dict(zip(columns["problem_id"], both, strict=True)))
+                with opened(self.files.file(folder / "drift" / "scores.parquet")) as file:
+                    columns = file.read(use_threads=False).to_pydict()
+                    both = zip(columns["nats"], columns["tokens"], strict=True)
+                    found.append(dict(zip(columns["problem_id"], both, strict=True)))
         return found
 
     # Rounds
@@ -233,32 +251,19 @@ class RunData:
     @cached_property
     def base_folder(self) -> Path | None:
         """Where the base policy's files are on this machine; None where they are not."""
-        from selfimprove.policy.models import resolve
+        from selfimprove.policy.models import local, resolve
 
         model = self.config["model"]
-        found = resolve(model["name"], model["path"])
-        if Path(found).is_dir():
-            return Path(found)
-        from huggingface_hub import try_to_load_from_cache  # from the hub's own cache: asks nobody
-
-        config = try_to_load_from_cache(found, "config.json")
-        return Path(config).parent if isinstance(config, str) else None
+        return local(resolve(model["name"], str(model["path"])))
 
     def training(self, number: int) -> pa.Table:
         """The answers of a round's training problems: the columns of `answers`, over all passes of the round."""
         parts = [folder for folder in self._passes(number) if (folder / "verify.manifest.json").exists()]
         if not parts:
             raise ConfigError(f"{self.path}: round {number} has no verdicts")
-        return pa.concat_tables([answers(folder) for folder in parts])
+        return pa.concat_tables([answers(folder, self.files) for folder in parts])
 
     # Reading
-
-    def _json(self, name: str) -> dict[str, Any]:
-        path = self.path / name
-        try:
-            return read_json(path) if path.exists() else {}
-        except json.JSONDecodeError as problem:
-            raise ConfigError(f"{path}: not JSON ({problem})") from None
 
     def _passes(self, number: int) -> list[Path]:
         """The folders of a round's passes, in order."""
@@ -279,9 +284,9 @@ class RunData:
         return [folders[-1] for folders in self.passes.values()]
 
 
-def _counts(folder: Path, decoding: str) -> dict[str, tuple[int, int]]:
+def _counts(folder: Path, decoding: str, files: Checked) -> dict[str, tuple[int, int]]:
     """Problem id -> (answers, correct ones) of one decoding, of an evaluation's folder."""
-    table = answers(folder, lengths=False)
+    table = answers(folder, files, lengths=False)
     right = pc.equal(table["status"], "correct").to_pylist()
     total: Counter[str] = Counter()
     correct: Counter[str] = Counter()
@@ -296,14 +301,15 @@ def _shares(counts: dict[str, tuple[int, int]]) -> dict[str, float]:
     return {name: correct / n for name, (n, correct) in counts.items()}
 
 
-def answers(folder: Path, lengths: bool = True) -> pa.Table:
+def answers(folder: Path, files: Checked | None = None, lengths: bool = True) -> pa.Table:
     """Trajectories and verdicts of a folder side by side, without the tokens themselves: see `RunData.answers`.
 
-    Raises ConfigError when a file cannot be read or the two do not belong together.
+    Raises ConfigError when a file cannot be read, is not what `files` expects, or the two do not belong together.
     """
-    verdicts = _read(folder / "verdicts.parquet", ["status", "extracted"])
-    path = folder / "trajectories.parquet"
-    known = _read(path, ["problem_id", "metadata"])
+    files = files or Checked(folder)
+    verdicts = read_columns(files.file(folder / "verdicts.parquet"), Verdict, ["status", "extracted"])
+    path = files.file(folder / "trajectories.parquet")
+    known = read_columns(path, Trajectory, ["problem_id", "metadata"])
     if known.num_rows != verdicts.num_rows:
         raise ConfigError(f"{folder}: {known.num_rows} trajectories and {verdicts.num_rows} verdicts")
     metadata = pc.dictionary_encode(known["metadata"]).combine_chunks()
@@ -315,18 +321,10 @@ def answers(folder: Path, lengths: bool = True) -> pa.Table:
     return pa.table(columns | (_lengths(path) if lengths else {}))
 
 
-def _read(path: Path, columns: Sequence[str]) -> pa.Table:
-    try:
-        with pq.ParquetFile(path) as file:
-            return file.read(columns=list(columns), use_threads=False)
-    except (OSError, pa.ArrowInvalid) as problem:
-        raise ConfigError(f"{path}: cannot be read ({problem})") from None
-
-
 def _lengths(path: Path) -> dict[str, pa.Array]:
     """Tokens of each trajectory's samples, read a row group at a time."""
     found: dict[str, list[np.ndarray]] = {"prompt_tokens": [], "sampled_tokens": []}
-    with pq.ParquetFile(path) as file:
+    with opened(path) as file:
         for group in range(file.num_row_groups):
             for name, field in (("prompt_tokens", "prompt_ids"), ("sampled_tokens", "completion_ids")):
                 column = file.read_row_group(group, columns=[f"samples.list.element.{field}"], use_threads=False)
@@ -347,16 +345,20 @@ def parameters(folder: Path) -> int | None:
     """How many parameters the safetensors files of a model folder hold, from their headers alone; None without any.
 
     An adapter folder counts as the base model it names. Weights that are shared are stored once, and counted once.
+    Raises Damaged for a file that is none.
     """
     if (folder / "adapter_config.json").is_file():
         named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-        return parameters(Path(named)) if named else None
+        folder = Path(str(named))
     files = sorted(folder.glob("*.safetensors"))
     return sum(map(_stored, files)) if files else None
 
 
 def _stored(path: Path) -> int:
     """Numbers in one safetensors file. It starts with the header's length, 8 bytes, little-endian; then JSON."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return sum(int(np.prod(entry["shape"])) for name, entry in header.items() if name != "__metadata__")
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return sum(int(np.prod(entry["shape"])) for name, entry in header.items() if name != "__metadata__")
+    except (ValueError, OverflowError, TypeError, KeyError, AttributeError, RecursionError) as problem:
+        raise Damaged(path, f"is no file of weights ({problem})") from None

@@ -7,7 +7,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from selfimprove.printable import printable
 from selfimprove.report.display import WIDTH, short, standard_output
 
 _NAMES = {"maj": "majority", "best": "best by the verifier", "pass": "any is right"}
@@ -19,15 +21,17 @@ def show(summary: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a complete evaluation's summary."""
     console = console or standard_output()
     head = f"method={summary['method']} model={summary['model']} dataset={summary['dataset']} seed={summary['seed']}"
-    console.print(f"{head}: {summary['n']:,} held-out problems", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        printable(f"{head}: {summary['n']:,} held-out problems"), markup=False, highlight=False, soft_wrap=True
+    )
     console.print(table(summary))
-    console.print(f"answer: {summary['selection']}", markup=False, highlight=False)
+    console.print(printable(f"answer: {summary['selection']}"), markup=False, highlight=False)
     for name, part in ((summary["method"], summary), ("plain samples", summary["baseline"])):
         tokens = part["tokens"]
         spent = (
             f"{short(tokens['prompt'])} prompt and {short(tokens['sampled'])} sampled tokens, {part['calls']:,} calls"
         )
-        console.print(f"{name}: {spent}, {part['seconds']:.1f} s", markup=False, highlight=False)
+        console.print(printable(f"{name}: {spent}, {part['seconds']:.1f} s"), markup=False, highlight=False)
     console.print(chart(summary, min(console.width, WIDTH), console.is_terminal), markup=False, highlight=False)
 
 
@@ -35,10 +39,11 @@ def table(summary: Mapping[str, Any]) -> Table:
     """The solver beside plain samples of as many tokens."""
     baseline = summary["baseline"]
     rows = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("", "accuracy [95 %]", f"{summary['method']} minus this", "sampled tokens a problem"):
-        rows.add_column(name, justify="right" if name else "left")
+    method = printable(summary["method"])
+    for name in ("", "accuracy [95 %]", f"{method} minus this", "sampled tokens a problem"):
+        rows.add_column(Text(name), justify="right" if name else "left")
     n = summary["n"]
-    rows.add_row(summary["method"], _percent(summary, "accuracy"), "", f"{summary['tokens']['sampled'] / n:,.0f}")
+    rows.add_row(Text(method), _percent(summary, "accuracy"), "", f"{summary['tokens']['sampled'] / n:,.0f}")
     mean = baseline["tokens_used"]
     rows.add_row("one plain sample", _percent(baseline, "single"), "", f"{mean / baseline['n']:,.0f}")
     for key in (key for key in _NAMES if key in baseline):
@@ -68,7 +73,9 @@ def chart(summary: Mapping[str, Any], width: int, terminal: bool) -> str:
     lines: list[tuple[str, str, Sequence[Mapping[str, float]]]] = [
         (_NAMES[k], mark, summary["baseline"][k]["curve"]) for k, mark in marks.items() if k in summary["baseline"]
     ]
-    lines.append((summary["method"], "o", summary["curve"]))  # last: where lines cross, it is the one that is seen
+    lines.append(
+        (printable(summary["method"]), "o", summary["curve"])
+    )  # last: where lines cross, it is the one that is seen
     for name, mark, points in lines:
         plotext.plot([p["tokens"] for p in points], [100 * p["accuracy"] for p in points], label=name, marker=mark)
     plotext.ylim(0, 100)

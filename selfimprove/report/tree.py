@@ -14,6 +14,8 @@ from rich.tree import Tree
 from selfimprove import config as configuration
 from selfimprove import store
 from selfimprove.errors import ConfigError
+from selfimprove.printable import printable
+from selfimprove.report.runs import RunData
 from selfimprove.types import Node, Problem, Trajectory, Verdict, from_rows
 
 MARK = "*"  # before each step of the chosen path, which is bold as well
@@ -26,21 +28,24 @@ def show(run_dir: Path, problem: str, round: int | None = None, console: Console
     Raises ConfigError when this is no run, or it has no such problem, round or tree.
     """
     configuration.load(run_dir / "config.yaml")
-    if not (run_dir / "problems.parquet").exists():
+    run = RunData(run_dir)
+    path = run.files.file(run_dir / "problems.parquet")
+    if not path.exists():
         raise ConfigError(f"{run_dir}: has no problems.parquet yet")
-    found = next((p for p in store.read_records(run_dir / "problems.parquet", Problem) if p.id == problem), None)
+    found = next((p for p in store.read_records(path, Problem) if p.id == problem), None)
     if found is None:
-        some = next(store.read_records(run_dir / "problems.parquet", Problem)).id
+        some = next((p.id for p in store.read_records(path, Problem)), "none")
         raise ConfigError(f"--problem {problem}: {run_dir} has no such problem; it has, for instance, {some}")
+    run.files.require(run.summary)  # a tree that is missing is no tree that never was
     folders = sorted(path.parent for path in (run_dir / "rounds").glob("*/trajectories.parquet"))
     if round is not None:
         folders = [folder for folder in folders if _round(folder) == round]
         if not folders:
             raise ConfigError(f"--round {round}: {run_dir} has no trajectories of that round")
     for folder in reversed(folders):
-        for trajectory in _trajectories(folder, problem):
+        for trajectory in _trajectories(run, folder, problem):
             if trajectory.tree:
-                (console or Console()).print(draw(found, trajectory, _verdict(folder, trajectory.id)))
+                (console or Console()).print(draw(found, trajectory, _verdict(run, folder, trajectory.id)))
                 return
     where = "" if round is None else f" in round {round}"
     raise ConfigError(f"{run_dir}: no tree of {problem}{where}; methods that search keep trees of their train problems")
@@ -54,9 +59,10 @@ def draw(problem: Problem, trajectory: Trajectory, verdict: Verdict | None) -> R
         children[node.parent].append(node)
     root = children[-1][0]
     last = problem.prompt if isinstance(problem.prompt, str) else problem.prompt[-1]["content"]
-    head = Text(str(problem.metadata.get("question", last)).strip())
+    head = Text(printable(problem.metadata.get("question", last)).strip())
     said = f", chosen solution {verdict.status}" if verdict else ""
-    head.append(f"\ngold {problem.gold}, {len(trajectory.tree) - 1} steps in {trajectory.id}{said}\n", style="dim")
+    steps = f"gold {problem.gold}, {len(trajectory.tree) - 1} steps in {trajectory.id}{said}"
+    head.append(f"\n{printable(steps)}\n", style="dim")
     tree = Tree(Text(f"start  N {root.visits}", style="bold"))
     waiting = [(root, tree)]
     for node, drawn in waiting:
@@ -66,11 +72,11 @@ def draw(problem: Problem, trajectory: Trajectory, verdict: Verdict | None) -> R
 
 def _label(node: Node) -> Text:
     label = Text(f"{MARK} " if node.chosen else "", style="bold" if node.chosen else "")
-    label.append(node.text.strip() or "(blank)")
+    label.append(printable(node.text).strip() or "(blank)")
     figures = f"  N {node.visits}  Q {node.q:+.2f}  p {node.prior:.3f}  v {node.value:+.2f}"
     label.append(figures, style="cyan")
     if node.terminal:
-        label.append(f"  {node.status or 'end'}", style=COLOUR.get(node.status or "", "yellow"))
+        label.append(printable(f"  {node.status or 'end'}"), style=COLOUR.get(node.status or "", "yellow"))
     return label
 
 
@@ -78,12 +84,14 @@ def _round(folder: Path) -> int:
     return int(folder.name.split(".")[0])  # 002, or 002.1 where a round has parts
 
 
-def _trajectories(folder: Path, problem: str) -> list[Trajectory]:
-    rows = pq.read_table(folder / "trajectories.parquet", filters=[("problem_id", "=", problem)]).to_pylist()
-    return from_rows(rows, Trajectory)
+def _trajectories(run: RunData, folder: Path, problem: str) -> list[Trajectory]:
+    path = run.files.file(folder / "trajectories.parquet")
+    with store.opened(path):
+        rows = pq.read_table(path, filters=[("problem_id", "=", problem)]).to_pylist()
+        return from_rows(rows, Trajectory)
 
 
-def _verdict(folder: Path, trajectory: str) -> Verdict | None:
-    path = folder / "verdicts.parquet"
+def _verdict(run: RunData, folder: Path, trajectory: str) -> Verdict | None:
+    path = run.files.file(folder / "verdicts.parquet")
     found: Iterator[Verdict] = store.read_records(path, Verdict) if path.exists() else iter(())
     return next((verdict for verdict in found if verdict.trajectory_id == trajectory), None)

@@ -21,7 +21,6 @@ import itertools
 import math
 import os
 import random
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +29,8 @@ from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict
 from selfimprove.errors import ConfigError
 from selfimprove.policy.models import load_model
 from selfimprove.schema import Training
+from selfimprove.train.checkpoints import checkpoint as checkpoint
+from selfimprove.train.checkpoints import unfinished as unfinished
 from selfimprove.train.probed import Answer
 from selfimprove.types import Batch, Epochs, NonNegative, Rate, Share
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 Schedule = Literal["constant", "linear", "cosine"]
 BATCH_SIZE = 64
-SAVING = "saving"  # in the folder of unfinished work: the checkpoint that is being written
 
 
 @dataclass
@@ -310,22 +310,6 @@ def _kernels(model: Any, context: TrainContext) -> Any:
     if flash and importlib.util.find_spec("flash_attn"):
         model.set_attn_implementation("flash_attention_2")
     return model
-
-
-def unfinished(folder: Path, key: str) -> Path:
-    """`folder`, for a training phase's unfinished work. It is emptied first of what a phase with another key left."""
-    mark = folder / "key"
-    if not mark.exists() or mark.read_text() != key:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        mark.write_text(key)
-    return folder
-
-
-def checkpoint(parts: Path | None) -> Path | None:
-    """The newest whole checkpoint in a folder of unfinished work."""
-    found = parts.glob("checkpoint-*") if parts else ()
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def seed32(context: TrainContext) -> int:

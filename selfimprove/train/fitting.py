@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from selfimprove.errors import RunError
-from selfimprove.train import SAVING, Held, TrainContext, checkpoint, load, seed32
+from selfimprove.train import Held, TrainContext, load, seed32
+from selfimprove.train.checkpoints import PROBE, SAVING, checkpoint
 
 FIGURES = {  # of a policy gradient's steps, whose means are figures of the phase: name in TRL's log -> name here
     "entropy": "entropy",
@@ -44,7 +45,8 @@ def run(make: Maker, context: TrainContext) -> dict[str, float]:
         trainer.processing_class = None
         for name, weight in _adapters_on_bits(model):
             weight.data = learned.pop(name).to(weight.device)
-        probe = Probe(context.probe, context.dtype, context.parts / "probe.json" if context.parts else None)
+        kept = context.parts / PROBE if context.parts else None
+        probe = Probe(context.probe, context.dtype, kept, last / PROBE if last else None)
         trainer.add_callback(probe)
         if context.last_state:
             trainer.add_callback(carry.Moments(context.last_state))

@@ -21,21 +21,21 @@ class Probe(TrainerCallback):
     """Keeps log pi of each completion token, in nats at temperature 1, by the weights before and after training.
 
     Each answer is a forward pass by itself, in every process, because a model that is spread over processes needs that.
-    The file `kept` holds the values before the first step, for training that goes on from a checkpoint.
+    The values before the first step go to the file `kept`. Each checkpoint has a copy of it. Training that goes on from
+    a checkpoint reads that copy, `known`.
     """
 
-    def __init__(self, answers: Sequence[Answer], dtype: str, kept: Path | None = None) -> None:
-        self.answers, self.dtype, self.kept = answers, dtype, kept
+    def __init__(
+        self, answers: Sequence[Answer], dtype: str, kept: Path | None = None, known: Path | None = None
+    ) -> None:
+        self.answers, self.dtype, self.kept, self.known = answers, dtype, kept, known
         self.before: list[list[float]] = []
         self.after: list[list[float]] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.kept is not None and self.kept.exists():
-            self.before = store.read_json(self.kept)
-            return
-        self.before = self._score(kwargs["model"])
+        self.before = store.read_json(self.known)["before"] if self.known else self._score(kwargs["model"])
         if self.kept is not None and state.is_world_process_zero:
-            store.write_json(self.kept, self.before)
+            store.write_sealed(self.kept, {"before": self.before})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.after = self._score(kwargs["model"])

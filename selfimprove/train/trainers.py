@@ -33,8 +33,9 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from selfimprove import store
 from selfimprove.errors import RunError
-from selfimprove.train import SAVING, TrainContext, checkpoint, device_steps
+from selfimprove.train import TrainContext, device_steps
 from selfimprove.train.carry import rate
+from selfimprove.train.checkpoints import SAVING, checkpoint, seal
 
 LOGGED = ("loss", "learning_rate", "grad_norm", "rewards/", "logps/", "entropy", "clip_ratio/region", "kl", "sampler_")
 SPENT = "seconds.json"  # in a checkpoint: what training took until then
@@ -197,6 +198,7 @@ class _Planned(Trainer):
             assert self.context.parts
             made = self.context.parts / SAVING / f"checkpoint-{self.state.global_step}"
             store.write_json(made / SPENT, self.seconds)
+            seal(made, self.context.parts)
             os.sync()
             older = checkpoint(self.context.parts)
             made.rename(self.context.parts / made.name)

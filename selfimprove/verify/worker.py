@@ -19,6 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from selfimprove import trust
 from selfimprove.types import STATUSES
 from selfimprove.verify import Outcome
 
@@ -28,7 +29,10 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def load(target: str, options: dict[str, Any]) -> Callable[..., Outcome]:
-    """The check named `target`, its options bound. Raises ImportError, AttributeError or TypeError."""
+    """The check named `target`, its options bound. Raises ImportError, AttributeError or TypeError, and PermissionError
+    for one that may not be called (`selfimprove.trust`)."""
+    if not trust.may_call(target):
+        raise PermissionError(f"{target}: not a function of this package's own methods, nor allowed")
     module, _, name = target.rpartition(".")
     check = getattr(importlib.import_module(module), name)
     inspect.signature(check).bind("", None, {}, **options)

@@ -1,0 +1,275 @@
+"""Whether a run folder is what was written there: checked by whoever reads it, mended by `resume`.
+
+Each phase's manifest has the hashes of the files that the phase wrote. JSON files carry a checksum of their own, parts
+have a hash in their name, config.yaml has one in its first line. So whatever is missing, cut short or changed is found.
+`docs/safety.md` has the table of what becomes of it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from selfimprove import store
+from selfimprove.digests import Digests, hashes, unfit
+from selfimprove.errors import Damaged
+from selfimprove.policy.models import adapter_base, is_adapter, local
+
+log = logging.getLogger("selfimprove")
+
+MANIFEST = ".manifest.json"
+MEND = "`selfimprove resume` makes it again"
+
+
+def manifests(path: Path) -> list[Path]:
+    """The manifests in a run folder, pass by pass."""
+    found = (path.glob(pattern) for pattern in (f"*{MANIFEST}", f"base/*{MANIFEST}", f"rounds/*/*{MANIFEST}"))
+    return [file for some in found for file in sorted(some)]
+
+
+def phases(path: Path) -> list[str]:
+    """The phases that have a manifest, such as `rounds/000/generate`."""
+    return [str(file.relative_to(path)).removesuffix(MANIFEST) for file in manifests(path)]
+
+
+def begun(path: Path) -> bool:
+    """Whether a phase of the run in this folder is done, so that it has had a summary.json. Not known of a folder of an
+    older version."""
+    return (path / f"prepare{MANIFEST}").exists() and len(manifests(path)) > 1
+
+
+def lost(path: Path, summary: dict[str, Any]) -> list[Path]:
+    """The files that are not there, though a run that has ended had them by its summary: manifests, figures of rounds.
+
+    Of an interrupted run nothing is known: its summary is of an earlier moment.
+    """
+    if summary.get("status", "running") == "running":
+        return []
+    named = [path / f"{phase}{MANIFEST}" for phase in summary.get("phases", [])]
+    evaluated = [f.parent for f in named if f.name == f"evaluate{MANIFEST}" and f.parent.name != "base"]
+    figures = [folder / "metrics.json" for folder in evaluated if summary["status"] == "complete"]
+    always = [path / "environment.json"] if named else []
+    return [file for file in (*always, *named, *figures) if not file.exists()]
+
+
+class Checked:
+    """The files of a run folder, each compared with its manifest before it is read, once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._digests = Digests(path)
+        self._whole: set[Path] = set()
+
+    @cached_property
+    def _expected(self) -> dict[Path, tuple[Path, str, dict[str, Any]]]:
+        """Of each file that a manifest names: the manifest's folder, the file's name in it, and the manifest."""
+        found = {}
+        for file in manifests(self.path):
+            manifest = store.read_json(file)
+            for name in manifest.get("outputs", {}):
+                found[file.parent / name] = (file.parent, name, manifest)
+        return found
+
+    def file(self, path: Path) -> Path:
+        """`path`, a file or folder below the run's. Raises Damaged where it is not what its manifest says.
+
+        What no manifest names is taken as it is: the file of a phase that is not done, or of an older version.
+        """
+        if path not in self._whole and path in self._expected:
+            folder, name, manifest = self._expected[path]
+            own = {"outputs": {name: manifest["outputs"][name]}, "files": manifest.get("files", {})}
+            problem = unfit(folder, own, self._digests)
+            self._digests.save()
+            if problem:
+                raise Damaged(problem.path, f"{problem.why}; {MEND}")
+            self._whole.add(path)
+        return path
+
+    def require(self, summary: dict[str, Any]) -> None:
+        """Raises Damaged where a file is missing that a run which has ended had."""
+        if missing := lost(self.path, summary):
+            raise Damaged(missing[0], f"is missing; {MEND}")
+
+
+# Mending
+
+
+def mend(path: Path, order: Sequence[str]) -> bool:
+    """Make a run folder one that `resume` can go on with. What is not whole is removed, with one line each, for the run
+    to make it again; lines of metrics.jsonl are written again here. `order` is that of the phases of a pass.
+
+    Returns whether all was whole.
+    """
+    digests = Digests(path)
+    summary, problems = _read_figures(path)
+    problems += [(Damaged(file, "is missing"), file) for file in lost(path, summary)]
+    complete = summary.get("status") == "complete"
+    for file in manifests(path):
+        try:
+            manifest = store.read_json(file)
+        except Damaged as problem:
+            problems.append((problem, file))
+            continue
+        found = unfit(file.parent, manifest, digests)
+        if found and not (complete and _made_room(file, found)):
+            own = file.name == f"prepare{MANIFEST}"  # stays: what is made again has to be equal
+            problems.append((found, Path(found.path) if own else file))
+    digests.save()
+    for said, file in problems:
+        log.warning("%s; it is made again", said)
+        file.unlink(missing_ok=True)
+    return mend_log(path, order) and not problems
+
+
+def _read_figures(path: Path) -> tuple[dict[str, Any], list[tuple[Damaged, Path]]]:
+    """summary.json, and which of the JSON files beside the manifests are not whole."""
+    summary, problems = dict[str, Any](), list[tuple[Damaged, Path]]()
+    own = (path / name for name in ("summary.json", "environment.json", WEIGHTS))
+    for file in (*own, *path.glob("rounds/*/metrics.json")):
+        try:
+            value = store.read_json(file)
+            summary = value if file.name == "summary.json" else summary
+        except Damaged as problem:
+            if file.exists() or begun(path):
+                problems.append((problem, file))
+    return summary, problems
+
+
+def _made_room(manifest: Path, problem: Damaged) -> bool:
+    """Whether what is missing is a policy that was removed as a whole, and a later round has one: nothing reads it."""
+    folder = manifest.with_name("policy")
+    later = (other for other in manifest.parent.parent.glob("*/policy") if other.parent.name > folder.parent.name)
+    return problem.path == folder and not folder.exists() and any(later)
+
+
+def mend_log(path: Path, order: Sequence[str]) -> bool:
+    """Write metrics.jsonl again where the line of a phase that is done is missing, another one, or not in its place.
+
+    The lines of training steps are in no other file: those that can be read are kept. Returns whether all was there.
+    """
+    file = path / "metrics.jsonl"
+    lines = file.read_bytes().splitlines() if file.exists() else []
+    records, broken = list[dict[str, Any]](), list[int]()
+    for number, line in enumerate(lines):
+        try:
+            records.append(dict(json.loads(line)))
+        except (ValueError, TypeError, RecursionError):
+            broken.append(number)
+    expected = [_line(store.read_json(name)) for name in _ordered(path, order)]
+    wanted, there = [json.dumps(line) for line in expected], [json.dumps(record) for record in records]
+    missing = len({*wanted} - {*there})
+    whole = not missing and broken in ([], [len(lines) - 1])  # a kill cuts the last line short
+    known = set(wanted)
+    if whole and [line for line in there if line in known] == wanted:
+        return True
+    made = list[dict[str, Any]]()
+    for record in expected:
+        where = {key: value for key, value in record.items() if key in _WHERE}
+        made += [r for r in records if "step" in r and {k: r[k] for k in _WHERE if k in r} == where]
+        made.append(record)
+    store.write_text(file, "".join(json.dumps(record) + "\n" for record in made))
+    if not whole:
+        said = f"{missing} lines of phases were missing or damaged, and are made again"
+        log.warning(
+            "%s: %s; %d other lines cannot be read, and are left out", file, said, max(0, len(broken) - missing)
+        )
+    return whole
+
+
+_WHERE = ("round", "part", "pass", "stage", "phase")  # of a line: whose it is
+
+
+def _ordered(path: Path, order: Sequence[str]) -> list[Path]:
+    """The manifests of phases that log a line, in the order in which they were done."""
+    ranks = {f"{phase}{MANIFEST}": rank for rank, phase in enumerate(order)}
+    found = [file for file in manifests(path) if file.name in ranks and "where" in store.read_json(file)]
+    return sorted(found, key=lambda file: (file.parent.name != "base", file.parent, ranks[file.name]))
+
+
+def _line(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What a phase logs when it is done."""
+    return {**manifest["where"], "phase": manifest["phase"], **manifest["metrics"], "seconds": manifest["seconds"]}
+
+
+# What a run begins with
+
+
+PREPARED = ("problems.parquet", "also.parquet", "dropped_problems.json")
+
+
+def problem_files(path: Path) -> list[Path]:
+    """Where a run's problems are, and those of its second data set where it has one."""
+    return [path / name for name in PREPARED[:2] if (path / name).exists()]
+
+
+def seal(path: Path, key: str) -> None:
+    """Write the manifest of what a run's problems are in; `key` is a hash of the problems."""
+    names = [name for name in PREPARED if (path / name).exists()]
+    manifest = {"phase": "prepare", "key": key, **hashes(path, names, Digests(path))}
+    store.write_sealed(path / f"prepare{MANIFEST}", manifest)
+
+
+def sealed(path: Path) -> tuple[str | None, bool]:
+    """The hash of a run's problems, None where it is not known; and whether the files that hold them are all there."""
+    manifest = store.read_or_none(path / f"prepare{MANIFEST}") or {}
+    names = manifest.get("outputs", PREPARED[:1])
+    return manifest.get("key"), all((path / name).exists() for name in names)
+
+
+WEIGHTS = "weights.json"
+
+
+def base_digests(path: Path, models: Mapping[str, str]) -> dict[str, str]:
+    """The hashes by which phases know the policies that a run starts from, by role; `models` are what `resolve` gave.
+
+    A hash is of the content of all model files. It is kept in weights.json, with those of the files. A model that is
+    not on this machine yet is known by its name, and its files are noted as soon as they are here. Raises Damaged where
+    a file is not the one that the run began with.
+    """
+    known: dict[str, Any] = store.read_or_none(path / WEIGHTS) or {}
+    for role, model in models.items():
+        files = model_files(model)
+        before = known.setdefault(role, {"digest": store.digest(files or model), "files": files})
+        if before["files"] is None:
+            before["files"] = files
+        _require_same(path, model, before["files"], files)
+    if known != store.read_or_none(path / WEIGHTS):
+        store.write_sealed(path / WEIGHTS, known)
+    return {role: str(known[role]["digest"]) for role in models}
+
+
+def require_base(path: Path, role: str, model: str) -> None:
+    """Raises Damaged where a file of the policy that a run starts from is not the one that it began with."""
+    known = store.read_json(path / WEIGHTS) if (path / WEIGHTS).exists() else {}
+    _require_same(path, model, known.get(role, {}).get("files"), model_files(model))
+
+
+def _require_same(path: Path, model: str, before: dict[str, str] | None, files: dict[str, str] | None) -> None:
+    if before is None or files is None:  # what is not known, or not on this machine, is not compared
+        return
+    if changed := {*before.items()} ^ {*files.items()}:
+        name = min(name for name, _ in changed)
+        raise Damaged((local(model) or path) / name, f"is not what {path} began with: put it back, or begin a new run")
+
+
+_MODEL_FILES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".json", ".model", ".txt", ".tiktoken", ".jinja", ".py"}
+
+
+def model_files(model: str) -> dict[str, str] | None:
+    """The hash of each file of a model: weights, configuration, tokenizer; of an adapter also its base's. None where
+    they are not on this machine."""
+    folder = local(model)
+    if folder is None:
+        return None
+    digests = Digests(folder)
+    names = sorted(file.name for file in folder.iterdir() if file.suffix in _MODEL_FILES and file.is_file())
+    found = {name: digests.of(folder / name) for name in names}
+    digests.save()
+    if is_adapter(folder):
+        base = model_files(adapter_base(folder)) or {}
+        found |= {f"base model/{name}": made for name, made in base.items()}
+    return found
