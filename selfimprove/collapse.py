@@ -50,7 +50,7 @@ def collapsed(run: store.Run, passes: list[Pass], step: Pass) -> list[str]:
 
 
 def _figures(run: store.Run, step: Pass) -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
     for phase in ("generate", "filter", "train"):
         if manifest := run.manifest(step, phase):
             found |= {f"{phase}/{name}": value for name, value in manifest["metrics"].items()}

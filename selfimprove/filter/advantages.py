@@ -29,8 +29,10 @@ EPSILON = 1e-4  # added to a standard deviation
 
 
 def _bound(node: Target | None) -> Rewards | None:
+    if node is None:
+        return None
     try:
-        return node and bind(node, "shape")
+        return bind(node, "shape")
     except ConfigError as problem:
         raise ValueError(str(problem)) from None
 

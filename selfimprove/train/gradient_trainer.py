@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -70,7 +70,8 @@ class GradientTrainer(_Planned, GRPOTrainer):
         super().__init__(reward_funcs=_no_reward, **kwargs)
         self.data_collator = collator
         self.reference, self.several = reference, several
-        self.penalised = any(any(row["kl"]) for row in self.train_dataset)
+        rows: Any = self.train_dataset
+        self.penalised = any(any(row["kl"]) for row in rows)
         self.kept: dict[str, torch.Tensor] = {}  # "old.ROW", "reference.ROW": log-probabilities, (row's length - 1,)
         self._seen: list[torch.Tensor] = []  # log-probabilities of the forward pass that TRL's loss makes
         self._bears: torch.Tensor | None = None
@@ -170,7 +171,8 @@ class GradientTrainer(_Planned, GRPOTrainer):
         mask = self._bears = inputs["completion_mask"] * inputs["tool_mask"]
         steps = self.current_gradient_accumulation_steps
         # TRL divides by these tokens times `steps` / `steps_per_generation`, each process by its part.
-        items = self.step_tokens * self.accelerator.num_processes * self.args.steps_per_generation / steps
+        args: Any = self.args
+        items = self.step_tokens * self.accelerator.num_processes * args.steps_per_generation / steps
         given = inputs | {"num_items_in_batch": torch.tensor(items, device=mask.device)}
         if self.several:
             given["old_per_token_logps"] = self._known("old", inputs)
@@ -189,10 +191,12 @@ class GradientTrainer(_Planned, GRPOTrainer):
     def _over_step(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """This device step's part of the optimizer step's mean, as the loss type takes it."""
         if self.loss_type == "dapo":
-            return values.sum() / self.step_tokens
-        if self.loss_type == "dr_grpo":
-            return values.sum() / (self.step_rows * self.max_completion_length)
-        return (values.sum(-1) / mask.sum(-1).clamp(min=1)).sum() / self.step_rows
+            part = values.sum() / self.step_tokens
+        elif self.loss_type == "dr_grpo":
+            part = values.sum() / (self.step_rows * self.max_completion_length)
+        else:
+            part = (values.sum(-1) / mask.sum(-1).clamp(min=1)).sum() / self.step_rows
+        return cast(torch.Tensor, part)
 
     def _known(self, name: str, inputs: dict[str, Any]) -> torch.Tensor:
         found = torch.zeros_like(inputs["advantages"])

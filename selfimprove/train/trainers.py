@@ -185,9 +185,10 @@ class _Planned(Trainer):
         """The Trainer's, or with `carry` one that spans all the run's phases of this policy."""
         context, args = self.context, self.args
         if context.state and self.lr_scheduler is None:
-            kind = args.lr_scheduler_type.removeprefix("constant_with_")
+            kind: Any = args.lr_scheduler_type.removeprefix("constant_with_")
+            used: Any = optimizer or self.optimizer
             share = rate(kind, args.warmup_steps, num_training_steps, context.round, context.rounds)
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, share)
+            self.lr_scheduler = LambdaLR(used, share)
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

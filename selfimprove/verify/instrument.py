@@ -54,7 +54,8 @@ def prepare(tests: tuple[str, ...], candidate: str | None, given: str, partial: 
     if partial:
         for tree in trees:
             checks = [n for n in tree.body if candidate and isinstance(n, ast.FunctionDef) and n.name == "check"]
-            for place in (tree, *checks):
+            places: list[Any] = [tree, *checks]
+            for place in places:
                 place.body = _steps(place.body)
     return {
         "tests": [ast.unparse(ast.fix_missing_locations(tree)) for tree in trees],
