@@ -56,6 +56,7 @@ class Keeper:
         self.kept: list[Any] = []
         self._numbers: dict[int, int] = {}
         self._untold: list[int] = []
+        self._named: dict[int, tuple[str, Any]] = {}  # what the tests have sent by its name
 
     def number(self, value: Any) -> int:
         if id(value) not in self._numbers:
@@ -68,6 +69,8 @@ class Keeper:
         return Encoded(value, self._node, known)
 
     def _node(self, value: Any) -> list[Any]:
+        if id(value) in self._named:
+            return ["known", self._named[id(value)][0]]
         name = name_of(value) if isinstance(value, type) else None
         return ["known", name] if alike(name) else ["kept", self.number(value)]
 
@@ -76,7 +79,9 @@ class Keeper:
         if tag == "kept":
             return self.kept[parts[0]]
         if tag == "known":
-            return named(parts[0])
+            found = named(parts[0])
+            self._named[id(found)] = parts[0], found
+            return found
         if tag == "iterator":
             return iter(parts)
         if tag == "error":

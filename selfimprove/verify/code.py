@@ -190,6 +190,8 @@ def _verdict(
     if result.status != "ok":
         return _stopped(result, limits)
     verdict: dict[str, Any] = json.loads(result.stdout)
+    if result.outgrown and verdict["status"] == "wrong":
+        verdict["reason"] = f"needs more than {limits.memory_mb} MiB"
     return verdict
 
 

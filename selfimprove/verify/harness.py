@@ -205,6 +205,8 @@ def drive(replies: int, requests: int) -> None:
         elif not tally.reason:  # what failed first decides
             text = link.refused or f"{type(error).__name__}: {error}".rstrip(": ")
             outcome |= {"status": "error", "reason": f"the tests cannot be run: {text}"[:300]}
+    if link.lost:
+        tally.fail(link.lost)
     if not outcome["status"]:
         outcome["status"], outcome["reason"] = conclude(link, tally, task)
     failed = int(outcome["status"] == "wrong" and not tally.failed)  # then it failed elsewhere

@@ -54,9 +54,9 @@ def prepare(tests: tuple[str, ...], candidate: str | None, given: str, partial: 
     if partial:
         for tree in trees:
             checks = [n for n in tree.body if candidate and isinstance(n, ast.FunctionDef) and n.name == "check"]
-            places: list[Any] = [tree, *checks]
-            for place in places:
-                place.body = _steps(place.body)
+            for function in checks:
+                function.body = _steps(function.body)
+            tree.body = _steps(tree.body)
     return {
         "tests": [ast.unparse(ast.fix_missing_locations(tree)) for tree in trees],
         "wanted": sorted(wanted),

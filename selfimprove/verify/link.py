@@ -56,6 +56,7 @@ class Link:
         self.asked = 0
         self.raised: list[BaseException] = []  # by the program
         self.doubt = self.refused = self.gone = ""  # reasons
+        self.lost: BaseException | None = None  # the first failure whose result the tests went on without
         self.names: dict[str, Any] = {}  # of the tests
         self.live = False  # whether an object is known that may change and passes for one of the standard library
         self.within = 0  # assertions, and blocks that may catch: a failure in there is raised
@@ -128,6 +129,7 @@ class Link:
         """Raises what became of a request; where the tests are to go on, it is raised when the result is used."""
         self.raised.append(error)
         if action == "call" and self.partial and not self.within:
+            self.lost = self.lost or error
             return lost(error)
         raise error
 

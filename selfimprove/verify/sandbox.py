@@ -213,6 +213,11 @@ class _Bubblewrap(Child):
             self.process.kill()
             raise RuntimeError(f"process {self.pid} of a sandbox did not end within 10 s of its SIGKILL")
 
+    def started(self) -> bool:
+        with suppress(OSError):  # it has ended
+            return Path(f"/proc/{self.pid}/comm").read_text() != "bwrap\n"
+        return True
+
     def too_large(self, pids: Sequence[int], limit: int) -> bool:
         if self._group:
             return cgroup.ran_out(self._group)

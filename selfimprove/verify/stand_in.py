@@ -213,8 +213,8 @@ def raised(kind: Any, text: str, names: dict[str, Any], *args: Any) -> Any:
     """An exception as the program raised it."""
     try:
         made = kind(*args) if kind.__module__ != "candidate" else kind.__new__(kind, *args)
-    except TypeError:
-        made = kind.__new__(kind)
+    except TypeError:  # it wants more than it keeps
+        made = kind.__new__(kind, *args)
     if kind.__module__ == "candidate":
         names = names | {"_said": text}
     made.__dict__.update(names)

@@ -15,6 +15,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -53,6 +54,7 @@ class Result:
     stderr: str
     seconds: float  # wall clock
     counted: float  # seconds of it that count against the limit
+    outgrown: bool = False  # the second of two programs was ended, for it needed too much memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class Child:
         )
         self.code: int | None = None  # the program's own exit code, once it has ended by itself
         self.pid = self.process.pid  # the top of the tree that is watched
-        self.ended = False
+        self.ended = self.outgrown = False  # outgrown: for its memory
         self.fds: list[int] = []
         for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
             if pipe:
@@ -118,6 +120,10 @@ class Child:
         """Kills what the process has started."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+
+    def started(self) -> bool:
+        """Whether the program itself runs, after what is made ready for it."""
+        return True
 
     def too_large(self, pids: Sequence[int], limit: int) -> bool:
         """Whether its processes hold more bytes than they may."""
@@ -152,7 +158,8 @@ def run(start: Callable[..., Child], programs: Sequence[Any], feed: bytes, limit
     if stopped == "error":
         err = f"the machine was too busy: of {seconds:.0f} s it ran for {counted:.1f} s"
     code = None if stopped else children[0].code
-    return Result(stopped or _status(code, err), code, out, err, seconds, counted)
+    outgrown = any(child.outgrown for child in children[1:])
+    return Result(stopped or _status(code, err), code, out, err, seconds, counted, outgrown)
 
 
 def _status(code: int | None, stderr: str) -> Status:
@@ -169,18 +176,22 @@ class Clock:
     """The seconds of a run that count: in which its processes ran, slept, or waited for one another.
 
     Time in which they were ready to run and had no core belongs to the machine: on a crowded one a program is slow to
-    come, not slow. What runs at once, on several cores, counts once; so does what one of them runs while others wait.
+    come, not slow. So does time in which this process, which feeds them, had none. What runs at once, on several cores,
+    counts once, and so does what one of them runs while others wait.
     """
 
     def __init__(self) -> None:
+        self.restart()
+        self._last: dict[int, tuple[int, int]] = {}  # by thread: ns that it ran, and that it waited for a core
+
+    def restart(self) -> None:
         self.begun = self.looked = time.monotonic()
         self.excused = 0.0
-        self._last: dict[int, tuple[int, int]] = {}  # by thread: ns that it ran, and that it waited for a core
 
     def look(self, threads: Sequence[int]) -> None:
         """Counts anew what has passed since the last look."""
         now, ran, waited = time.monotonic(), 0, 0
-        for thread in threads:
+        for thread in (*threads, threading.get_native_id()):
             with suppress(OSError, ValueError):  # it ended meanwhile, or the kernel does not count
                 this = tuple(map(int, Path(f"/proc/{thread}/schedstat").read_text().split()[:2]))
                 before = self._last.get(thread, (0, 0))
@@ -204,7 +215,8 @@ def watch(children: Sequence[Child], feed: bytes, limits: Limits) -> tuple[Statu
     written = {stdout: bytearray(), stderr: bytearray()}
     stopped: Status | None = None
     clock = Clock()
-    look = clock.begun + TICK
+    begun = clock.begun
+    look = begun + TICK
     with selectors.DefaultSelector() as selector:
         for pipe in written:
             os.set_blocking(pipe.fileno(), False)
@@ -216,17 +228,23 @@ def watch(children: Sequence[Child], feed: bytes, limits: Limits) -> tuple[Statu
         while running and not stopped:
             now, left = time.monotonic(), limits.seconds - clock.counted()
             if now >= look or left <= 0:
-                trees = {child: processes(child.pid) for child in children}
+                if not all(child.started() for child in children):
+                    clock.restart()
+                trees = {child: processes(child.process.pid) for child in children}
                 clock.look([thread for tree in trees.values() for threads in tree.values() for thread in threads])
                 left = limits.seconds - clock.counted()
-                if any(child.too_large(list(tree), limits.memory_mb << 20) for child, tree in trees.items()):
-                    stopped = "memory"
+                for child, tree in trees.items():
+                    if not child.ended and child.too_large(list(tree), limits.memory_mb << 20):
+                        child.outgrown = True
+                        if child is not main:  # which goes on without it
+                            child.end()
+                stopped = "memory" if main.outgrown else None
                 look = time.monotonic() + max(TICK, 10 * (time.monotonic() - now))
             events = [key for key, _ in selector.select(max(0.0, min(look - time.monotonic(), left)))]
             if all(key.fileobj != main.exited for key in events):
                 if left <= 0:
                     stopped = stopped or "timeout"
-                elif now - clock.begun > PATIENCE * limits.seconds:
+                elif now - begun > PATIENCE * limits.seconds:
                     stopped = stopped or "error"
             for key in events:
                 if key.fileobj == main.exited:
@@ -241,8 +259,9 @@ def watch(children: Sequence[Child], feed: bytes, limits: Limits) -> tuple[Statu
             if any(len(data) > limits.output_bytes for data in written.values()):
                 stopped = "output"
     for child in children:
+        child.outgrown = child.outgrown or (not child.ended and child.too_large((), limits.memory_mb << 20))
         child.end()
-    if not stopped and main.code and main.too_large((), limits.memory_mb << 20):  # ended by the kernel
+    if not stopped and main.code != 0 and main.outgrown:  # ended by the kernel
         stopped = "memory"
     for pipe, data in written.items():  # what is left; without walls, a writer may have got away, and go on
         while len(data) <= limits.output_bytes and _read(pipe, data, limits.output_bytes):

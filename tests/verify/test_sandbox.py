@@ -98,8 +98,48 @@ def test_ends_are_told_apart(name: str) -> None:
     assert run("import os; os.abort()", name).status == "killed"
     assert run("x = bytearray(1 << 30)", name).status == "memory"
     late = run("while True: pass", name, seconds=0.5)
-    assert late.status == "timeout"
-    assert 0.5 <= late.seconds < 10
+    assert (late.status, late.counted >= 0.5) == ("timeout", True)
+
+
+def test_a_busy_machine_is_no_timeout(bubblewrap: str) -> None:
+    """A program that needs a third of its time, beside others that leave it a tenth of a core."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(10 * (os.cpu_count() or 1))]
+    try:
+        result = run("import time\nwhile time.process_time() < 0.3: pass", seconds=1)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    assert result.status == "ok", result
+    assert result.counted <= min(1.5, result.seconds)
+
+
+SHARED = """
+import os, time
+block = b"x" * (150 << 20)
+for _ in range(5):
+    if os.fork() == 0:
+        assert block.count(b"x") == 150 << 20
+        time.sleep(0.4)
+        os._exit(0)
+for _ in range(5):
+    os.wait()
+"""
+
+
+@BOTH
+def test_pages_that_processes_share_are_counted_once(name: str) -> None:
+    assert run(SHARED, name).status == "ok"
+    one = "import mmap\nblock = mmap.mmap(-1, 150 << 20)\nfor _ in range(150): block.write(b'x' * (1 << 20))"
+    again = SHARED.replace('block = b"x" * (150 << 20)', one).replace('block.count(b"x")', "len(block)")
+    assert run(again, name).status == "ok"
+
+
+def test_files_in_memory_count(bubblewrap: str) -> None:
+    fill = "import time\nwith open('/tmp/x', 'wb') as file:\n    for _ in range(60): file.write(b'x' * (1 << 20))\n"
+    block = f"block = b'x' * ({MEMORY_MB - 50} << 20)\ntime.sleep(0.5)"
+    assert run("import time\n" + block).status == "ok"
+    assert run(fill + block).status == "memory"
 
 
 @BOTH
@@ -242,18 +282,12 @@ def attacks(bubblewrap: str) -> Iterator[dict[str, tuple]]:
 
     def attack(hostile: Hostile) -> tuple:
         result = run(hostile.program, seconds=hostile.seconds, files=files)
-        early = "refused" not in result.stdout or "timeout" not in hostile.ends
-        if result.status == "timeout" and early:  # a starved machine: it did not get as far as its attack
-            result = run(hostile.program, seconds=10 * hostile.seconds, files=files)
         return result, host.harm() + ["the secret got out"] * (host.secret in result.stdout + result.stderr)
 
-    begun = time.monotonic()
     with ThreadPoolExecutor(2) as threads:
         results = list(threads.map(attack, PROGRAMS))
     left = processes(MEMORY_MB)
-    yield dict(zip([hostile.name for hostile in PROGRAMS], results, strict=True)) | {
-        "": (left, time.monotonic() - begun)
-    }
+    yield dict(zip([hostile.name for hostile in PROGRAMS], results, strict=True)) | {"": (left,)}
     os.environ.pop(host.mark)
     for server in servers:
         server.close()
@@ -268,11 +302,10 @@ def test_contained(hostile: Hostile, attacks: dict[str, tuple]) -> None:
     if not hostile.seccomp or sandbox.describe("bubblewrap")["seccomp"] == "on":
         assert "BREACH" not in result.stdout, result
         assert result.status in hostile.ends, result
-    assert result.seconds < 10 * hostile.seconds + 10
 
 
 def test_no_process_is_left_by_any(attacks: dict[str, tuple]) -> None:
-    left, _ = attacks[""]
+    (left,) = attacks[""]
     assert left == []
     assert not [state for state in children() if "bwrap" in state]
 
@@ -298,12 +331,13 @@ time.sleep(1000)
 def test_processes_are_gone_when_run_returns(bubblewrap: str) -> None:
     """The search sees them while they run, so that finding none afterwards says something."""
     with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(run, STUBBORN, seconds=8, memory_mb=MEMORY_MB + 1)
-        deadline = time.monotonic() + 8
-        while len(processes(MEMORY_MB + 1)) < 8 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert len(processes(MEMORY_MB + 1)) >= 8
+        waiting = thread.submit(run, STUBBORN, seconds=4, memory_mb=MEMORY_MB + 1)
+        seen = 0
+        while seen < 8 and not waiting.done():
+            seen = max(seen, len(processes(MEMORY_MB + 1)))
+            time.sleep(0.02)
         assert waiting.result().status == "timeout"
+        assert seen >= 8
     assert processes(MEMORY_MB + 1) == []
 
 
@@ -311,13 +345,13 @@ def test_processes_are_gone_when_the_run_itself_is_killed(bubblewrap: str) -> No
     call = f"run({STUBBORN!r}, seconds=60, memory_mb={MEMORY_MB + 2}, output_bytes=1000)"
     code = f"from selfimprove.verify.sandbox import run; {call}"
     outer = subprocess.Popen([sys.executable, "-c", code], cwd=HERE.parents[1])
-    deadline = time.monotonic() + 20
-    while len(processes(MEMORY_MB + 2)) < 8 and time.monotonic() < deadline:
+    while len(processes(MEMORY_MB + 2)) < 8 and outer.poll() is None:
         time.sleep(0.05)
-    assert len(processes(MEMORY_MB + 2)) >= 8
+    assert outer.poll() is None
     outer.send_signal(signal.SIGKILL)
     outer.wait()
-    deadline = time.monotonic() + 5
-    while processes(MEMORY_MB + 2) and time.monotonic() < deadline:
+    for _ in range(1200):  # each takes the kernel a moment
+        if not processes(MEMORY_MB + 2):
+            return
         time.sleep(0.05)
-    assert processes(MEMORY_MB + 2) == []
+    raise AssertionError(processes(MEMORY_MB + 2))

@@ -444,6 +444,38 @@ hostile(
     """,
 )
 
+# What the host's own files tell, or can be kept from
+
+hostile(
+    "files",
+    "watch_what_the_host_runs",
+    """
+    from attack import *
+    import fcntl
+    with refused():
+        checked(libc.inotify_init1(0))
+    with refused():
+        checked(libc.inotify_init())
+    with refused():
+        fcntl.fcntl(os.open("/usr/bin", os.O_RDONLY), fcntl.F_NOTIFY, 1)  # of what is read in there
+    with refused():
+        fcntl.fcntl(os.open("/usr/bin/env", os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    """,
+    seccomp=True,
+)
+hostile(
+    "files",
+    "lock_files_of_the_host",
+    """
+    from attack import *
+    import fcntl
+    for path in ("/usr/bin/env", "/usr/bin", "/dev/null"):
+        with refused():
+            fcntl.flock(os.open(path, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    """,
+    seccomp=True,
+)
+
 # Dangerous operations: processes
 
 hostile(
@@ -527,6 +559,23 @@ hostile(
     for _ in range(8):
         if os.fork() == 0:
             block = bytearray(b"x" * (150 << 20))
+            time.sleep(60)
+    time.sleep(60)
+    """,
+    "memory",
+)
+hostile(
+    "processes",
+    "memory_bomb_of_shared_pages",
+    """
+    from attack import *
+    import mmap, time
+    print("refused: none yet", flush=True)
+    for _ in range(8):
+        if os.fork() == 0:
+            block = mmap.mmap(-1, 150 << 20)  # shared with whoever is forked, as no one is
+            for _ in range(150):
+                block.write(b"x" * (1 << 20))
             time.sleep(60)
     time.sleep(60)
     """,
