@@ -11,6 +11,7 @@ import pytest
 
 from selfimprove import store
 from selfimprove.errors import ConfigError
+from selfimprove.plan import Pass
 from selfimprove.types import Example, Problem, Sample, Trajectory, Verdict
 
 SAMPLE = Sample([1, 2], [3, 4], [-0.5, -1.25], "a b", "stop", 2**62, 0.7, "policy", 3)
@@ -81,26 +82,29 @@ def test_a_part_may_hold_no_records(tmp_path):
     assert store.count_records(tmp_path / "t.parquet") == 0
 
 
+FIRST = Pass(0, 0, label="000")
+
+
 def test_a_phase_is_done_only_while_its_key_and_its_files_fit(tmp_path):
     run = store.Run(tmp_path)
-    store.write_text(run.round(0) / "examples.parquet", "x")
-    run.finish(0, "filter", "key", ["examples.parquet"], {"examples": 1}, 0.1)
-    assert run.done(0, "filter", "key") is not None
-    assert run.done(0, "filter", "other") is None
-    store.write_text(run.round(0) / "examples.parquet", "changed")
-    assert run.done(0, "filter", "key") is None
+    store.write_text(run.folder(FIRST) / "examples.parquet", "x")
+    run.finish(FIRST, "filter", "key", ["examples.parquet"], {"examples": 1}, 0.1)
+    assert run.done(FIRST, "filter", "key") is not None
+    assert run.done(FIRST, "filter", "other") is None
+    store.write_text(run.folder(FIRST) / "examples.parquet", "changed")
+    assert run.done(FIRST, "filter", "key") is None
 
 
 def test_the_log_loses_the_lines_of_unfinished_phases(tmp_path):
     run = store.Run(tmp_path)
-    store.write_text(run.round(0) / "out", "x")
-    run.log({"round": 0, "phase": "filter", "examples": 1})
-    run.finish(0, "filter", "key", ["out"], {}, 0.1)
-    run.log({"round": 0, "phase": "train", "step": 1})
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"round": 0, "pha')  # a kill in the middle of a line
-    run.trim_log()
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"round": 0, "phase": "filter", "examples": 1}\n'
+    store.write_text(run.folder(FIRST) / "out", "x")
+    run.log({"pass": 0, "phase": "filter", "examples": 1})
+    run.finish(FIRST, "filter", "key", ["out"], {}, 0.1)
+    run.log({"pass": 0, "phase": "train", "step": 1})
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"pass": 0, "pha\xff')  # a kill in the middle of a line
+    run.trim_log(lambda line: run.manifest(FIRST, line["phase"]) is not None)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"pass": 0, "phase": "filter", "examples": 1}\n'
 
 
 def test_a_folder_in_use_is_refused_and_a_killed_owner_frees_it(tmp_path):
