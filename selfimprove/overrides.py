@@ -86,8 +86,8 @@ def quoted(key: str, value: str) -> str:
 def notes(words: Iterable[str]) -> list[str]:
     """What is readable, and most likely not what was meant: one line each."""
     return [
-        f"{word.partition('=')[0]}: \\n is a backslash and an n here, not a line break; "
-        f"in bash: {word.partition('=')[0]}=$'...\\n...'"
+        f"{word.partition('=')[0]}: \\n is a backslash and an n here, not a line break, which bash writes as $'\\n': "
+        f"\"{word.partition('=')[0]}='one line\"$'\\n'\"another'\""
         for word in words
         if re.search(rf"=.*\\n(?!{_LATEX})", word, re.DOTALL)
     ]

@@ -16,11 +16,14 @@ from selfimprove.types import Problem
 log = logging.getLogger("selfimprove")
 
 
-def prepare(config: Config, trains: bool = False) -> tuple[list[Problem], dict[str, str]]:
+def prepare(
+    config: Config, trains: bool = False, notes: list[str] | None = None
+) -> tuple[list[Problem], dict[str, str]]:
     """The problems to use, and those dropped, with the reason: their gold answer fails its own verifier, their prompt
     does not fit the model's window, or they are train problems that are like a held-out one.
 
-    `trains`: a run is going to learn from them. What is only worth a word is said at the end, once nothing was refused.
+    `trains`: a run is going to learn from them. What is only worth a word goes to `notes`; without it, to the log, once
+    nothing was refused.
     Raises ConfigError for data that cannot be used, or a model that lacks what it is loaded from.
     """
     require_verifiers(config)
@@ -40,8 +43,11 @@ def prepare(config: Config, trains: bool = False) -> tuple[list[Problem], dict[s
     dropped |= check_overlap(config, left(), said)
     said += repeated(left())
     require_sides(config, left(), dropped, trains)
-    for line in said:
-        log.warning(line)
+    if notes is not None:
+        notes += said
+    else:
+        for line in said:
+            log.warning(line)
     return left(), dropped
 
 
@@ -109,7 +115,15 @@ def check_gold(config: Config, problems: list[Problem], said: list[str]) -> dict
     Raises ConfigError when they are a larger share than `verify.drop_gold_above`.
     """
     own = f"dataset={config.dataset.name}: {{}} of {{}} gold answers fail their own verifier"
-    return _failing(config, config.dataset.verifier, problems, own, said)
+    found = _failing(config, config.dataset.verifier, problems, own, said)
+    node = config.dataset.verifier["_target_"].removeprefix("selfimprove.verify.")
+    several = sum(isinstance(p.metadata.get("answers"), list) and len(p.metadata["answers"]) > 1 for p in problems)
+    if several and not node.startswith("text."):
+        said.append(
+            f"{several} problems have several gold answers, of which {node} reads the first; exact and f1 accept any: "
+            "verifier@dataset.verifier=exact"
+        )
+    return found
 
 
 def check_training_gold(config: Config, problems: list[Problem], said: list[str]) -> dict[str, str]:

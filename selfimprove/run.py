@@ -45,15 +45,14 @@ def start(config: Config, path: Path, notes: Sequence[str] = ()) -> dict[str, An
     config = configuration.absolute(config)
     require_engine(config, trains=True)
     require_training(config)
-    prepared = prepare(config, trains=True)  # before anything is written
+    said = [*notes]
+    prepared = prepare(config, trains=True, notes=said)  # before anything is written
     also = also_heldout(config)
-    for line in notes:
-        log.warning(line)
     run = store.Run(path)
     with run.lock():
         store.write_config(path / "config.yaml", configuration.dump(config))  # with it the folder is a run
         _write_problems(run, prepared, also)
-        return _run(config, run)
+        return _run(config, run, said)
 
 
 def resume(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -142,10 +141,12 @@ def _have_problems(config: Config, run: store.Run) -> None:
     _write_problems(run, prepared, also)
 
 
-def _run(config: Config, run: store.Run) -> dict[str, Any]:
+def _run(config: Config, run: store.Run, notes: Sequence[str] = ()) -> dict[str, Any]:
     from selfimprove.report.display import Display, setup_logging
 
     setup_logging(run.path)
+    for line in notes:
+        log.warning(line)
     if said := memory.warning(config):
         log.warning(said)
     problems = list(store.read_records(run.path / "problems.parquet", Problem))

@@ -101,9 +101,11 @@ def asked(fields: dict[str, Any], name: str, where: str) -> tuple[str, list[Mess
 
 
 def _answers(fields: dict[str, Any], name: str, where: str) -> list[str]:
-    """The answer in a row's field, or the several of a list, of which each is right."""
+    """The answer in a row's field, or the several of a list, or of SQuAD's {"text": [...]}, of which each is right."""
     key = "dataset.answer_field"
     value = look_up(fields, name, key, where)
+    if isinstance(value, dict) and isinstance(value.get("text"), list):
+        name, value = f"{name}.text", value["text"]
     if not isinstance(value, list) or not value:
         return [field_of(fields, name, key, where)]
     return list(dict.fromkeys(field_of({name: one}, name, key, where) for one in value))
