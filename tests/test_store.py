@@ -11,6 +11,7 @@ import pytest
 
 from selfimprove import store
 from selfimprove.errors import ConfigError
+from selfimprove.plan import Pass
 from selfimprove.types import Example, Problem, Sample, Trajectory, Verdict
 
 SAMPLE = Sample([1, 2], [3, 4], [-0.5, -1.25], "a b", "stop", 2**62, 0.7, "policy", 3)
@@ -81,25 +82,44 @@ def test_a_part_may_hold_no_records(tmp_path):
     assert store.count_records(tmp_path / "t.parquet") == 0
 
 
+FIRST = Pass(number=0, round=0, label="000", prefix="r0")
+
+
 def test_a_phase_is_done_only_while_its_key_and_its_files_fit(tmp_path):
     run = store.Run(tmp_path)
-    store.write_text(run.round(0) / "examples.parquet", "x")
-    run.finish(0, "filter", "key", ["examples.parquet"], {"examples": 1}, 0.1)
-    assert run.done(0, "filter", "key") is not None
-    assert run.done(0, "filter", "other") is None
-    store.write_text(run.round(0) / "examples.parquet", "changed")
-    assert run.done(0, "filter", "key") is None
+    store.write_text(run.folder(FIRST) / "examples.parquet", "x")
+    run.finish(FIRST, "filter", "key", ["examples.parquet"], {"examples": 1}, 0.1)
+    assert run.done(FIRST, "filter", "key") is not None
+    assert run.done(FIRST, "filter", "other") is None
+    store.write_text(run.folder(FIRST) / "examples.parquet", "changed")
+    assert run.done(FIRST, "filter", "key") is None
 
 
-def test_the_log_loses_the_lines_of_unfinished_phases(tmp_path):
+def test_a_phase_stays_done_when_what_it_wrote_is_let_go_of(tmp_path):
     run = store.Run(tmp_path)
-    store.write_text(run.round(0) / "out", "x")
+    weights = run.folder(FIRST) / "policy" / "weights"
+    store.write_text(weights, "x")
+    run.finish(FIRST, "train", "key", ["policy"], {}, 0.1)
+    assert run.whole(FIRST, "train")
+    run.let_go(FIRST, "train")
+    assert not weights.parent.exists()
+    assert not run.whole(FIRST, "train")
+    assert run.done(FIRST, "train", "key") is not None
+    store.write_text(weights, "y")
+    assert not run.whole(FIRST, "train"), "made again, and not as it was"
+    store.write_text(weights, "x")
+    assert run.whole(FIRST, "train")
+    run.discard(FIRST, "train")
+    assert not (run.folder(FIRST) / "policy.let_go").exists()
+
+
+def test_the_log_loses_the_lines_that_are_not_to_stay_and_one_that_was_cut_short(tmp_path):
+    run = store.Run(tmp_path)
     run.log({"round": 0, "phase": "filter", "examples": 1})
-    run.finish(0, "filter", "key", ["out"], {}, 0.1)
     run.log({"round": 0, "phase": "train", "step": 1})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"round": 0, "pha')  # a kill in the middle of a line
-    run.trim_log()
+    run.trim_log(lambda record: record["phase"] == "filter")
     assert (tmp_path / "metrics.jsonl").read_text() == '{"round": 0, "phase": "filter", "examples": 1}\n'
 
 
