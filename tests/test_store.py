@@ -82,7 +82,7 @@ def test_a_part_may_hold_no_records(tmp_path):
     assert store.count_records(tmp_path / "t.parquet") == 0
 
 
-FIRST = Pass(0, 0, label="000")
+FIRST = Pass(number=0, round=0, label="000", prefix="r0")
 
 
 def test_a_phase_is_done_only_while_its_key_and_its_files_fit(tmp_path):
@@ -95,7 +95,25 @@ def test_a_phase_is_done_only_while_its_key_and_its_files_fit(tmp_path):
     assert run.done(FIRST, "filter", "key") is None
 
 
-def test_the_log_loses_the_lines_of_unfinished_phases(tmp_path):
+def test_a_phase_stays_done_when_what_it_wrote_is_let_go_of(tmp_path):
+    run = store.Run(tmp_path)
+    weights = run.folder(FIRST) / "policy" / "weights"
+    store.write_text(weights, "x")
+    run.finish(FIRST, "train", "key", ["policy"], {}, 0.1)
+    assert run.whole(FIRST, "train")
+    run.let_go(FIRST, "train")
+    assert not weights.parent.exists()
+    assert not run.whole(FIRST, "train")
+    assert run.done(FIRST, "train", "key") is not None
+    store.write_text(weights, "y")
+    assert not run.whole(FIRST, "train"), "made again, and not as it was"
+    store.write_text(weights, "x")
+    assert run.whole(FIRST, "train")
+    run.discard(FIRST, "train")
+    assert not (run.folder(FIRST) / "policy.let_go").exists()
+
+
+def test_the_log_loses_the_lines_that_are_not_to_stay_and_one_that_was_cut_short(tmp_path):
     run = store.Run(tmp_path)
     store.write_text(run.folder(FIRST) / "out", "x")
     run.log({"pass": 0, "phase": "filter", "examples": 1})
