@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import selfimprove.policy.hf
 import selfimprove.run
 import selfimprove.train.trainers  # noqa: F401  (imports that every child would pay for)
-from selfimprove import store
+from selfimprove import files, store
 from selfimprove.cli import _main
 from selfimprove.policy.hf import TransformersEngine
 from selfimprove.verify.pool import Pool
@@ -30,7 +30,7 @@ OVERRIDES = [
     "rounds=2",
     "dataset.levels=[2,3]",
     "dataset.train_size=6",
-    "dataset.heldout_size=4",
+    "dataset.heldout_size=5",
     "hardware.shard=4",
     "verify.workers=1",
     "tracker=none",
@@ -71,7 +71,7 @@ def arm(point: str) -> None:
         return call
 
     if kind == "replace":
-        store.os = type("os", (), {**vars(os), "replace": staticmethod(counted(os.replace))})
+        files.os = type("os", (), {**vars(os), "replace": staticmethod(counted(os.replace))})
     elif kind == "step":
         TransformersEngine._decode = counted(TransformersEngine._decode)
     elif kind == "train":
@@ -128,7 +128,7 @@ def contents(folder: Path) -> dict[str, object]:
         if path.suffix == ".parquet":
             found[name] = pq.read_table(path).to_pylist()
         elif path.suffix == ".json":
-            value = timeless(json.loads(path.read_text()))
+            value = timeless(store.read_json(path))
             if name.endswith(".manifest.json"):
                 # Parquet and JSON files are compared by content above and below; weights here, byte for byte.
                 value["outputs"] = {k: v for k, v in value["outputs"].items() if k in ("policy", "state")}
@@ -154,7 +154,7 @@ def main() -> int:
             renames += 1
             replace(*arguments)
 
-        store.os = type("os", (), {**vars(os), "replace": staticmethod(counted)})
+        files.os = type("os", (), {**vars(os), "replace": staticmethod(counted)})
         code = start(reference, overrides)
         counter.write_text(str(renames))
         return code

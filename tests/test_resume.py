@@ -26,7 +26,7 @@ BOUNDARIES = [
     "manifest:0/evaluate",
     "manifest:1/evaluate",
 ]
-INSIDE = ["replace:1", "step:20", "step:60", "step:150", "verdict:30", "train:1", "train:2", "replace:24", "replace:32"]
+INSIDE = ["replace:1", "step:20", "step:60", "step:150", "verdict:30", "train:1", "train:2", "replace:24", "replace:27"]
 
 
 def drive(folder, overrides, points):
