@@ -135,6 +135,13 @@ def _assertions(text: str, setup: str, tests: list[str], partial: bool) -> dict[
     return prepared | {"programs": found, "needs": prepared["wanted"], "prelude": "", "candidate": None}
 
 
+_START = """
+os.unlink(sys.argv[0])  # the program finds nothing of ours
+if hasattr(sys, "set_int_max_str_digits"):
+    sys.set_int_max_str_digits(0)  # answers may be long numbers
+"""
+
+
 @functools.cache
 def _sides(compiled: bool) -> tuple[dict[str, str | bytes], dict[str, str | bytes]]:
     """The files that the Python of the tests and that of the program run. Compiling them costs as much as the rest of a
@@ -146,10 +153,7 @@ def _sides(compiled: bool) -> tuple[dict[str, str | bytes], dict[str, str | byte
     ):
         trees = [ast.parse(Path(str(module.__file__)).read_text()) for module in modules]
         body = [node for tree in trees for node in tree.body if getattr(node, "module", "") != "__future__"]
-        limit = (
-            "if hasattr(sys, 'set_int_max_str_digits'): sys.set_int_max_str_digits(0)"  # answers may be long numbers
-        )
-        first, last = ast.parse("from __future__ import annotations"), ast.parse(f"import sys\n{limit}\n{start}")
+        first, last = ast.parse("from __future__ import annotations"), ast.parse(f"{_START}\n{start}")
         whole = ast.Module([*first.body, *body, *last.body], [])
         if compiled:
             code = compile(whole, "<harness>", "exec", 0, True, 2)
