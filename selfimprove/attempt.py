@@ -51,7 +51,7 @@ def collect(
     others = others if "roles" in asked else []
     policy = session.policy(policies, role, phase, step.number, others=others)
     verifier = verifier or session.config.dataset.verifier
-    run: Callable[..., Any] = supplied(session, step, node, "generate", phase, verifier) if node else solver  # type: ignore[assignment]
+    run: Callable[..., Any] = supplied(session, step, node, "generate", "generate", verifier) if node else solver  # type: ignore[assignment]
     cost: Counter[str] = Counter()
     if node and "prepared" in asked:
         beginning = session.policy(policies, role, phase, step.number, "prepare", others=others)

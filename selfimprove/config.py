@@ -397,7 +397,21 @@ def _renamed(raw: Any) -> Any:
         raw.pop("on_empty", None)
         if "refresh" in raw["method"]:
             raw["method"]["parts"] = raw["method"].pop("refresh")
+        generate = raw["method"].get("generate")
+        if generate and generate["_target_"] == "selfimprove.methods.mcts_dpo.generate" and "search" not in generate:
+            for noun, keys in _NOUNS.items():
+                generate[noun] = {key: generate.pop(key) for key in keys if key in generate}
     return raw
+
+
+_NOUNS = {  # the options of mcts_dpo's solver, which once stood side by side
+    "search": (
+        *("iterations", "first_iterations", "depth", "candidates", "first_candidates", "exploration", "discount"),
+        *("prior", "length_penalty", "least_visits", "recount"),
+    ),
+    "worth": ("confidence", "outcome", "late", "early", "bonus"),
+    "steps": ("stop", "temperature", "step_tokens", "max_tokens", "similarity", "finish_at"),
+}
 
 
 def methods() -> list[dict[str, Any]]:

@@ -74,8 +74,8 @@ RUNS = {  # `selfimprove run`
     "sharpening_rlhf": f"method=sharpening_rlhf {LEVELS} method.generate.n=4",
     "internal_consistency": f"method=internal_consistency {LEVELS} method.generate.n=4 method.filter.agreement=0.4",
     "curated_loop": f"method=curated_loop {LEVELS} verifier=lines",
-    "curated_loop_categorical": "experiment=curated_categorical rounds=2 dataset.train_size=40",
-    "curated_loop_points": "experiment=curated_points rounds=2 dataset.train_size=40",
+    "curated_loop_categorical": "experiment=curated_categorical rounds=2 dataset.train_size=40 model.max_tokens=1",
+    "curated_loop_points": "experiment=curated_points rounds=2 dataset.train_size=40 model.max_tokens=1",
 }
 EVALUATIONS = {  # `selfimprove eval`
     "dser": f"method=dser {TALK} method.generate.chains=2 method.generate.iterations=2",
