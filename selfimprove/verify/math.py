@@ -13,19 +13,19 @@ import re
 from functools import lru_cache
 from typing import Any, Literal
 
-from math_verify import LatexExtractionConfig, grader, parse, verify
-from sympy import Expr, Float, latex, nan, oo, zoo
+from math_verify import LatexExtractionConfig, parse, verify
+from sympy import Expr, Float, nan, oo, zoo
+from sympy.printing.latex import LatexPrinter
 
-from selfimprove.verify import Outcome
+from selfimprove.verify import Outcome, values
 from selfimprove.verify.characters import fold
 from selfimprove.verify.cleaning import CURRENCY, LONGEST, NUMBER, QUANTITY, SPAN, clean, is_prose, same_time
 from selfimprove.verify.statements import ADVERBS, NOT, REMARK, passages, statements
-from selfimprove.verify.values import TOLERANCE, cut, equal_numbers
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of each call that sets no timer
-grader.sympy_numeric_eq = (
-    equal_numbers  # its own is absolute, by which 1e-7 is 2e-7, and sometimes blind to differences
-)
+values.stand_in()
+
+_PRINTER = LatexPrinter()
 
 Fallback = Literal["last_number", "none"]
 
@@ -209,9 +209,9 @@ def compare_short(gold: str, answer: str) -> bool | None:
         return int(gold) == int(answer)
     a, b = float(gold), float(answer)
     difference, scale = abs(a - b), max(abs(a), abs(b))
-    if difference <= TOLERANCE * min(1, scale) or difference > 2 * TOLERANCE * max(1, scale):
-        return difference <= TOLERANCE * min(1, scale)
-    return "." in gold and "." in answer and cut((gold, answer), difference, scale)
+    if difference <= values.TOLERANCE * min(1, scale) or difference > 2 * values.TOLERANCE * max(1, scale):
+        return difference <= values.TOLERANCE * min(1, scale)
+    return "." in gold and "." in answer and values.cut((gold, answer), difference, scale)
 
 
 @lru_cache(maxsize=16384)
@@ -248,7 +248,7 @@ def simplest(cleaned: str) -> str:
     ):
         return cleaned
     try:
-        return str(latex(value.doit() if value.is_number else value.expand()))
+        return str(_PRINTER.doprint(values.evaluated(value) if value.is_number else value.expand()))
     except ValueError:  # a whole number of more digits than Python writes out
         return cleaned
 

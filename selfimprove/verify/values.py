@@ -1,15 +1,17 @@
 """When two numbers are the same: exactly, where both are exact, else to about six significant digits.
 
 math-verify rounds to six decimals, by which 1e-7 is 2e-7, and takes (100! + 1)/101! for 1/101!. This stands in for its
-comparison of numbers, also within sets, intervals and matrices.
+comparison of numbers, also within sets, intervals and matrices (`stand_in`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
+from math_verify import grader
 from sympy import (
     Derivative,
     Expr,
@@ -44,6 +46,17 @@ _PERCENT = UnevaluatedExpr(Rational(1, 100))  # what math-verify makes of "%"
 _DIGITS = 60  # of a root, a logarithm or a multiple of pi
 
 
+def stand_in() -> None:
+    """Makes math-verify compare numbers by `equal_numbers`, and only what are no numbers by algebra."""
+    by_algebra = grader.sympy_symbolic_eq
+    grader.sympy_numeric_eq = equal_numbers
+    grader.sympy_symbolic_eq = lambda a, b: not (_is_number(a) and _is_number(b)) and by_algebra(a, b)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Expr) and bool(value.is_number)
+
+
 def equal_numbers(a: Any, b: Any, float_rounding: int = 6, numeric_precision: int = 15) -> bool:
     """Whether two sympy values are the same number, or matrices of the same numbers. The last two are not looked at.
 
@@ -73,20 +86,40 @@ def _percent(value: Expr) -> tuple[Expr, bool]:
 def _equal(a: Expr, b: Expr) -> bool:
     if not a.is_number or not b.is_number:
         return False  # algebra is math-verify's
-    a, b = _evaluated(a), _evaluated(b)
-    if isinstance(a, Rational) and isinstance(b, Rational):
+    x, y = a.evalf(20), b.evalf(20)
+    if _plainly_apart(x, y):
+        return False
+    if x.has(*_ENDLESS) or y.has(*_ENDLESS):
         return bool(a == b)
-    if a.has(*_ENDLESS) or b.has(*_ENDLESS):
-        return bool(a == b)
-    digits = 20 if a.has(Float) or b.has(Float) else _DIGITS
-    scale, difference = max(abs(a.evalf(20)), abs(b.evalf(20))), abs((a - b).evalf(digits))
-    if digits == _DIGITS:
-        return bool(difference <= Rational(1, 10 ** (_DIGITS - 10)) * scale)
+    scale, difference = max(abs(x), abs(y)), abs(x - y)
+    if not a.has(Float) and not b.has(Float):
+        return _exactly(evaluated(a), evaluated(b))
     if difference <= max(TOLERANCE * min(1, scale), _ROUNDING * scale):
         return True
-    decimals = [value for value in (a, b) if isinstance(value, Float)]
+    decimals = [value for value in map(evaluated, (a, b)) if isinstance(value, Float)]
     exact = not isinstance(a, Integer) and not isinstance(b, Integer)
     return bool(exact and decimals and cut(decimals, difference, scale))
+
+
+def _plainly_apart(x: Expr, y: Expr) -> bool:
+    """Whether two values differ by more than a hundred thousandth: what most wrong answers do, told without algebra."""
+    if not isinstance(x, Float) or not isinstance(y, Float):
+        return False
+    a, b = float(x), float(y)
+    scale = max(abs(a), abs(b))
+    return 1e-300 < scale < 1e300 and abs(a - b) > 1e-5 * scale
+
+
+def _exactly(a: Expr, b: Expr) -> bool:
+    if isinstance(a, Rational) and isinstance(b, Rational):
+        return bool(a == b)
+    return bool(abs((a - b).evalf(_DIGITS)) <= Rational(1, 10 ** (_DIGITS - 10)) * abs(a.evalf(20)))
+
+
+@lru_cache(maxsize=256, typed=True)
+def evaluated(value: Expr) -> Expr:
+    """A sympy value with its roots, powers and factorials computed; integrals, sums and the like are left."""
+    return value if value.has(*_LONG) else value.doit()
 
 
 def cut(decimals: Sequence[object], difference: Any, scale: Any) -> bool:
@@ -97,7 +130,3 @@ def cut(decimals: Sequence[object], difference: Any, scale: Any) -> bool:
         return False
     step = max(Decimal(10) ** int(number.exponent) for number in written)
     return bool(difference < float(step) * (1 - 1e-9) and difference <= _CUT * scale)
-
-
-def _evaluated(value: Expr) -> Expr:
-    return value if value.has(*_LONG) else value.doit()
