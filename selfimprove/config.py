@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from selfimprove import store, trust
+from selfimprove import trust
 from selfimprove.binding import (
     Target,
     asks_for,
@@ -35,6 +35,7 @@ from selfimprove.binding import (
     require_supplies,
 )
 from selfimprove.errors import ConfigError, Damaged
+from selfimprove.files import read_config
 from selfimprove.overrides import NEEDED, OPTIONAL, one_line
 from selfimprove.overrides import read as read_words
 from selfimprove.packaged import CONF as CONF
@@ -365,7 +366,7 @@ _SECTIONS = {"method": dict, "model": dict, "dataset": dict, "eval": dict, "seed
 
 def load(path: Path) -> dict[str, Any]:
     """A run's config.yaml as plain data. Raises ConfigError for a folder without one, or a file that is none."""
-    found = _renamed(store.read_config(path))
+    found = _renamed(read_config(path))
     for key, kind in _SECTIONS.items():
         if not isinstance(found.get(key), kind):
             raise Damaged(path, f"is no configuration of a run: it has no {key}")
