@@ -110,10 +110,10 @@ def bare(folder: str) -> None:
             ]
             for problem, samples, judged in zip(train, found, outcomes, strict=True)
         ]
-        timed("filter", lambda: list(bind(config.slot("filter"), "filter")(groups, seed=0)))
+        timed("filter", lambda: list(bind(config.stages[""].filter, "filter")(groups, seed=0)))
         rows = list(store.read_records(path / "rounds" / "000" / "examples.parquet", Example))
         with tempfile.TemporaryDirectory() as out:
-            train_node, micro = config.slot("train"), config.hardware.micro_batch
+            train_node, micro = config.stages[""].train, config.hardware.micro_batch
             batch, rate = train_node["batch_size"], train_node["learning_rate"]
             timed("train", lambda: by_trl(start, Path(out), rows, batch, micro, rate))
             timed("handover", lambda: engine.load(out))

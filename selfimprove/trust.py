@@ -50,12 +50,21 @@ def may_call(target: str) -> bool:
     return allowed(target) or target in _own()
 
 
+_SHARED = (  # what methods of one's own are made of, and no configuration of the package names
+    *(f"selfimprove.datasets.passes.{name}" for name in ("part", "drawn", "made_by", "fold")),
+    *(f"selfimprove.generate.turns.{name}" for name in ("turns", "by_turn")),
+    "selfimprove.verify.turns.each",
+    "selfimprove.filter.advantages.advantages",
+    "selfimprove.train.policy_gradient.policy_gradient",
+)
+
+
 @cache
 def _own() -> frozenset[str]:
-    """The functions that this package's configurations name. Not all that are in the package: some call what they are
-    given."""
+    """The functions that this package's configurations name, and shared ones. Not all that are in the package: some
+    call what they are given."""
     texts = (path.read_text(encoding="utf-8") for path in sorted(CONF.rglob("*.yaml")))
-    return frozenset(name for text in texts for name in re.findall(r"\b_target_: *([\w.]+)", text))
+    return frozenset(name for text in texts for name in re.findall(r"\b_target_: *([\w.]+)", text)).union(_SHARED)
 
 
 def refusal(value: Any, where: str = "") -> str:

@@ -176,7 +176,7 @@ def main() -> int:
         code = child(killed)
         left = "no run folder yet"
         if (run / "config.yaml").exists():
-            again = child(lambda run=run: _main(["resume", str(run)]))
+            again = child(lambda run=run: _main(["resume", str(run), "--allow", "tests"]))
             left = f"resume exits with {again}"
         else:  # died before the run began: nothing was done, and the same command starts it
             again = child(lambda run=run: start(run, overrides))

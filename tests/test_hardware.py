@@ -62,7 +62,7 @@ def test_a_hardware_goes_with_every_model_and_its_trl_arguments_can_be_made(hard
                 log=lambda record: None,
                 training=how,
             )
-            options = options_of(config.slot("train"))
+            options = options_of(config.stages[""].train)
             made = make(**arguments(context, str(tmp_path), 640, options))
             assert made.bf16 == (config.model.dtype == "bfloat16")
             assert made.gradient_checkpointing == chosen.gradient_checkpointing

@@ -34,7 +34,13 @@ def slurm(tmp_path):
 
 
 def test_the_slurm_hardware_asks_for_whole_nodes_and_queues_again_what_ran_out_of_time(cli, tmp_path, slurm):
-    sized = ["hardware=slurm", "hardware.device=cpu", "hardware.gpus=0", "hardware.training.processes=1"]
+    sized = [
+        "hardware=slurm",
+        "hardware.device=cpu",
+        "hardware.gpus=0",
+        "hardware.training.processes=1",
+        "hardware.training.strategy=ddp",
+    ]
     sized += ["hydra.launcher.partition=long", "model.dtype=float32"]
     cli("run", "-m", *TABLE, *sized, "engine=categorical", "model=categorical", "seed=0,1", **slurm)
     assert statuses(tmp_path / "sweep") == [("complete", 0)] * 2

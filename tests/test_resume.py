@@ -48,27 +48,35 @@ def drive(folder, overrides, points):
     return done.stdout
 
 
-def test_a_run_killed_at_each_phase_boundary_ends_as_if_it_had_not_been(tmp_path):
-    drive(tmp_path, "method=rejection_sampling", BOUNDARIES)
+def few(points):
+    """The points a few at a time, so that no test is long."""
+    return [points[i : i + 2] for i in range(0, len(points), 2)]
 
 
-def test_a_run_killed_inside_each_phase_ends_as_if_it_had_not_been(tmp_path):
-    drive(tmp_path, "method=rejection_sampling", INSIDE)
+@pytest.mark.parametrize("points", few(BOUNDARIES), ids="+".join)
+def test_a_run_killed_at_each_phase_boundary_ends_as_if_it_had_not_been(tmp_path, points):
+    drive(tmp_path, "method=rejection_sampling", points)
+
+
+@pytest.mark.parametrize("points", few(INSIDE), ids="+".join)
+def test_a_run_killed_inside_each_phase_ends_as_if_it_had_not_been(tmp_path, points):
+    drive(tmp_path, "method=rejection_sampling", points)
 
 
 def test_iterative_dpo_survives_a_kill_in_training(tmp_path):
     drive(tmp_path, "method=iterative_dpo", ["train:1", "manifest:0/train"])
 
 
-def test_a_round_of_several_passes_survives_kills_in_each(tmp_path):
-    points = ["manifest:0/train", "manifest:1/generate", "train:3", "manifest:3/train"]
+@pytest.mark.parametrize("points", few(["manifest:0/train", "manifest:1/generate", "train:3", "manifest:3/train"]))
+def test_a_round_of_several_passes_survives_kills_in_each(tmp_path, points):
     drive(tmp_path, "method.parts=2 hardware.shard=4", points)
 
 
-def test_a_round_that_tunes_itself_and_asks_a_judge_survives_kills(tmp_path):
+@pytest.mark.parametrize("points", few(["manifest:0/adapt", "replace:9", "replace:16", "manifest:0/verify"]))
+def test_a_round_that_tunes_itself_and_asks_a_judge_survives_kills(tmp_path, points):
     tuned = "method=bstar dataset.dev_size=6 method.probe.n=2 method.probe.temperatures.step=0.7 method.generate.n=4"
     asked = f"{tuned} method.train.steps=3 verifier=judge_arithmetic hardware.shard=4"
-    drive(tmp_path, asked, ["manifest:0/adapt", "replace:9", "replace:16", "manifest:0/verify"])
+    drive(tmp_path, asked, points)
 
 
 @pytest.mark.slow

@@ -120,7 +120,7 @@ def test_a_solver_can_ask_its_verifier(tmp_path):
     assert metrics["generate/tokens/sampled"] > kept, "answers that were tried and not kept are paid for"
 
 
-@pytest.mark.parametrize("outcomes", ["{}", "{wrong:-1,unparseable:drop,timeout:0.25}"])
+@pytest.mark.parametrize("outcomes", ["{wrong:keep}", "{wrong:-1,unparseable:drop,timeout:0.25}"])
 def test_what_a_status_does_to_training_is_configured_and_counted(tmp_path, outcomes):
     loop_parts.seen.clear()
     start(
@@ -134,13 +134,13 @@ def test_what_a_status_does_to_training_is_configured_and_counted(tmp_path, outc
     (seen,) = loop_parts.seen
     counts = Counter(v.status for v in records(tmp_path / "rounds/000/verdicts.parquet", Verdict))
     metrics = json.loads((tmp_path / "rounds/000/metrics.json").read_text())
-    dropped = {"timeout", "error"} if outcomes == "{}" else {"unparseable", "error"}
+    dropped = {"timeout", "error"} if outcomes == "{wrong:keep}" else {"unparseable", "error"}
     assert Counter(status for status, _ in seen) == {s: n for s, n in counts.items() if s not in dropped}
     for status in dropped:
         assert metrics[f"filter/dropped/{status}"] == counts[status] > 0
     assert f"{counts['error']} error" in (tmp_path / "run.log").read_text()
     rewards = dict(seen)
-    if outcomes != "{}":
+    if outcomes != "{wrong:keep}":
         assert rewards == {"correct": 1.0, "wrong": -1.0, "timeout": 0.25}
     else:
         assert rewards == {"correct": 1.0, "wrong": 0.0, "unparseable": 0.0}

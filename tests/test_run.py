@@ -173,7 +173,7 @@ def test_checks_that_do_not_end_stop_the_run_with_examples(cli, tmp_path):
     )
     run = tmp_path / "run"
     overrides = [f"hydra.run.dir={run}", "dataset.heldout_size=2", "verify.seconds=1"]
-    verifier = ["~dataset.verifier.form", "dataset.verifier._target_=slow_check.check"]
+    verifier = ["~dataset.verifier.form", "~dataset.verifier.partial", "dataset.verifier._target_=slow_check.check"]
     done = cli("run", *SMALL, *verifier, *overrides, check=1, PYTHONPATH=str(tmp_path))
     assert re.search(r"2 of 2 checks ended as timeout or error, more than verify.stop_above=0.05; e.g. ", done.stderr)
     summary = json.loads((run / "summary.json").read_text())

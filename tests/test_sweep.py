@@ -69,7 +69,7 @@ def test_members_that_are_refused_crash_or_are_killed_do_not_stop_the_others(cli
     (tmp_path / "crashes.py").write_text(
         "from selfimprove.generate.best_of_n import best_of_n as killed\nraises = killed\n"
     )
-    done = cli("resume", "sweep", check=2, **path)
+    done = cli("resume", "sweep", "--allow", "crashes", check=2, **path)
     assert [status for status, _ in statuses(folder)] == ["complete", "failed", "complete", "complete"]
     assert (folder / "3_curated_loop_categorical_categories_s0/summary.json").stat().st_mtime_ns == before
     refused = cli("run", "-m", *TABLE, "seed=0,1", check=2)
@@ -167,7 +167,7 @@ def test_other_launchers(cli, tmp_path, launcher):
     [
         (["seed=0,1", "method=nope"], "method=nope: no such choice"),
         (["seed=interval(0,9)"], "hydra/sweeper=tune takes intervals"),
-        (["hydra/sweeper=optuna", "seed=0,1"], "hydra.sweeper.direction: the objective is accuracy"),
+        (["hydra/sweeper=optuna", "seed=0,1"], "hydra.sweeper.direction: the objective is the score"),
         (["hydra/sweeper=tune", "hydra.sweeper.sampler.seed=null", "seed=0,1"], "hydra.sweeper.sampler.seed: needs a"),
     ],
 )

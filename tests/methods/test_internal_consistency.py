@@ -119,7 +119,7 @@ def test_consistency_says_nothing_where_all_items_are_alike():
 
 
 def test_an_engine_without_beam_search_is_refused():
-    assert compose(["eval.consistency={}"]).eval.consistency.samples == 16
+    assert compose(["eval.consistency={temperature:0.7}"]).eval.consistency.samples == 16
     with pytest.raises(ConfigError, match=r"eval\.consistency: needs beam search, which engine=categorical"):
         compose(["experiment=curated_categorical", "eval.consistency={samples:4}"])
 

@@ -174,5 +174,6 @@ def test_a_small_run_reads_its_response_in_two_parts(tmp_path: Path) -> None:
     assert all((0 in (e.mask or [])) != e.metadata["right"] for e in rows)
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_training_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     drive(tmp_path, "method=isc rounds=1 method.train.epochs=1 method.generate.n=3", ["train:1"])

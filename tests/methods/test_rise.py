@@ -146,6 +146,7 @@ def test_a_wrong_option_is_one_line(wrong: str, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_its_turns_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     """One request at a time, for when a check is done decides what is decoded together, and so how sums are rounded."""
     small = "hardware.max_batch=1 dataset.levels=[2] model.max_tokens=32 dataset.heldout_size=3"

@@ -26,7 +26,7 @@ def run(tmp_path: Path) -> Path:
     """Two rounds, the second in two parts; trees of p and q, none of r."""
     problems = [Problem(name, f"question {name}", gold="4") for name in "pqr"]
     store.write_records(tmp_path / "problems.parquet", problems, Problem)
-    (tmp_path / "config.yaml").write_text("{method: {}, model: {}, dataset: {}}")
+    (tmp_path / "config.yaml").write_text("{method: {}, model: {}, dataset: {}, eval: {}, seed: 0, rounds: 2}")
     sample = Sample([1], [2], [0.0], "x", "stop", 0)
     for folder, names in (("000", "pqr"), ("001.0", "p"), ("001.1", "qr")):
         (tmp_path / "rounds" / folder).mkdir(parents=True)

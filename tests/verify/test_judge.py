@@ -60,7 +60,8 @@ def test_p_correct_is_what_the_judge_believes():
     assert [o.reward for o in outcomes] == pytest.approx([0.8, 0.3] * 3)
     assert [o.status for o in outcomes] == ["correct", "wrong"] * 3
     assert outcomes[0].reason == "Yes"
-    assert (policy.meter.calls, policy.meter.scored) == (12, 6 * (len("Yes") + len("No")))
+    asked = policy.meter.take()
+    assert (asked["calls"], asked["scored"]) == (12, 6 * (len("Yes") + len("No")))
     strict = run(groups, policy, prompt=ASK, **WORDS, threshold=0.9, reward="verdict")
     assert {(o.status, o.reward) for o in strict} == {("wrong", 0.0)}
     alone = run(groups, policy, prompt=ASK, correct="No", incorrect=None)
@@ -293,7 +294,8 @@ def test_a_servers_alternatives_give_p_correct(server, opening):
     assert [o.reward for o in outcomes] == pytest.approx([expected[i % 2 == 1] for i in range(4)])
     assert [o.status for o in outcomes] == ["wrong", "correct"] * 2
     assert [o.reason for o in outcomes] == ["No.", "Yes."] * 2
-    assert (policy.meter.calls, policy.meter.prompt, policy.meter.sampled) == (4, 44, 8)
+    asked = policy.meter.take()
+    assert (asked["calls"], asked["prompt"], asked["sampled"]) == (4, 44, 8)
     asked = server.state["requests"][0]
     assert asked["logprobs"] is True
     assert (asked["top_logprobs"], asked["temperature"]) == (20, 0.0)

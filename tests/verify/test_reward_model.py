@@ -82,7 +82,7 @@ def test_one_forward_serves_many_problems(tokenizer, small, opening, contexts, a
     assert [o.reward for o in outcomes] == pytest.approx([1 / (1 + math.exp(-o.reward)) for o in raw], abs=1e-6)
     meter = context_of(groups[0][0]).policy.meter
     assert meter.calls == 72
-    assert meter.scored > 72 * 10
+    assert meter.take()["scored"] > 72 * 10
 
 
 def test_of_two_labels_the_second_is_good(tokenizer, small, opening, contexts, attempts, tmp_path):
