@@ -399,7 +399,8 @@ def _renamed(raw: Any) -> Any:
         if "refresh" in raw["method"]:
             raw["method"]["parts"] = raw["method"].pop("refresh")
         generate = raw["method"].get("generate")
-        if generate and generate["_target_"] == "selfimprove.methods.mcts_dpo.generate" and "search" not in generate:
+        own = isinstance(generate, dict) and generate.get("_target_") == "selfimprove.methods.mcts_dpo.generate"
+        if own and "search" not in generate:
             for noun, keys in _NOUNS.items():
                 generate[noun] = {key: generate.pop(key) for key in keys if key in generate}
     return raw
