@@ -63,10 +63,12 @@ def test_a_run_killed_inside_each_phase_ends_as_if_it_had_not_been(tmp_path, poi
     drive(tmp_path, "method=rejection_sampling", points)
 
 
+@pytest.mark.slow
 def test_iterative_dpo_survives_a_kill_in_training(tmp_path):
     drive(tmp_path, "method=iterative_dpo", ["train:1", "manifest:0/train"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("points", few(["manifest:0/train", "manifest:1/generate", "train:3", "manifest:3/train"]))
 def test_a_round_of_several_passes_survives_kills_in_each(tmp_path, points):
     drive(tmp_path, "method.parts=2 hardware.shard=4", points)
