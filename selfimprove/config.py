@@ -213,6 +213,11 @@ def check_stages(config: Config, needs: bool) -> None:
                 raise ConfigError(f"{where}.{key}={role}: no such role; there are {', '.join(config.roles)}", where)
         if stage.of is not None and stage.of not in list(config.stages)[:i]:
             raise ConfigError(f"{where}.of={stage.of}: is no stage before this one", where)
+        other = config.stages[stage.of] if stage.of else stage
+        if other.parts not in (1, stage.parts) and config.verifier_of(stage) != config.verifier_of(other):
+            raise ConfigError(
+                f"{where}.verifier: checks attempts of {stage.of} again, so {where}.parts must be {other.parts}", where
+            )
         if needs and stage.of is None and stage.generate is None:
             raise ConfigError(f"{where}.generate: needs a solver", where)
         if needs and stage.train and not stage.filter:

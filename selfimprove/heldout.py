@@ -169,21 +169,22 @@ def _figures(session: Session, step: Pass, found: Scores) -> dict[str, Any]:
 
 
 def _by_stage(groups: Iterator[list[Attempt]], unit: Unit) -> dict[str, float]:
-    """NAME@tK: the mean score of the first candidate of stage K, where a solver's candidates have stages."""
-    found: defaultdict[int, list[float]] = defaultdict(list)
+    """NAME@tK: the mean score of the first candidate of stage K, where a solver's candidates have stages.
+
+    Each figure is over the same problems: where a problem has no candidate of stage K, that of the stage before stands.
+    """
+    firsts: list[dict[int, Attempt]] = []
     for group in groups:
-        first: dict[int, Attempt] = {}
+        firsts.append({})
         for attempt in group:
-            first.setdefault(stage(attempt), attempt)
-        for number, attempt in first.items():
-            found[number].append(value_of(attempt, unit))
-    if len(found) < 2:
-        return {}
-    return {
-        key: value
-        for number, values in sorted(found.items())
-        for key, value in estimate(values, unit).named(f"{unit.name}@t{number}").items()
-    }
+            firsts[-1].setdefault(stage(attempt), attempt)
+    stages = sorted({number for first in firsts for number in first})
+    found: dict[str, float] = {}
+    for number in stages if len(stages) > 1 else ():
+        there = [max((k for k in first if k <= number), default=min(first)) for first in firsts]
+        values = [value_of(first[k], unit) for first, k in zip(firsts, there, strict=True)]
+        found |= estimate(values, unit).named(f"{unit.name}@t{number}")
+    return found
 
 
 def _by_group(found: Scores, unit: Unit, name: str) -> dict[str, float]:

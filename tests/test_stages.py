@@ -200,3 +200,34 @@ def test_a_run_of_an_earlier_version_still_reads(tmp_path):
     old = text.replace("  parts: 2", "  refresh: 2") + "on_empty: continue\n"
     (tmp_path / "config.yaml").write_text(old)
     assert configuration.read(tmp_path / "config.yaml").method.parts == 2
+
+
+def test_figures_by_turn_are_over_the_same_problems():
+    from selfimprove.heldout import _by_stage
+    from selfimprove.types import Attempt, Verdict
+    from selfimprove.units import UNITS
+
+    def group(name, *turns):
+        problem = Problem(name, name)
+        return [
+            Attempt(problem, Trajectory(name, [], {"stage": turn}), Verdict("", status, 0.0)) for turn, status in turns
+        ]
+
+    groups = [
+        group("p", (1, "correct")),
+        group("q", (1, "wrong"), (2, "correct")),
+        group("r", (1, "wrong"), (2, "wrong")),
+    ]
+    figures = _by_stage(iter(groups), UNITS["accuracy"])
+    assert figures["accuracy@t1"] == pytest.approx(1 / 3)
+    assert figures["accuracy@t2"] == pytest.approx(2 / 3), "a problem that stopped early counts with its last answer"
+
+
+def test_attempts_that_are_verified_again_need_as_many_parts():
+    words = [
+        "method=two_roles",
+        "+method.stages.solve.parts=2",
+        "+method.stages.criticise.verifier._target_=tests.stage_parts.returns",
+    ]
+    with pytest.raises(ConfigError, match=r"method\.stages\.criticise\.parts must be 2"):
+        configured(*words)
