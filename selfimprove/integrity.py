@@ -147,40 +147,41 @@ def _made_room(manifest: Path, problem: Damaged) -> bool:
 
 
 def mend_log(path: Path, order: Sequence[str]) -> bool:
-    """Write metrics.jsonl again where the line of a phase that is done is missing, another one, or not in its place.
-
-    The lines of training steps are in no other file: those that can be read are kept. Returns whether all was there.
-    """
+    """Write metrics.jsonl again where a line of a phase that is done, or of one of its training steps, is missing,
+    another one, or not in its place. Returns whether all was there."""
     file = path / "metrics.jsonl"
     lines = file.read_bytes().splitlines() if file.exists() else []
-    records, broken = list[dict[str, Any]](), list[int]()
-    for number, line in enumerate(lines):
-        try:
-            records.append(dict(json.loads(line)))
-        except (ValueError, TypeError, RecursionError):
-            broken.append(number)
-    expected = [_line(store.read_json(name)) for name in _ordered(path, order)]
-    wanted, there = [json.dumps(line) for line in expected], [json.dumps(record) for record in records]
-    missing = len({*wanted} - {*there})
-    whole = not missing and broken in ([], [len(lines) - 1])  # a kill cuts the last line short
-    known = set(wanted)
-    if whole and [line for line in there if line in known] == wanted:
+    there = [record for line in lines if (record := _read_line(line)) is not None]
+    cut = len(lines) - len(there) == 1 and _read_line(lines[-1]) is None  # by a kill
+    wanted = [line for name in _ordered(path, order) for line in _lines(store.read_json(name), there)]
+    expected, found = [json.dumps(line) for line in wanted], [json.dumps(line) for line in there]
+    known = {*expected}
+    missing = len(known - {*found})
+    whole = not missing and (cut or len(there) == len(lines))
+    if whole and [line for line in found if line in known] == expected:
         return True
-    made = list[dict[str, Any]]()
-    for record in expected:
-        where = {key: value for key, value in record.items() if key in _WHERE}
-        made += [r for r in records if "step" in r and {k: r[k] for k in _WHERE if k in r} == where]
-        made.append(record)
-    store.write_text(file, "".join(json.dumps(record) + "\n" for record in made))
+    store.write_text(file, "".join(f"{line}\n" for line in expected))
     if not whole:
-        said = f"{missing} lines of phases were missing or damaged, and are made again"
-        log.warning(
-            "%s: %s; %d other lines cannot be read, and are left out", file, said, max(0, len(broken) - missing)
-        )
+        log.warning("%s: %d lines were missing or damaged; they are made again", file, missing)
     return whole
 
 
-_WHERE = ("round", "part", "pass", "stage", "phase")  # of a line: whose it is
+def _read_line(line: bytes) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError, RecursionError):
+        return None
+
+
+def _lines(manifest: dict[str, Any], there: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a phase logs: each of its training steps, and what it came to. The manifests of older versions do not have
+    the steps: those that are `there` are taken."""
+    where = {**manifest["where"], "phase": manifest["phase"]}
+    if "steps" in manifest:
+        steps = [{**where, **step} for step in manifest["steps"]]
+    else:
+        steps = [line for line in there if "step" in line and {k: line[k] for k in store.WHERE if k in line} == where]
+    return [*steps, {**where, **manifest["metrics"], "seconds": manifest["seconds"]}]
 
 
 def _ordered(path: Path, order: Sequence[str]) -> list[Path]:
@@ -188,11 +189,6 @@ def _ordered(path: Path, order: Sequence[str]) -> list[Path]:
     ranks = {f"{phase}{MANIFEST}": rank for rank, phase in enumerate(order)}
     found = [file for file in manifests(path) if file.name in ranks and "where" in store.read_json(file)]
     return sorted(found, key=lambda file: (file.parent.name != "base", file.parent, ranks[file.name]))
-
-
-def _line(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What a phase logs when it is done."""
-    return {**manifest["where"], "phase": manifest["phase"], **manifest["metrics"], "seconds": manifest["seconds"]}
 
 
 # What a run begins with

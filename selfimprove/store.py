@@ -74,6 +74,9 @@ __all__ = [
 ]
 
 
+WHERE = ("round", "part", "pass", "stage", "phase")  # of a line of metrics.jsonl: whose it is
+
+
 class Run:
     """A run folder, and which of its phases are done. A phase belongs to a pass (`selfimprove.plan`)."""
 
@@ -81,6 +84,7 @@ class Run:
         self.path = path
         self.found: list[str] = []  # phases that this process found whole
         self._manifests: dict[tuple[str, str], dict[str, Any]] = {}  # those read so far; none changes but by `discard`
+        self._steps: list[dict[str, Any]] = []  # what the phase that is under way logged of its training steps
 
     def __str__(self) -> str:
         return str(self.path)
@@ -203,6 +207,8 @@ class Run:
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "where": self.where(step),
         }
+        if self._steps:
+            manifest["steps"], self._steps = self._steps, []
         write_sealed(folder / f"{phase}.manifest.json", manifest)
         self._manifests[step.label, phase] = manifest
         for name in outputs:  # until now the parts were what a resume would have started from
@@ -210,7 +216,9 @@ class Run:
         return manifest
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
+        """Append one line to metrics.jsonl. One of a training step is kept for the phase's manifest too."""
+        if "step" in record:
+            self._steps.append({k: v for k, v in record.items() if k not in WHERE})
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 

@@ -27,7 +27,7 @@ from selfimprove.errors import ConfigError
 from selfimprove.report import calibration, explorer
 from selfimprove.report.metrics import pass_at_k
 from selfimprove.report.runs import RunData
-from selfimprove.report.statistics import matrix, over_seeds
+from selfimprove.report.statistics import matrix, over_seeds, student
 from selfimprove.units import Unit
 
 TRAJECTORIES = 100_000  # of a report, at most, and
@@ -212,15 +212,9 @@ def _means(each: Sequence[Mapping[str, Point]]) -> dict[str, Point]:
             found[key] = points[0]
             continue
         deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
-        half = _student(n - 1) * deviation / math.sqrt(n)
+        half = student(n - 1) * deviation / math.sqrt(n)
         found[key] = [_short(mean), _short(mean - half), _short(mean + half)]
     return found
-
-
-def _student(freedom: int) -> float:
-    from scipy.special import stdtrit  # the quantile alone: scipy.stats takes long to import
-
-    return float(stdtrit(freedom, 0.975))
 
 
 def _paired(runs: Sequence[RunData], index: int, names: Mapping[str, Point]) -> dict[str, Point]:

@@ -20,11 +20,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
 from selfimprove.units import Scale
 
+Z = NormalDist().inv_cdf(0.975)
 RESAMPLES = 2000  # the ends of an interval then vary by a few per cent of its width
 
 
@@ -49,13 +51,14 @@ class Estimate:
 
 def accuracy(correct: Sequence[bool] | np.ndarray) -> Estimate:
     """Share of problems solved, one answer each; Wilson's interval. Raises ValueError when there are none."""
-    from scipy.stats import binomtest
-
-    if not len(correct):
+    if not (n := len(correct)):
         raise ValueError("no problems to average over")
     hits = int(np.count_nonzero(correct))
-    interval = binomtest(hits, len(correct)).proportion_ci(0.95, method="wilson")
-    return Estimate(hits / len(correct), float(interval.low), float(interval.high), len(correct))
+    middle = hits + Z * Z / 2
+    half = Z * math.sqrt(hits * (n - hits) / n + Z * Z / 4)
+    low = (middle - half) / (n + Z * Z) if hits else 0.0
+    high = (middle + half) / (n + Z * Z) if hits < n else 1.0
+    return Estimate(hits / n, low, high, n)
 
 
 def mean_over_problems(values: Sequence[float] | np.ndarray, seed: int = 0) -> Estimate:
@@ -134,8 +137,6 @@ def over_seeds(table: np.ndarray, scale: Scale | None = None, seed: int = 0) -> 
     seeds too, so they stand nearer to its middle, by the root of the number of seeds. Of the residual mean square only
     half is taken off that of the seeds: with few of them the whole often leaves nothing where seeds do matter.
     """
-    from scipy.stats import t
-
     table = np.asarray(table, dtype=float)
     seeds, problems = table.shape
     one = table.mean(axis=0)
@@ -147,11 +148,18 @@ def over_seeds(table: np.ndarray, scale: Scale | None = None, seed: int = 0) -> 
     residual = table - each - one + found.value
     ms_seeds = problems * float(each.var(ddof=1))
     ms_residual = float((residual**2).sum()) / max(1, (seeds - 1) * (problems - 1))
-    more = t.ppf(0.975, seeds - 1) * math.sqrt(max(0.0, ms_seeds - ms_residual / 2) / (seeds * problems))
+    more = student(seeds - 1) * math.sqrt(max(0.0, ms_seeds - ms_residual / 2) / (seeds * problems))
     least, most = scale or (-math.inf, math.inf)
     low = found.value - math.hypot(found.value - found.low, more)
     high = found.value + math.hypot(found.high - found.value, more)
     return Estimate(found.value, max(least, low), min(most, high), problems)
+
+
+def student(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t."""
+    from scipy.special import stdtrit  # the quantile alone: scipy.stats takes long to import
+
+    return float(stdtrit(freedom, 0.975))
 
 
 def matrix(runs: Sequence[Mapping[str, float]]) -> np.ndarray:

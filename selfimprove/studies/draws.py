@@ -12,6 +12,7 @@ from selfimprove import store
 from selfimprove.datasets.draws import mixture, mixture_log_density, zipf
 from selfimprove.policy.categorical import probabilities
 from selfimprove.policy.models import resolve
+from selfimprove.report.statistics import student
 from selfimprove.studies import Result
 from selfimprove.types import Verdict
 
@@ -79,9 +80,7 @@ def chance(observed: Sequence[float] | np.ndarray, loops: Sequence[float] | np.n
 
 def spread(values: np.ndarray) -> tuple[float, float] | None:
     """A 95 % interval of the mean over seeds, by Student's t; None for one seed."""
-    from scipy.stats import t
-
     if len(values) < 2:
         return None
-    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    half = student(len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return float(np.mean(values)) - half, float(np.mean(values)) + half
