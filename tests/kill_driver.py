@@ -7,6 +7,9 @@ OVERRIDES are one argument, separated by blanks, as in "method=iterative_dpo met
 step), `train:K` (the K-th optimiser step) or `verdict:K` (the K-th check); `replace:all` is every rename. The process
 that runs is a fork, so that imports are paid once, and dies by SIGKILL, which nothing can catch. Prints a line a point
 and exits with 1 when any differs.
+
+Without arguments it reads lines of JSON, [FOLDER, OVERRIDES, POINT...], and answers each with the lines that it prints
+as one line of JSON. The run that is left alone is then made once for all lines with the same overrides.
 """
 
 import json
@@ -14,6 +17,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -140,10 +144,9 @@ def contents(folder: Path) -> dict[str, object]:
     return found
 
 
-def main() -> int:
-    folder, overrides, *points = sys.argv[1:]
-    reference = Path(folder) / "reference"
-    counter = Path(folder) / "renames"
+def left_alone(folder: Path, overrides: str) -> int:
+    """Make the run that is left alone; returns how many renames it took."""
+    counter = folder.with_suffix(".renames")
 
     def count() -> int:
         renames = 0
@@ -155,18 +158,22 @@ def main() -> int:
             replace(*arguments)
 
         files.os = type("os", (), {**vars(os), "replace": staticmethod(counted)})
-        code = start(reference, overrides)
+        code = start(folder, overrides)
         counter.write_text(str(renames))
         return code
 
     if child(count):
-        sys.exit("the run that was left alone failed")
+        sys.exit(f"the run that was left alone failed: {overrides}")
+    return int(counter.read_text())
+
+
+def lines(folder: Path, reference: Path, renames: int, overrides: str, points: list[str]) -> Iterator[str]:
+    """What becomes of a run that is killed at each point and resumed."""
     expected = contents(reference)
     if points == ["replace:all"]:
-        points = [f"replace:{k}" for k in range(1, int(counter.read_text()) + 1)]
-    failed = False
+        points = [f"replace:{k}" for k in range(1, renames + 1)]
     for point in points:
-        run = Path(folder) / "run"
+        run = folder / "run"
         shutil.rmtree(run, ignore_errors=True)
 
         def killed(point=point, run=run) -> int:
@@ -183,8 +190,30 @@ def main() -> int:
         found = contents(run)
         differing = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
         good = code == -signal.SIGKILL and again == 0 and not differing
-        failed |= not good
-        print(f"{point}: exit {code}, {left}, {'equal' if good else f'DIFFERS: {sorted(differing)[:5]}'}", flush=True)
+        yield f"{point}: exit {code}, {left}, {'equal' if good else f'DIFFERS: {sorted(differing)[:5]}'}"
+
+
+def serve() -> None:
+    made: dict[str, tuple[Path, int]] = {}
+    for line in sys.stdin:
+        folder, overrides, *points = json.loads(line)
+        if overrides not in made:
+            reference = Path(folder) / "reference"
+            made[overrides] = reference, left_alone(reference, overrides)
+        print(json.dumps(list(lines(Path(folder), *made[overrides], overrides, points))), flush=True)
+
+
+def main() -> int:
+    if len(sys.argv) == 1:
+        serve()
+        return 0
+    folder, overrides, *points = sys.argv[1:]
+    reference = Path(folder) / "reference"
+    renames = left_alone(reference, overrides)
+    failed = False
+    for line in lines(Path(folder), reference, renames, overrides, points):
+        print(line, flush=True)
+        failed |= not line.endswith("equal")
     return failed
 
 

@@ -1,11 +1,14 @@
 """Kill -9 at any instant, resume, and the run ends as if nothing had happened."""
 
+import atexit
+import functools
 import json
-import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -29,23 +32,38 @@ BOUNDARIES = [
 INSIDE = ["replace:1", "step:20", "step:60", "step:150", "verdict:30", "train:1", "train:2", "replace:24", "replace:27"]
 
 
-def drive(folder, overrides, points):
-    done = subprocess.run(
-        [sys.executable, DRIVER, folder, overrides, *points],
-        capture_output=True,
+@functools.cache
+def driver():
+    """The process that kills runs, one for all tests of this process: imports are paid once."""
+    folder = Path(tempfile.mkdtemp(prefix="kill_driver"))
+    environment = environment_of(folder, PYTHONPATH=str(DRIVER.parent.parent), TMPDIR=tempfile.gettempdir())
+    errors = (folder / "errors").open("w+")
+    process = subprocess.Popen(
+        [sys.executable, DRIVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
         text=True,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "HOME": str(folder),
-            "PYTHONPATH": f"{DRIVER.parent.parent}:{os.environ.get('PYTHONPATH', '')}",
-        },
+        env=environment,
         cwd=folder,
-        check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("equal") == len(points) or points == ["replace:all"], done.stdout
-    return done.stdout
+    atexit.register(lambda: (process.kill(), process.wait(), shutil.rmtree(folder, ignore_errors=True)))
+    return process, errors
+
+
+def drive(folder, overrides, points):
+    """Kill a run at each point and resume it; raises AssertionError unless it ends as one that was left alone."""
+    process, errors = driver()
+    process.stdin.write(json.dumps([str(folder), overrides, *points]) + "\n")
+    process.stdin.flush()
+    answer = process.stdout.readline()
+    if not answer:
+        driver.cache_clear()
+        errors.seek(0)
+        raise AssertionError(errors.read()[-5000:])
+    said = json.loads(answer)
+    assert all(line.endswith("equal") for line in said), "\n".join(said)
+    return said
 
 
 def few(points):
@@ -84,7 +102,7 @@ def test_a_round_that_tunes_itself_and_asks_a_judge_survives_kills(tmp_path, poi
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["rejection_sampling", "iterative_dpo"])
 def test_every_single_rename(tmp_path, method):
-    assert drive(tmp_path, f"method={method}", ["replace:all"]).count("equal") > 50
+    assert len(drive(tmp_path, f"method={method}", ["replace:all"])) > 50
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
