@@ -12,14 +12,19 @@ import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
-from selfimprove import run, store
+from selfimprove import run, store, types
 from selfimprove.cli import _main
 from selfimprove.config import compose
 from selfimprove.errors import ConfigError, Damaged
+from selfimprove.policy.models import resolve
 from selfimprove.report import html
+from selfimprove.types import Trajectory
 from tests.kill_driver import contents
+
+TINY = Path(resolve("tiny", "package"))
 
 SIZES = [
     "rounds=2", "dataset.levels=[2,3]", "dataset.train_size=6", "dataset.heldout_size=5", "hardware.shard=2",
@@ -68,7 +73,7 @@ def interrupted(tmp_path_factory):
     return {kind: stopped(tmp_path_factory.mktemp(kind) / "run", kind) for kind in ("sampling", "training")}
 
 
-def stopped(folder, kind):
+def stopped(folder, kind, *overrides):
     def raising(function, counts):
         calls = itertools.count(1)
 
@@ -88,7 +93,7 @@ def stopped(folder, kind):
             counts = lambda _, record: record["phase"] == "train" and "step" in record  # noqa: E731
             patch.setattr(store.Run, "log", raising(store.Run.log, counts))
         with pytest.raises(Stop):
-            run.start(compose(SIZES), folder)
+            run.start(compose([*SIZES, *overrides]), folder)
     return folder
 
 
@@ -264,6 +269,45 @@ def test_resume_makes_again_what_is_damaged_of_a_phase_that_is_not_done(
         problem, said = resumed(damaged(interrupted[kind], target, name, way), caplog)
         assert not problem, (name, said)
         assert not different(compared(target), compared(whole)), (name, said)
+
+
+# What the run does not hold itself, and what another version wrote
+
+
+def test_a_base_model_that_has_changed_is_named_before_anything_is_done(tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(TINY, base)
+    folder = stopped(tmp_path / "run", "sampling", f"model.path={base}")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    flip(base / "model.safetensors")
+    with pytest.raises(Damaged, match=r"base/model\.safetensors: is not what .* began with"):
+        run.resume(folder)
+    changed = [path.name for path, data in before.items() if path.read_bytes() != data]
+    assert set(changed) <= {"environment.json", "run.log", ".lock"}
+    flip(base / "model.safetensors")
+    assert run.resume(folder)["status"] == "complete"
+
+
+def test_files_of_a_newer_version_are_refused_and_of_an_older_one_read(tmp_path, monkeypatch):
+    one = Trajectory("p", [], {"a": 1}, "r0/p/0")
+    monkeypatch.setattr(types, "SCHEMA", types.SCHEMA + 1)
+    store.write_records(tmp_path / "t.parquet", [one], Trajectory)
+    store.write_sealed(tmp_path / "a.json", {"a": 1})
+    store.write_config(tmp_path / "config.yaml", {"a": 1})
+    monkeypatch.undo()
+    for read, name in (
+        (lambda path: list(store.read_records(path, Trajectory)), "t.parquet"),
+        (store.read_json, "a.json"),
+        (store.read_config, "config.yaml"),
+    ):
+        with pytest.raises(Damaged, match=rf"{name}: is of a newer version of selfimprove"):
+            read(tmp_path / name)
+    store.write_records(tmp_path / "t.parquet", [one], Trajectory)
+    table = pq.read_table(tmp_path / "t.parquet").drop_columns(["metadata"]).replace_schema_metadata(None)
+    pq.write_table(table, tmp_path / "old.parquet")
+    assert [t.metadata for t in store.read_records(tmp_path / "old.parquet", Trajectory)] == [{}]
+    store.write_json(tmp_path / "old.json", {"a": 1})
+    assert store.read_json(tmp_path / "old.json") == {"a": 1}
 
 
 # All of it
