@@ -293,7 +293,7 @@ def test_files_of_a_newer_version_are_refused_and_of_an_older_one_read(tmp_path,
     monkeypatch.setattr(types, "SCHEMA", types.SCHEMA + 1)
     store.write_records(tmp_path / "t.parquet", [one], Trajectory)
     store.write_sealed(tmp_path / "a.json", {"a": 1})
-    store.write_config(tmp_path / "config.yaml", {"a": 1})
+    store.write_config(tmp_path / "config.yaml", "a: 1\n")
     monkeypatch.undo()
     for read, name in (
         (lambda path: list(store.read_records(path, Trajectory)), "t.parquet"),
