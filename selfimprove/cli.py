@@ -376,11 +376,12 @@ def _evaluated(
 def _compare(chosen: argparse.Namespace) -> int:
     _require_out_file(chosen.out)
     _require_out(chosen.export)
+    from selfimprove.evaluation import base_answers
     from selfimprove.report import compare
     from selfimprove.report.display import setup_logging
 
     setup_logging(None)
-    found = compare.compare(chosen.runs, chosen.by, chosen.baseline, chosen.baselines)
+    found = compare.compare(chosen.runs, chosen.by, chosen.baseline, base_answers if chosen.baselines else None)
     compare.print_tables(found)
     if chosen.export:
         from selfimprove.report.export import export

@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import networkx
+import pytest
 
 import selfimprove
 
@@ -38,12 +39,26 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def test_no_two_modules_import_each_other_by_any_way():
-    graph = networkx.DiGraph()
+@pytest.fixture(scope="module")
+def graph():
+    found = networkx.DiGraph()
     for path in ROOT.rglob("*.py"):
-        graph.add_edges_from((name_of(path), other) for other in imports(path) - {name_of(path)})
+        found.add_edges_from((name_of(path), other) for other in imports(path) - {name_of(path)})
+    return found
+
+
+def test_no_two_modules_import_each_other_by_any_way(graph):
     circles = [sorted(group) for group in networkx.strongly_connected_components(graph) if len(group) > 1]
     assert circles == []
+
+
+@pytest.mark.parametrize(
+    ("below", "above"), [("report", ["run", "evaluation", "solving", "sweep", "cli"]), ("verify", ["report", "run"])]
+)
+def test_what_is_below_needs_nothing_above(graph, below, above):
+    for module in [name for name in graph if name.startswith(f"selfimprove.{below}.")]:
+        needed = networkx.descendants(graph, module)
+        assert not {f"selfimprove.{name}" for name in above} & needed, module
 
 
 def test_no_method_imports_another():

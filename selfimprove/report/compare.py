@@ -17,6 +17,7 @@ from selfimprove import store
 from selfimprove.errors import ConfigError
 from selfimprove.printable import printable
 from selfimprove.report import compute, fair
+from selfimprove.report.compute import Sampler
 from selfimprove.report.runs import KINDS, RunData, find
 from selfimprove.report.statistics import Estimate, difference, matrix, over_seeds
 from selfimprove.types import STATUSES
@@ -152,10 +153,12 @@ def _plain(cell: Cell, kind: str) -> Any:
     return [cell.value, cell.low, cell.high] if isinstance(cell, Estimate) else cell
 
 
-def compare(paths: Sequence[Path], by: str | None = None, baseline: str | None = None, ask: bool = False) -> Comparison:
+def compare(
+    paths: Sequence[Path], by: str | None = None, baseline: str | None = None, ask: Sampler | None = None
+) -> Comparison:
     """Compare the runs among and below `paths`, in groups by the key `by` (None: by all they differ in but the seed).
 
-    `baseline` is part of a group's name. `ask`: sample the base policy where its answers at equal compute are missing.
+    `baseline` is part of a group's name. `ask` samples the base policy where its answers at equal compute are missing.
     Raises ConfigError where there is nothing to compare, or it would not be fair.
     """
     runs, warnings = usable([RunData(path) for path in find(paths)])
@@ -403,19 +406,19 @@ def aside(groups: Sequence[Group]) -> list[Table]:
     return [Table("Drift and forgetting", columns, rows, note)]
 
 
-def base_samples(groups: Sequence[Group], ask: bool) -> compute.Base | None:
+def base_samples(groups: Sequence[Group], ask: Sampler | None) -> compute.Base | None:
     """The base policy's sampled answers; with `ask`, as many as the dearest group's tokens pay for."""
     runs = [run for group in groups for run in group.runs]
     run = max(runs, key=lambda run: 0 if (table := compute.samples(run)) is None else compute.per_problem(table))
     if ask:
-        one = compute.Base(compute.sample(run, 1), run.parameters)
+        one = compute.Base(compute.sample(run, 1, ask), run.parameters)
         kinds = ("sampled", "flops") if run.parameters else ("sampled",)
         spent = [(kind, group.budget(kind, group.rounds) or 0.0) for group in groups for kind in kinds]
         # A little more: what an answer costs is known more closely once there are many, and they are not sampled twice.
         n = max(1, *(math.ceil((1 + SLACK) * budget / one.cost(kind)) for kind, budget in spent))
         log.info("%d answers of the base policy to each held-out problem, kept in %s", n, run.path / compute.FILE)
         if one.n < n / (1 + SLACK):
-            compute.sample(run, n)
+            compute.sample(run, n, ask)
     table = compute.samples(run)
     return None if table is None else compute.Base(table, run.parameters)
 

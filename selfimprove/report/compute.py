@@ -7,6 +7,7 @@ has cost so far.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,11 @@ from selfimprove.errors import Damaged
 from selfimprove.report import metrics as measure
 from selfimprove.report.runs import RunData, flops
 from selfimprove.report.statistics import Estimate
+from selfimprove.schema import Config
 from selfimprove.types import Problem, Verdict
+
+# Of a configuration's base policy n sampled answers to each problem, graded, in the columns of `RunData.answers`.
+Sampler = Callable[[Config, list[Problem], int], pa.Table]
 
 FILE = "base_samples.parquet"  # in a run folder: answers of its base policy that a comparison asked for
 
@@ -38,17 +43,15 @@ def samples(run: RunData) -> pa.Table | None:
     return max(there, key=lambda t: t.num_rows, default=None)
 
 
-def sample(run: RunData, n: int) -> pa.Table:
-    """At least n answers of a run's base policy to each held-out problem, kept in the run folder: sampled now where
-    there are not so many. Raises ConfigError where the run's configuration or its model cannot be used."""
-    from selfimprove.evaluation import base_answers
-
+def sample(run: RunData, n: int, sampler: Sampler) -> pa.Table:
+    """At least n answers of a run's base policy to each held-out problem, kept in the run folder: asked of `sampler`
+    where there are not so many. Raises ConfigError where the run's configuration or its model cannot be used."""
     found = samples(run)
     if found is None or per_problem(found) < n:
         config = configuration.read(run.path / "config.yaml")
         path = run.files.file(run.path / "problems.parquet")
         heldout = [p for p in store.read_records(path, Problem) if p.split == "test"]
-        found = base_answers(config, heldout, n)
+        found = sampler(config, heldout, n)
         marked = found.replace_schema_metadata({"checksum": store.digest(found.to_pydict())})
         with store.new_file(run.path / FILE) as temporary:
             pq.write_table(marked, temporary, compression="zstd")

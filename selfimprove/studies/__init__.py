@@ -20,6 +20,7 @@ import numpy as np
 from selfimprove import store
 from selfimprove.config import CONF
 from selfimprove.errors import ConfigError, RunError
+from selfimprove.evaluation import base_answers
 from selfimprove.report import compute
 from selfimprove.report.runs import RunData
 from selfimprove.report.statistics import Estimate
@@ -132,7 +133,7 @@ class Lab:
         """
         first = RunData(results[0].path)
         n = max(2, round(float(np.mean([r.sampled_tokens for r in results])) / compute.greedy_tokens(first)))
-        base = compute.Base(compute.sample(first, n))
+        base = compute.Base(compute.sample(first, n, base_answers))
         return {f"best of n={n}": base.best(n), f"majority of n={n}": base.majority(n)}
 
 

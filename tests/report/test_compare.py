@@ -11,6 +11,7 @@ from folders import problems, write_answers, write_run
 
 from selfimprove.binding import bind
 from selfimprove.errors import ConfigError
+from selfimprove.evaluation import base_answers
 from selfimprove.report import compute, fair
 from selfimprove.report import statistics as st
 from selfimprove.report.compare import compare, shown
@@ -288,7 +289,7 @@ def test_the_command_samples_base_policies_and_measures_drift_and_forgetting(cli
     assert (tmp_path / "e" / "accuracy_over_tokens.pdf").exists()
     assert "--baselines samples them" not in done.stdout
     before = (tmp_path / "r" / compute.FILE).stat().st_mtime_ns
-    compare([tmp_path / "r"], ask=True)
+    compare([tmp_path / "r"], ask=base_answers)
     assert (tmp_path / "r" / compute.FILE).stat().st_mtime_ns == before, "they are sampled once"
     refusal = cli("compare", "nowhere", check=2)
     assert refusal.stderr == "selfimprove: nowhere: no such folder\n"
