@@ -88,7 +88,8 @@ def load_model(
     """A causal language model in eval mode, with sdpa attention; an adapter folder is merged into fresh base weights.
 
     `base` is the adapter's base model; None takes the one the adapter names. dtype "auto" is bfloat16 on an
-    accelerator and float32 on a CPU. Raises ConfigError when the model is not found, or the adapter's base is another.
+    accelerator and float32 on a CPU. Raises ConfigError when the model is not found or lacks weights, or the adapter's
+    base is another.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -105,8 +106,13 @@ def load_model(
     if adapter:
         path = check_base(adapter, base)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust_remote_code
+        model: Any
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
     except OSError as error:
         raise not_found(path, error) from error
@@ -115,6 +121,9 @@ def load_model(
             said = "comes with code of its own, which runs only where model.trust_remote_code=true"
             raise ConfigError(f"model {path!r} {said}") from None
         raise
+    if missing := sorted(info["missing_keys"]):  # which would be drawn at random
+        more = f" and of {len(missing) - 1} more" if missing[1:] else ""
+        raise ConfigError(f"model {path!r} is not whole: its files lack the weights of {missing[0]}{more}")
     if adapter:
         from peft import PeftModel
 

@@ -264,7 +264,10 @@ def load(context: TrainContext) -> tuple[Any, PreTrainedTokenizerBase]:
             task_type="CAUSAL_LM",
         )
         model = get_peft_model(model, config)
-    model.peft_config["default"].base_model_name_or_path = context.base
+    made = model.peft_config["default"]
+    made.base_model_name_or_path = context.base
+    if isinstance(made.target_modules, set):  # which would be written in another order by each process
+        made.target_modules = sorted(made.target_modules)
     return model, tokenizer
 
 

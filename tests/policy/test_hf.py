@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections import Counter
 from collections.abc import Coroutine, Iterator
 from dataclasses import replace
@@ -13,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from selfimprove.errors import ConfigError
 from selfimprove.policy import Request, slots
 from selfimprove.policy.hf import TransformersEngine
+from selfimprove.policy.models import load_model, resolve
 from selfimprove.policy.sampling import uniforms
 from selfimprove.types import Sample
 from tests.waiting import PATIENCE
@@ -451,3 +454,15 @@ def test_scores_share_a_long_start(engine: TransformersEngine) -> None:
             rows = engine.model(torch.tensor([[*prompt, *ending]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
         assert scores == pytest.approx(rows.gather(1, torch.tensor(ending)[:, None])[:, 0].tolist(), abs=1e-4)
     assert engine.stats.prefilled_tokens == 80 + sum(len(prompt) - 80 for prompt, _ in asked[:16:2])
+
+
+def test_a_model_whose_files_lack_weights_is_refused(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(resolve("tiny", "package"), folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        ConfigError, match=r"is not whole: its files lack the weights of model\.layers\.0\.mlp"
+    ):
+        load_model(str(folder))
