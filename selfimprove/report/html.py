@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from selfimprove import __version__, store
@@ -33,6 +34,7 @@ from selfimprove.units import Unit
 TRAJECTORIES = 100_000  # of a report, at most, and
 CHARACTERS = 32_000_000  # of text: what a browser opens in under 3 s, in less than 30 MB
 CHECKS = 1000  # answers of a report that are graded for its reliability diagrams
+STEPS = 400  # of a run, at most, in a curve over optimizer steps
 
 _PAGE = Path(__file__).parent / "page"
 _MEASURING = ("evaluate", "drift", "also")  # phases that are no part of learning
@@ -143,7 +145,14 @@ def _entry(run: RunData, name: str, block: str | None) -> dict[str, Any]:
         ],
         "verdicts": run.verdicts,
         "seconds": run.seconds,
+        "steps": {name: _thinned(points) for name, points in run.steps.items() if len(points) > 1},
     }
+
+
+def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """At most STEPS of them, evenly spaced, with the first and the last."""
+    chosen = np.unique(np.linspace(0, len(points) - 1, min(len(points), STEPS)).round().astype(int))
+    return [(points[i][0], _short(points[i][1])) for i in chosen]
 
 
 def _evaluations(run: RunData) -> list[dict[str, Any]]:

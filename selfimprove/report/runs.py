@@ -19,7 +19,7 @@ import itertools
 import json
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,6 +40,13 @@ from selfimprove.units import UNITS, Unit
 
 KINDS = ("prompt", "sampled", "scored", "trained")
 """What tokens are counted as: of prompts, sampled, scored (log-probabilities alone), and read by a trainer."""
+
+
+_OF_A_PASS = (  # phase, its figure, and what it is called over steps
+    ("filter", "exploit/available_reward", "reward"),
+    ("filter", "explore/distinct_answers", "distinct answers"),
+    ("generate", "completion/mean_tokens", "tokens of an answer"),
+)
 
 
 def find(paths: Iterable[Path]) -> list[Path]:
@@ -212,6 +219,34 @@ class RunData:
         """metrics.json of each round: flat, `<phase>/<metric>` and `seconds/<phase>`. Whole rounds alone."""
         found = [folder / "metrics.json" for folder in self._round_folders]
         return [read_json(path) for path in found if path.exists()]
+
+    @cached_property
+    def steps(self) -> dict[str, list[tuple[int, float]]]:
+        """Figures of training over the run's optimizer steps, counted from 1: name -> (step, value), ...
+
+        Those that the trainer logged at each step (loss, entropy, kl, ...), and of each pass, at its first step, what
+        its attempts were (reward, tokens of an answer, distinct answers). Another role's names begin with the role's.
+        """
+        found: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        stages, last = self.config["method"].get("stages", {}), 0
+        for folder in itertools.chain.from_iterable(self.passes.values()):
+            known = {phase: folder / f"{phase}.manifest.json" for phase in ("generate", "filter", "train")}
+            if not known["train"].exists():
+                continue
+            manifests = {phase: read_json(path) for phase, path in known.items() if path.exists()}
+            stage = stages.get(manifests["train"].get("where", {}).get("stage"), {})
+            role = stage.get("role", "policy")
+            prefix = "" if role == "policy" else f"{role}: "
+            for phase, figure, name in _OF_A_PASS:
+                value = manifests.get(phase, {}).get("metrics", {}).get(figure)
+                if value is not None:
+                    found[prefix + name].append((last + 1, float(value)))
+            for step in manifests["train"].get("steps", ()):
+                for name, value in step.items():
+                    if name not in ("step", "progress"):
+                        found[prefix + name].append((last + int(step["step"]), float(value)))
+            last += int(manifests["train"]["metrics"].get("steps", 0))
+        return dict(found)
 
     @cached_property
     def tokens(self) -> list[dict[str, int]]:

@@ -462,7 +462,5 @@ def test_a_model_whose_files_lack_weights_is_refused(tmp_path):
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.0.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(
-        ConfigError, match=r"is not whole: its files lack the weights of model\.layers\.0\.mlp"
-    ):
+    with pytest.raises(ConfigError, match=r"is not whole: its files lack the weights of model\.layers\.0\.mlp"):
         load_model(str(folder))

@@ -117,3 +117,20 @@ def test_answers_that_do_not_belong_together_are_refused(tmp_path):
     (tmp_path / "a" / "verdicts.parquet").write_bytes((tmp_path / "b" / "verdicts.parquet").read_bytes())
     with pytest.raises(ConfigError, match="3 trajectories and 2 verdicts"):
         runs.answers(tmp_path / "a")
+
+
+def test_figures_of_training_are_over_the_steps_of_the_run(tmp_path):
+    run = write_run(tmp_path / "r", [[True, False]] * 2, method__stages={"b": {"role": "critic"}})
+    for label, stage, losses in (("000.0_a.0", "a", [0.5, 0.4]), ("000.0_a.1", "a", [0.3]), ("000.1_b", "b", [0.9])):
+        (run / "rounds" / label).mkdir(parents=True)
+        steps = [{"step": i, "progress": 0.5, "loss": loss} for i, loss in enumerate(losses, start=1)]
+        trained = {"where": {"stage": stage}, "metrics": {"steps": len(losses)}, "steps": steps}
+        write_json(run / "rounds" / label / "train.manifest.json", trained)
+        filtered = {"metrics": {"exploit/available_reward": losses[0] / 2}}
+        write_json(run / "rounds" / label / "filter.manifest.json", filtered)
+    assert RunData(run).steps == {
+        "loss": [(1, 0.5), (2, 0.4), (3, 0.3)],
+        "reward": [(1, 0.25), (3, 0.15)],
+        "critic: loss": [(4, 0.9)],
+        "critic: reward": [(4, 0.45)],
+    }

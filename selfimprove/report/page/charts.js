@@ -162,6 +162,24 @@ const scoreChart = (parent, report) => {
   });
 };
 
+// Figures of training over optimizer steps: a line a run, in its group's colour
+const stepChart = (parent, report) => {
+  const names = [...new Set(report.runs.flatMap((run) => Object.keys(run.steps)))];
+  if (!names.length) return;
+  let picked = names.includes("reward") ? "reward" : names[0];
+  figure(parent, {
+    title: "Training, by optimizer step", note: "What the trainer logged at each step, and what the attempts of each pass were.", figures: { x: "step", y: "value" },
+    controls: (redraw) => [names.length > 1 && choose("Figure", names.map((name) => [name, name]), (key) => { picked = key; redraw(); }, picked)],
+    draw: () => {
+      const traces = report.groups.flatMap((group, i) => group.runs.filter((run) => report.runs[run].steps[picked]).flatMap((run, nth) =>
+        line(group.runs.length > 1 ? report.runs[run].name : group.name, report.runs[run].steps[picked], style(i), { band: false, thin: report.runs.length > 1, legend: !nth })));
+      return traces.length
+        ? { traces, legend: report.groups.length, layout: { xaxis: axis("optimizer step"), yaxis: axis(picked, axisOf([picked])) } }
+        : { message: "No run has this figure." };
+    },
+  });
+};
+
 // pass@k by k, a line for each round of a group
 const passChart = (parent, report) => {
   const sources = [

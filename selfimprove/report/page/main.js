@@ -19,7 +19,11 @@ const overview = (report) => {
   report.tables.forEach((one) => made.append(el("div", {}, el("h3", {}, one.title), one.note && el("p", { class: "note" }, one.note), table(one))));
 };
 
-const curves = (report) => scoreChart(section("curves", "Curves"), report);
+const curves = (report) => {
+  const made = section("curves", "Curves");
+  scoreChart(made, report);
+  stepChart(made, report);
+};
 
 const exploration = (report) => {
   const made = section("exploration", "Exploration and exploitation", "How wide each round looked on its training problems, and what the filter kept of what was there.", "Exploration");
