@@ -100,8 +100,10 @@ def require_arguments(target: Callable[..., Any], node: Target, where: str) -> N
 
 
 def misread(given: Any, read: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """(".key" inside of `given`, what is wrong) of each number that is not finite, and of each `true` that was read as
-    the number 1, which type hints let through."""
+    """Numbers that type hints let through: those that are not finite, and each `true` that was read as the number 1.
+
+    Gives (".key" inside of `given`, what is wrong) for each.
+    """
     if isinstance(read, float) and not math.isfinite(read):
         yield key, f"must be a finite number, not {read}"
     elif isinstance(given, bool) and isinstance(read, int | float) and not isinstance(read, bool):
@@ -118,7 +120,7 @@ def misread(given: Any, read: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _keywords(target: Callable[..., Any]) -> tuple[dict[str, Any], list[str]]:
-    """The type of each keyword argument, those of an unpacked TypedDict among them, and the names without a default."""
+    """The type of each keyword argument, and the names without a default. An unpacked TypedDict gives its own keys."""
     hints = get_type_hints(target, include_extras=True)
     types: dict[str, Any] = {}
     required: list[str] = []
@@ -164,7 +166,8 @@ def is_group(node: Target) -> bool:
 
 
 def asks_for(node: Target) -> set[str]:
-    """The supplies that a node's function asks the runner for: its keywords with those names that the node leaves."""
+    """The supplies that a node's function asks the runner for: its keywords of those names, where the node does not set
+    them."""
     keywords = inspect.signature(function(node, node["_target_"])).parameters
     return {name for name in SUPPLIES if name in keywords and name not in node}
 

@@ -241,9 +241,9 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments of `run` with their KEY=VALUE words as Hydra wants them, and what there is to be said of these.
+    """The arguments of `run` as Hydra wants them, and lines to say about its KEY=VALUE words.
 
-    Raises ConfigError for what is neither such a word nor one of Hydra's flags.
+    Raises ConfigError for an argument that is neither such a word nor a flag of Hydra's.
     """
     from hydra._internal.utils import get_args_parser  # what hydra.main parses with
 
@@ -263,7 +263,7 @@ def _words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _require_folder(path: Path, asked: str) -> None:
-    """Raises ConfigError where the folder of a new run, which Hydra has made, is not the run's own or not writable."""
+    """Raises ConfigError where a new run's folder, which Hydra made, holds other files or cannot be written to."""
     if not asked.strip():
         raise ConfigError("hydra.run.dir: is empty; name a folder for the run, or leave the word out")
     if not (path / "config.yaml").exists() and (other := [p.name for p in path.iterdir() if p.name[0] != "."]):
@@ -276,8 +276,10 @@ def _require_folder(path: Path, asked: str) -> None:
 
 
 def _remove_if_empty(path: Path) -> None:
-    """Hydra makes the run folder before the configuration is checked: what was refused leaves nothing behind, up to the
-    working directory; elsewhere a parent of the folder at most."""
+    """Remove the folder that Hydra made for a run that was refused, so that nothing is left behind.
+
+    Empty parents go too: up to the working directory, and elsewhere one level at most.
+    """
     for folder in (path, *path.parents):
         if folder not in (path, path.parent) and Path.cwd() not in folder.absolute().parents:
             return
@@ -319,7 +321,7 @@ def _resume(chosen: argparse.Namespace) -> int:
 
 
 def _require_out(*paths: Path | None) -> None:
-    """Raises ConfigError for a file or folder that could not be written in the end, before hours go by."""
+    """Raises ConfigError for a file or folder that cannot be written to. Asked first, before hours go by."""
     for path in filter(None, paths):
         there = next(folder for folder in path.absolute().parents if folder.exists())
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):

@@ -1,6 +1,6 @@
-"""Whether a policy-gradient run has stopped learning: one line, as soon as its figures say so.
+"""Whether a policy-gradient run has stopped learning: a line as soon as its figures say so.
 
-Each sign is looked for in the figures of a pass, beside those of the stage's first pass. Nothing is stopped.
+Each sign compares the figures of a pass with those of the stage's first pass. Nothing is stopped.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ def signs(first: Figures, now: Figures) -> dict[str, str]:
 
 
 def collapsed(run: store.Run, passes: list[Pass], step: Pass) -> list[str]:
-    """The lines to say after a pass, each once: what the stage's pass before did not show. None but for policy
-    gradients, whose training has an entropy."""
+    """The lines to say after a pass. Each is said once: not again where the stage's pass before showed the same.
+
+    Only policy gradients get lines, since only their training has an entropy.
+    """
     stage = [p for p in passes[: step.number + 1] if p.stage == step.stage and run.manifest(p, "train")]
     if not stage or stage[-1] is not step or not {"train/entropy", "train/idle"} <= _figures(run, step).keys():
         return []

@@ -61,8 +61,10 @@ def compose(overrides: Sequence[str], needs: bool = True) -> Config:
 
 
 def compose_on(path: Path, overrides: Sequence[str]) -> Config:
-    """The configuration of an existing run, of which `path` is the config.yaml, with overrides, for commands that run
-    no method. A choice of a group takes the place of what the run has there, whole. Raises ConfigError."""
+    """The configuration of an existing run with overrides, for commands that run no method. `path` is its config.yaml.
+
+    A choice of a group replaces the run's own choice as a whole. Raises ConfigError.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
@@ -107,7 +109,7 @@ def _literal(value: Any) -> Any:
 def check(composed: DictConfig | dict[str, Any], needs: bool = True) -> Config:
     """Validate a composed configuration. Raises ConfigError with one line that names the key.
 
-    `needs=False` leaves out what the method needs, for commands that run no method.
+    `needs=False` does not ask whether the method's needs are met. That is for commands that run no method.
     """
     raw = composed
     if isinstance(composed, DictConfig):
@@ -170,8 +172,8 @@ _WORDS = {"None": "null", "True": "true", "False": "false"}  # as they are writt
 
 
 def _require_text(value: Any, key: str = "") -> None:
-    """Raises ConfigError for a text that config.yaml could not hold: half a surrogate pair, as bytes of a command line
-    that are not UTF-8 are read."""
+    """Raises ConfigError for a text that config.yaml cannot hold: one with half a surrogate pair. Bytes of a command
+    line that are not UTF-8 are read as such."""
     if isinstance(value, dict | list):
         for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
             _require_text(inner, f"{key}.{name}" if key else str(name))
@@ -184,7 +186,7 @@ def _require_text(value: Any, key: str = "") -> None:
 
 
 def require_window(limits: Mapping[str, Any], window: int) -> None:
-    """Raises ConfigError for a limit of a completion (key -> tokens) that is more than the model's window."""
+    """Raises ConfigError where a completion may have more tokens than the model's window. `limits`: key -> tokens."""
     for key, limit in limits.items():
         if isinstance(limit, int) and limit > window:
             said = f"is more than the window of prompt and answer, model.max_length={window}"
@@ -192,9 +194,9 @@ def require_window(limits: Mapping[str, Any], window: int) -> None:
 
 
 def check_stages(config: Config, needs: bool) -> None:
-    """Raises ConfigError for stages that do not fit together, or a slot whose function cannot be called as it stands.
+    """Raises ConfigError for stages that do not fit together, or a slot whose function cannot be called as configured.
 
-    `needs`: the method is going to be run, so that one that changes no weights is refused.
+    `needs`: the method is going to be run. A method that changes no weights is then refused.
     """
     own = config.method.name
     if needs and not any(stage.train and stage.filter for stage in config.stages.values()):
@@ -264,8 +266,10 @@ def check_carry(config: Config, stage: Stage, where: str) -> None:
 
 
 def check_solver(config: Config) -> None:
-    """Raises ConfigError where a solver, or a training verifier, needs what engine and data set do not give. Of a
-    solver that is what `NEEDS` of its module says, or `needs` there, of the solver's options."""
+    """Raises ConfigError where engine and data set do not give what a solver or a training verifier needs.
+
+    A solver's needs are `NEEDS` of its module, or what the module's `needs` says of the solver's options.
+    """
     for stage in config.stages.values():
         verifier = config.verifier_of(stage)
         if reads_gold(verifier) and "gold" not in gives(config):
@@ -282,7 +286,7 @@ def check_solver(config: Config) -> None:
 
 
 def gives(config: Config) -> set[str]:
-    """What the engine and the data set give; a loader's module can say of its options what more there is."""
+    """What the engine and the data set give. A loader's module can add to it, by its options."""
     own = getattr(module_of(config.dataset.model_dump(by_alias=True)), "gives", None)
     more = own(**(config.dataset.model_extra or {})) if own else ()
     return {*config.engine["gives"], *config.dataset.gives, *more}
@@ -298,15 +302,15 @@ def _require(config: Config, who: str, needs: Iterable[str]) -> None:
 
 
 def reads_gold(verifier: Target) -> bool:
-    """Whether a verifier compares with gold answers: a check does, unless its module says otherwise; a group verifier
-    where it shows them to a model."""
+    """Whether a verifier compares with gold answers. A check does, unless its module says otherwise. A group verifier
+    does where it shows them to a model."""
     if is_group(verifier):
         return "{gold}" in str(options_of(verifier))
     return bool(getattr(module_of(verifier), "NEEDS_GOLD", True))
 
 
 def _key(loc: Sequence[str | int], raw: Any) -> str:
-    """The key of a validation error: its path as far as the configuration goes, without the tags of a union's parts."""
+    """The key of a validation error: its path in the configuration, without the tags of a union's members."""
     parts = []
     for part in loc:
         if not isinstance(raw, dict | list):
@@ -321,7 +325,7 @@ def engine_options(node: Target) -> Target:
 
 
 def origin(key: str, choices: Mapping[str, str | None]) -> str:
-    """Where a key stands, to be added to an error: the file of its group's chosen option, or the main one."""
+    """Where a key is set, for an error message: the file of the group's chosen option, or the main file."""
     if not key:
         return ""
     group = key.split(".")[0]
@@ -359,8 +363,11 @@ def dump(config: Config) -> str:
 
 
 def read(path: Path, needs: bool = True) -> Config:
-    """The configuration of an existing run, checked as `check` does. Raises ConfigError when the folder is no run's, or
-    its configuration may not be used as it is (`selfimprove.trust`)."""
+    """The configuration of an existing run, checked as `check` does.
+
+    Raises ConfigError where the folder is no run's, or where its configuration may not be used as it is
+    (`selfimprove.trust`).
+    """
     raw = load(path)
     trust.require(raw, path)
     return check(raw, needs)
@@ -370,7 +377,7 @@ _SECTIONS = {"method": dict, "model": dict, "dataset": dict, "eval": dict, "seed
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A run's config.yaml as plain data. Raises ConfigError for a folder without one, or a file that is none."""
+    """A run's config.yaml as plain data. Raises ConfigError where it is missing or no configuration."""
     found = _renamed(read_config(path))
     for key, kind in _SECTIONS.items():
         if not isinstance(found.get(key), kind):
@@ -379,8 +386,8 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def absolute(config: Config) -> Config:
-    """The same with whole paths: of the model, of the data, and of the models that verifiers ask. A run folder then
-    means the same from wherever it is read."""
+    """The same configuration with absolute paths of model, data, and the models that verifiers ask. So a run folder
+    means the same from any folder."""
     raw = config.model_dump(by_alias=True)
     for section in ("model", "dataset", "verifier", "method", "generate", "eval"):
         _make_absolute(raw[section])
@@ -398,7 +405,7 @@ def _make_absolute(node: Any) -> None:
 
 
 def _renamed(raw: Any) -> Any:
-    """The configuration of a run of an earlier version, with the names that its keys have now."""
+    """The configuration of an earlier version's run, with today's names of its keys."""
     if isinstance(raw, dict) and isinstance(raw.get("method"), dict):
         raw.pop("on_empty", None)
         if "refresh" in raw["method"]:

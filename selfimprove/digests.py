@@ -1,7 +1,7 @@
-"""Hashes of values and files. Those of files are remembered, so that weights of 15 GB are not read at every look.
+"""Hashes of values and files. Those of files are remembered, so that weights of 15 GB are read once.
 
-What is remembered lies in the user's cache, a file for each folder, and never in the folder itself: a folder that was
-copied or sent is read again. A hash is taken from there while the file's size, times and inode are the same.
+The memory is in the user's cache, a file for each folder. It is never in the folder itself, so a folder that was copied
+or sent is read again. A remembered hash holds while the file's size, times and inode are the same.
 """
 
 from __future__ import annotations
@@ -89,14 +89,14 @@ class Digests:
 
 
 def hashes(folder: Path, outputs: Sequence[str], digests: Digests) -> dict[str, dict[str, str]]:
-    """What a manifest says of the files and folders that a phase wrote: `outputs`, a hash each, and `files`, those of
-    the files in each folder among them, by which a damaged one is named."""
+    """What a manifest says of a phase's files and folders: a hash of each in `outputs`, and in `files` one of each file
+    in the folders. The second names a damaged file."""
     inside = {str(f.relative_to(folder)): digests.of(f) for name in outputs for f in files_below(folder / name)}
     return {"outputs": {name: digests.of(folder / name) for name in outputs}, "files": inside}
 
 
 def unfit(folder: Path, manifest: Mapping[str, Any], digests: Digests) -> Damaged | None:
-    """The first file of `folder` that is missing, or not what its manifest says it is; None where all are whole."""
+    """The first file of `folder` that is missing or differs from its manifest. None: all are whole."""
     outputs, inside = manifest["outputs"], manifest.get("files", {})
     for name in outputs:
         if (folder / f"{name}{LET_GO}").exists():

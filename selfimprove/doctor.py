@@ -68,10 +68,9 @@ def report() -> int:
 
 
 def memory(overrides: Sequence[str]) -> int:
-    """Print what memory a run with these overrides needs, by part, and whether it fits.
+    """Print the memory that a run with these overrides needs, by part, and whether it fits. Loads no model.
 
-    Returns 0 where it does or where nobody can tell, else 1. Loads no model. Raises ConfigError for overrides that make
-    no run.
+    Returns 0 where it fits or where that is unknown, else 1. Raises ConfigError for overrides that make no run.
     """
     from selfimprove.config import compose
     from selfimprove.fit import require_there

@@ -1,6 +1,6 @@
-"""What learning does besides: how far the policy moves from the base policy, and what it forgets.
+"""Side effects of learning: how far the policy moves from the base policy, and what it forgets.
 
-Both are measured at a round's end, where `eval.drift` and `eval.also` ask for it, and change nothing in the run.
+Both are measured at a round's end where `eval.drift` and `eval.also` ask for it. They change nothing in the run.
 """
 
 from __future__ import annotations

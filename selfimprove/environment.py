@@ -33,8 +33,8 @@ def environment() -> dict[str, Any]:
 
 
 def note_resume(path: Path, more: Mapping[str, Any] | None = None) -> None:
-    """Add this process to environment.json of a run folder. Where that is not there, it says of the start what it can,
-    and `more`."""
+    """Add this process to environment.json of a run folder. Where that file is missing, write what is known of the
+    start, and `more`."""
     known = store.read_or_none(path / "environment.json") or {**environment(), **(more or {})}
     known.setdefault("resumed", []).append(environment())
     store.write_sealed(path / "environment.json", known)

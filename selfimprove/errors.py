@@ -41,8 +41,8 @@ _NOT_ALLOWED = {
 
 
 def of_the_disk(problem: BaseException) -> ConfigError | RunError | None:
-    """What to say of an error that is the machine's and not ours, in one line: a ConfigError where files may not be
-    written so, a RunError where there is no room for them; None for any other error."""
+    """One line for an error that is the machine's and not ours: a ConfigError where a file may not be written, a
+    RunError where the disk is full. None for any other error."""
     number = problem.errno if isinstance(problem, OSError) else None
     if number is None and (found := re.search(r"\bOs \{ code: (\d+)|\[errno (\d+)\]", str(problem))):
         number = int(found[1] or found[2])  # of safetensors and of Arrow, which give it in words alone

@@ -33,10 +33,11 @@ class Chosen:
 
 
 def choose(policy: str | None, overrides: Sequence[str], solver: bool = False) -> Chosen:
-    """`policy` is a run folder (its last policy, on its own held-out problems unless a data set is named), a name of
-    conf/model, or a model folder or hub id; None is what `overrides` say.
+    """What to evaluate. `policy` is a run folder, a name of conf/model, a model folder or a hub id; None: what
+    `overrides` say.
 
-    `solver`: the method's solver is going to be run. Raises ConfigError, before the data set is read where that can be.
+    Of a run folder it is the last policy, on the run's own held-out problems unless a data set is named. `solver`: the
+    method's solver is going to be run. Raises ConfigError, where possible before the data set is read.
     """
     from selfimprove.policy.models import is_adapter
     from selfimprove.ready import prepare, require_engine
@@ -79,7 +80,7 @@ def choose(policy: str | None, overrides: Sequence[str], solver: bool = False) -
 
 
 def _require_whole(folder: Path, base: Policies, policies: Policies) -> None:
-    """Raises Damaged for a run folder in which what is to be evaluated, or on what, is not what the run wrote."""
+    """Raises Damaged where the policy or the problems of a run folder are not what the run wrote."""
     files = integrity.Checked(folder)
     summary = folder / "summary.json"
     files.require(store.read_json(summary) if summary.exists() or integrity.begun(folder) else {})

@@ -30,9 +30,9 @@ class Reader:
 
 
 def open_reader(config: Config, trains: bool) -> Reader | None:
-    """The configured model's; None where the policy is no language model. `trains`: its weights are needed here.
+    """The configured model's reader; None where the policy is no language model. `trains`: its weights are needed here.
 
-    Raises ConfigError for a model that lacks a file, or has one that cannot be read.
+    Raises ConfigError where a file of the model is missing or cannot be read.
     """
     if not {"weights", "logprobs"} <= set(config.engine["gives"]):
         return None
@@ -47,8 +47,8 @@ def open_reader(config: Config, trains: bool) -> Reader | None:
 
 
 def require_there(config: Config, weights: bool = False) -> str:
-    """What the configured model is loaded from. Raises ConfigError for a folder of this machine that lacks a file,
-    the model's or that of another policy of the method's."""
+    """The folder or hub id that the configured model is loaded from. Raises ConfigError where a folder on this machine
+    lacks a file. The models of other roles are checked too."""
     others = [role.model for role in config.method.roles.values() if role.model and role.kind == "causal"]
     for model in (*others, config.model):
         path = resolve(model.name, model.path)
@@ -67,8 +67,8 @@ def _own_config(path: str, trust_remote_code: bool) -> Any:
 
 
 def require_files(folder: Path, weights: bool = True) -> None:
-    """Raises ConfigError, naming the file, where a model's folder lacks what it is loaded from. `weights` False: only
-    its configuration and tokenizer are needed."""
+    """Raises ConfigError that names the missing file of a model's folder. `weights` False: only configuration and
+    tokenizer are needed."""
     if is_adapter(folder):
         if weights:
             _require_weights(folder, ("adapter_model.safetensors", "adapter_model.bin"))
@@ -135,7 +135,7 @@ def _shapes(file: Path) -> dict[str, list[int]] | str:
 
 
 def _require_shape(folder: Path, config: dict[str, Any]) -> None:
-    """Raises ConfigError where the embedding is not of the size that config.json says: weights of another model."""
+    """Raises ConfigError where the size of the embedding differs from config.json: the weights are another model's."""
     file = folder / "model.safetensors"
     wanted = [config.get("vocab_size"), config.get("hidden_size")]
     shapes = _shapes(file) if file.exists() and None not in wanted and "quantization_config" not in config else {}
@@ -146,11 +146,11 @@ def _require_shape(folder: Path, config: dict[str, Any]) -> None:
 
 
 def unfit(reader: Reader, problems: Sequence[Problem], max_tokens: int) -> tuple[dict[str, str], int]:
-    """The problems whose prompt leaves no room for an answer, each with the reason; and how many leave some, but less
-    than `max_tokens`.
+    """Problems whose prompt leaves no room for an answer, with the reason; and the number of those that leave less than
+    `max_tokens`.
 
     Raises ConfigError where the chat template refuses the roles of a prompt's messages. A prompt in ASCII has at most
-    as many tokens as letters and those of the template, so that most need not be read.
+    as many tokens as letters, and those of the template. So most prompts need not be tokenized.
     """
     found: dict[str, str] = {}
     frames: dict[tuple[str, ...], int] = {}

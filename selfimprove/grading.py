@@ -46,11 +46,11 @@ def grade(
     name: str = "verdicts",
     source: Path | None = None,
 ) -> dict[str, int]:
-    """Check every trajectory of `source` (None: of `folder`), and write `name`.parquet in `folder`.
+    """Verdicts for every trajectory of `source` (None: of `folder`), written to `name`.parquet in `folder`.
 
-    `role` is who made the trajectories; `deal` is a seed by which the verdicts are dealt out at random (a control).
-    Returns the number of verdicts of each status, and what a group verifier asked of models. Raises RunError with three
-    examples when more checks than the configured share ended as `timeout` or `error`.
+    `role` made the trajectories. `deal` is a seed: the verdicts are then dealt out at random, as a control. Returns the
+    number of verdicts of each status, and what a group verifier asked of models. Raises RunError with three examples
+    where more checks end as `timeout` or `error` than the configuration allows.
     """
     limits = session.config.verify
     source, path = (source or folder) / "trajectories.parquet", folder / f"{name}.parquet"
@@ -138,7 +138,7 @@ def _by_problem(rows: Rows) -> Iterator[tuple[Problem, list[Trajectory]]]:
 def effects(
     groups: Iterator[list[Attempt]], outcomes: Mapping[Any, str | float], dropped: Counter[str]
 ) -> Iterator[list[Attempt]]:
-    """The attempts as a filter sees them: without those whose status is to be dropped, which are counted."""
+    """The attempts as a filter sees them. Those whose status is to be dropped are left out, and counted."""
     for group in groups:
         seen = []
         for attempt in group:
@@ -154,7 +154,7 @@ def effects(
 
 
 def _dealt(table: pa.Table, seed: int) -> pa.Table:
-    """The same verdicts, each given to another trajectory at random."""
+    """The same verdicts, dealt out to the trajectories at random."""
     order = np.random.default_rng(seed).permutation(table.num_rows)
     dealt = table.take(order)
     return dealt.set_column(0, "trajectory_id", table.column("trajectory_id"))

@@ -1,7 +1,7 @@
 """The trained policy in the sampler's place, and whether it arrived.
 
-A sampler that goes on with old weights, or with some of them, raises no error: its answers are merely those of another
-policy. So trainer and sampler both say what the new policy thinks of the same few answers.
+A sampler that goes on with old weights, or with some of them, raises no error. Its answers are those of another policy.
+So trainer and sampler both give the log-probabilities of the same few answers.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def hand_over(session: Session, step: Pass, policies: Policies) -> None:
     """Have the sampler take what a pass trained, and compare.
 
     Figures, in nats a token: `gap` and `gap_max` between sampler and trainer, `moved` between the trainer before and
-    after. Raises RunError when the mean gap is above `handover.tolerance`, or when the sampler is nearer to the weights
-    from before and rounding cannot be why. Training that scores no answers (tables, flows) is not asked.
+    after training. Raises RunError where the mean gap is above `handover.tolerance`, or where the sampler is nearer to
+    the old weights by more than rounding. A policy that scores no answers (tables, flows) is not asked.
     """
     file, role = session.run.folder(step) / "policy" / HANDOVER, session.stage(step).role
     if role is None or not file.exists() or not store.read_json(file)["answers"]:
@@ -60,7 +60,7 @@ def hand_over(session: Session, step: Pass, policies: Policies) -> None:
 
 
 def _tolerance(config: Config) -> float:
-    """What rounding can make of a mean over tokens, in nats."""
+    """The mean gap that rounding can make, in nats a token."""
     if config.model.lora and config.model.lora.quantize:
         return 0.5  # the trainer's base has 4 bits, the sampler's all
     return 0.001 if config.model.dtype == "float32" else 0.1

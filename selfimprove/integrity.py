@@ -1,8 +1,8 @@
-"""Whether a run folder is what was written there: checked by whoever reads it, mended by `resume`.
+"""Whether a run folder still is what was written there. Readers check it; `resume` mends it.
 
-Each phase's manifest has the hashes of the files that the phase wrote. JSON files carry a checksum of their own, parts
-have a hash in their name, config.yaml has one in its first line. So whatever is missing, cut short or changed is found.
-`docs/safety.md` has the table of what becomes of it.
+Each phase's manifest has the hashes of the phase's files. JSON files have a checksum of their own, parts have a hash in
+their name, and config.yaml has one in its first line. So a file that is missing, cut short or changed is found.
+`docs/safety.md` says what becomes of it.
 """
 
 from __future__ import annotations
@@ -37,15 +37,16 @@ def phases(path: Path) -> list[str]:
 
 
 def begun(path: Path) -> bool:
-    """Whether a phase of the run in this folder is done, so that it has had a summary.json. Not known of a folder of an
-    older version."""
+    """Whether a phase of the run in this folder is done. It has then had a summary.json. False for folders of older
+    versions."""
     return (path / f"prepare{MANIFEST}").exists() and len(manifests(path)) > 1
 
 
 def lost(path: Path, summary: dict[str, Any]) -> list[Path]:
-    """The files that are not there, though a run that has ended had them by its summary: manifests, figures of rounds.
+    """Files that are missing although the run has ended and its summary knows of them: manifests, and figures of
+    rounds.
 
-    Of an interrupted run nothing is known: its summary is of an earlier moment.
+    None of an interrupted run: its summary is of an earlier moment.
     """
     if summary.get("status", "running") == "running":
         return []
@@ -57,7 +58,7 @@ def lost(path: Path, summary: dict[str, Any]) -> list[Path]:
 
 
 class Checked:
-    """The files of a run folder, each compared with its manifest before it is read, once."""
+    """The files of a run folder. Each is compared with its manifest once, before it is first read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -66,7 +67,7 @@ class Checked:
 
     @cached_property
     def _expected(self) -> dict[Path, tuple[Path, str, dict[str, Any]]]:
-        """Of each file that a manifest names: the manifest's folder, the file's name in it, and the manifest."""
+        """For each file that a manifest names: the manifest's folder, the file's name there, and the manifest."""
         found = {}
         for file in manifests(self.path):
             manifest = store.read_json(file)
@@ -75,9 +76,9 @@ class Checked:
         return found
 
     def file(self, path: Path) -> Path:
-        """`path`, a file or folder below the run's. Raises Damaged where it is not what its manifest says.
+        """`path`, a file or folder below the run's. Raises Damaged where it differs from its manifest.
 
-        What no manifest names is taken as it is: the file of a phase that is not done, or of an older version.
+        A file that no manifest names is not checked. It belongs to a phase that is not done, or to an older version.
         """
         if path not in self._whole and path in self._expected:
             folder, name, manifest = self._expected[path]
@@ -90,7 +91,7 @@ class Checked:
         return path
 
     def require(self, summary: dict[str, Any]) -> None:
-        """Raises Damaged where a file is missing that a run which has ended had."""
+        """Raises Damaged where a file of a run that has ended is missing."""
         if missing := lost(self.path, summary):
             raise Damaged(missing[0], f"is missing; {MEND}")
 
@@ -99,10 +100,9 @@ class Checked:
 
 
 def mend(path: Path, order: Sequence[str]) -> bool:
-    """Make a run folder one that `resume` can go on with. What is not whole is removed, with one line each, for the run
-    to make it again; lines of metrics.jsonl are written again here. `order` is that of the phases of a pass.
+    """Prepare a run folder for `resume`. What is not whole is removed with one line each, and the run makes it again.
 
-    Returns whether all was whole.
+    metrics.jsonl is written again here. `order` is that of the phases of a pass. Returns whether all was whole.
     """
     digests = Digests(path)
     summary, problems = _read_figures(path)
@@ -126,7 +126,7 @@ def mend(path: Path, order: Sequence[str]) -> bool:
 
 
 def _read_figures(path: Path) -> tuple[dict[str, Any], list[tuple[Damaged, Path]]]:
-    """summary.json, and which of the JSON files beside the manifests are not whole."""
+    """summary.json, and the JSON files beside the manifests that are not whole."""
     summary, problems = dict[str, Any](), list[tuple[Damaged, Path]]()
     own = (path / name for name in ("summary.json", "environment.json", WEIGHTS))
     for file in (*own, *path.glob("rounds/*/metrics.json")):
@@ -140,15 +140,18 @@ def _read_figures(path: Path) -> tuple[dict[str, Any], list[tuple[Damaged, Path]
 
 
 def _made_room(manifest: Path, problem: Damaged) -> bool:
-    """Whether what is missing is a policy that was removed as a whole, and a later round has one: nothing reads it."""
+    """Whether the missing file is a policy that was removed as a whole, while a later round has one."""
     folder = manifest.with_name("policy")
     later = (other for other in manifest.parent.parent.glob("*/policy") if other.parent.name > folder.parent.name)
     return problem.path == folder and not folder.exists() and any(later)
 
 
 def mend_log(path: Path, order: Sequence[str]) -> bool:
-    """Write metrics.jsonl again where a line of a phase that is done, or of one of its training steps, is missing,
-    another one, or not in its place. Returns whether all was there."""
+    """Write metrics.jsonl again from the manifests, unless each line of a phase and of its training steps is in its
+    place.
+
+    Returns whether all lines were there.
+    """
     file = path / "metrics.jsonl"
     lines = file.read_bytes().splitlines() if file.exists() else []
     there = [record for line in lines if (record := _read_line(line)) is not None]
@@ -174,8 +177,8 @@ def _read_line(line: bytes) -> dict[str, Any] | None:
 
 
 def _lines(manifest: dict[str, Any], there: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What a phase logs: each of its training steps, and what it came to. The manifests of older versions do not have
-    the steps: those that are `there` are taken."""
+    """The lines of a phase: its training steps, then its figures. Manifests of older versions do not have the steps, so
+    those of `there` are taken."""
     where = {**manifest["where"], "phase": manifest["phase"]}
     if "steps" in manifest:
         steps = [{**where, **step} for step in manifest["steps"]]
@@ -185,7 +188,7 @@ def _lines(manifest: dict[str, Any], there: Sequence[dict[str, Any]]) -> list[di
 
 
 def _ordered(path: Path, order: Sequence[str]) -> list[Path]:
-    """The manifests of phases that log a line, in the order in which they were done."""
+    """The manifests of phases that log a line, in the order in which the phases were done."""
     ranks = {f"{phase}{MANIFEST}": rank for rank, phase in enumerate(order)}
     found = [file for file in manifests(path) if file.name in ranks and "where" in store.read_json(file)]
     return sorted(found, key=lambda file: (file.parent.name != "base", file.parent, ranks[file.name]))
@@ -198,19 +201,19 @@ PREPARED = ("problems.parquet", "also.parquet", "dropped_problems.json")
 
 
 def problem_files(path: Path) -> list[Path]:
-    """Where a run's problems are, and those of its second data set where it has one."""
+    """The files with a run's problems: its own, and those of its second data set where it has one."""
     return [path / name for name in PREPARED[:2] if (path / name).exists()]
 
 
 def seal(path: Path, key: str) -> None:
-    """Write the manifest of what a run's problems are in; `key` is a hash of the problems."""
+    """Write the manifest of the files with a run's problems. `key` is a hash of the problems."""
     names = [name for name in PREPARED if (path / name).exists()]
     manifest = {"phase": "prepare", "key": key, **hashes(path, names, Digests(path))}
     store.write_sealed(path / f"prepare{MANIFEST}", manifest)
 
 
 def sealed(path: Path) -> tuple[str | None, bool]:
-    """The hash of a run's problems, None where it is not known; and whether the files that hold them are all there."""
+    """The hash of a run's problems (None: unknown), and whether all files that hold them are there."""
     manifest = store.read_or_none(path / f"prepare{MANIFEST}") or {}
     names = manifest.get("outputs", PREPARED[:1])
     return manifest.get("key"), all((path / name).exists() for name in names)
@@ -220,11 +223,11 @@ WEIGHTS = "weights.json"
 
 
 def base_digests(path: Path, models: Mapping[str, str]) -> dict[str, str]:
-    """The hashes by which phases know the policies that a run starts from, by role; `models` are what `resolve` gave.
+    """The hash of each policy that a run starts from, by role. Phases know the policies by it.
 
-    A hash is of the content of all model files. It is kept in weights.json, with those of the files. A model that is
-    not on this machine yet is known by its name, and its files are noted as soon as they are here. Raises Damaged where
-    a file is not the one that the run began with.
+    `models` is what `resolve` gave. A hash is of the content of all model files. weights.json keeps it with the hashes
+    of the files. A model that is not on this machine yet is known by its name, and its files are noted once they are
+    here. Raises Damaged where a file is not the one that the run began with.
     """
     known: dict[str, Any] = store.read_or_none(path / WEIGHTS) or {}
     for role, model in models.items():
@@ -239,7 +242,7 @@ def base_digests(path: Path, models: Mapping[str, str]) -> dict[str, str]:
 
 
 def require_base(path: Path, role: str, model: str) -> None:
-    """Raises Damaged where a file of the policy that a run starts from is not the one that it began with."""
+    """Raises Damaged where a file of the base policy is not the one that the run began with."""
     known = store.read_json(path / WEIGHTS) if (path / WEIGHTS).exists() else {}
     _require_same(path, model, known.get(role, {}).get("files"), model_files(model))
 
@@ -256,8 +259,8 @@ _MODEL_FILES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".json", ".model
 
 
 def model_files(model: str) -> dict[str, str] | None:
-    """The hash of each file of a model: weights, configuration, tokenizer; of an adapter also its base's. None where
-    they are not on this machine."""
+    """The hash of each file of a model: weights, configuration and tokenizer. An adapter's base counts too. None: they
+    are not on this machine."""
     folder = local(model)
     if folder is None:
         return None

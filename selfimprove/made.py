@@ -1,4 +1,4 @@
-"""What earlier passes of a run left for later ones besides weights: memories, and made problems and examples."""
+"""What earlier passes of a run left for later ones beside weights: memories, made problems and examples."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class Made:
     _examples: list[tuple[str, Path]] = field(default_factory=list)
 
     def problems(self, stage: str | None = None) -> list[Problem]:
-        """The problems that the last pass of a stage made; None: of whichever stage made some last."""
+        """The problems that the last pass of a stage made. None: of the stage that made some last."""
         files = [path for name, path in self._problems if stage in (None, name)]
         return list(store.read_records(files[-1], Problem)) if files else []
 
     def examples(self, stage: str | None = None) -> Iterator[Example]:
-        """All examples that passes of a stage trained on, in the order of passes; None: of all stages."""
+        """All examples that a stage's passes trained on, in order. None: of all stages."""
         for name, path in self._examples:
             if stage in (None, name):
                 yield from store.read_records(path, Example)
 
     def add(self, stage: str, folder: Path, files: dict[str, str]) -> None:
-        """Note what a pass wrote: its files with their hashes."""
+        """Note the files that a pass wrote, with their hashes."""
         if "made.parquet" in files:
             self._problems.append((stage, folder / "made.parquet"))
         if "examples.parquet" in files:

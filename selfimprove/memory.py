@@ -93,13 +93,13 @@ def estimate(config: Config, row: int | None = None) -> Estimate | None:
 
 
 def engine_of(config: Config) -> Target:
-    """The engine that holds the model: of engine=ray the one that each of its actors has."""
+    """The engine that holds the model. Of engine=ray it is the one that each actor has."""
     inner: Target | None = config.engine.get("inner")
     return inner or config.engine
 
 
 def shape_of(model: Model) -> Shape | None:
-    """The model's shape: of conf/model, or else of the config.json of its folder or on the hub; None without either."""
+    """The model's shape, from conf/model or else from config.json in its folder or on the hub. None: neither has it."""
     if model.shape is not None or model.path == "package":
         return model.shape
     return _shape_in(resolve(model.name, model.path))
@@ -281,7 +281,7 @@ def _size(dtype: str) -> int:
 
 
 def machine_memory() -> float:
-    """Bytes of this machine's memory."""
+    """Bytes of memory of this machine."""
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
@@ -289,7 +289,7 @@ def machine_memory() -> float:
 
 
 def warning(config: Config) -> str | None:
-    """One line on what does not fit, and the overrides that would make it fit; None where it fits or nobody knows."""
+    """One line on what does not fit, with the overrides that would make it fit. None: it fits, or nobody knows."""
     found = estimate(config)
     if found is None or found.fits or found.room is None:
         return None
@@ -325,7 +325,7 @@ def advice(config: Config) -> list[str]:
 
 
 def _options(config: Config) -> Iterator[tuple[str, Any, str]]:
-    """Keys to change, with the value and the word for the command line: what costs least comes first."""
+    """Keys to change, each with its value and its word on the command line. The cheapest change comes first."""
     hardware, model, engine = config.hardware, config.model, engine_of(config)
     if hardware.device == "cuda" and not hardware.sleep:
         yield "hardware.sleep", True, "hardware.sleep=true"

@@ -1,7 +1,7 @@
-"""The KEY=VALUE words of a command line, as Hydra wants them. What Hydra would refuse in many lines is one line here.
+"""The KEY=VALUE words of a command line, as Hydra wants them. What Hydra refuses in many lines is one line here.
 
-Hydra reads a value as a small language of its own: a comma sweeps, braces make mappings, and a path with `=`, a comma
-or letters beyond ASCII has to stand in quotes. The shell takes one pair of quotes away, so there are two.
+Hydra reads a value as a small language: a comma sweeps, and braces make mappings. So a path with `=`, a comma or
+letters beyond ASCII needs quotes. The shell takes one pair of quotes away, so there have to be two.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ EXTRAS = {"joblib": "sweeps", "submitit_local": "sweeps", "submitit_slurm": "swe
 
 
 def read(words: Sequence[str], sweeps: bool = False) -> list[str]:
-    """The words, each as Hydra wants it. Raises ConfigError for one that it could not read, or that would do nothing.
+    """The words, each as Hydra wants it. Raises ConfigError for a word that Hydra could not read, or that would do
+    nothing.
 
     `sweeps`: values may be sweeps, as behind `run -m`.
     """
@@ -52,7 +53,7 @@ def read(words: Sequence[str], sweeps: bool = False) -> list[str]:
 
 
 def _chosen(word: str, key: str, value: object) -> str:
-    """The word, checked where it chooses of a group."""
+    """The word. Where it chooses an option of a group, the choice is checked."""
     if (key in NEEDED and value is None) or word.removeprefix("~") in NEEDED:
         more = "; tracker=none logs to files alone" if "tracker" in word else ""
         raise ConfigError(f"{word}: a run needs one; leave the word out for the default{more}")
@@ -84,7 +85,7 @@ def quoted(key: str, value: str) -> str:
 
 
 def notes(words: Iterable[str]) -> list[str]:
-    """What is readable, and most likely not what was meant: one line each."""
+    """A line for each word that can be read, and most likely says something else than was meant."""
     return [
         f"{word.partition('=')[0]}: \\n is a backslash and an n here, not a line break, which bash writes as $'\\n': "
         f"\"{word.partition('=')[0]}='one line\"$'\\n'\"another'\""
@@ -97,7 +98,7 @@ _LATEX = "abla|atural|e[^a-z]|eq|eg|ot|u[^a-z]|less|leq|gtr|geq|mid|sim|cong|par
 
 
 def one_line(problem: Exception) -> str:
-    """Hydra's message without its lists and hints over several lines."""
+    """Hydra's message in one line, without its lists and hints."""
     group, _, name = str(getattr(problem, "missing_cfg_file", None) or "").rpartition("/")
     if group.startswith("hydra/sweeper/"):  # what a sweeper's own choices hang on
         group, name = "hydra/sweeper", "optuna"

@@ -1,4 +1,4 @@
-"""A phase: done once, known by a key, the hash of all it depends on."""
+"""A phase is done once. Its key is a hash of all that it depends on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from selfimprove.types import Problem
 def once(
     session: Session, step: Pass, name: str, depends: list[Any], outputs: list[str], work: Callable[[str], Any]
 ) -> dict[str, Any]:
-    """The metrics of a phase: of the finished one where its manifest still fits, else of `work`, done now."""
+    """The metrics of a phase. They come from its manifest where that still fits, and else from `work`, done now."""
     run, key = session.run, store.digest(depends)
     if (manifest := run.done(step, name, key)) is not None:
         return manifest["metrics"]  # type: ignore[no-any-return]
@@ -38,7 +38,7 @@ def once(
 
 
 def policy_key(config: Config) -> list[Any]:
-    """What decides a policy's samples beside its weights: never batch size or device."""
+    """What decides a policy's samples besides its weights. Batch size and device are not in it."""
     return [config.seed, configuration.engine_options(config.engine), config.model.max_length, config.model.max_tokens]
 
 
@@ -47,13 +47,13 @@ def problems_key(problems: list[Problem]) -> str:
 
 
 def version(node: Target) -> str:
-    """A hash of the verifiers' code: verdicts of another version are not taken over."""
+    """A hash of the verifiers' code. Verdicts of another version are not taken over."""
     code = sorted(Path(verifying.__file__ or "").parent.glob("*.py"))
     return store.digest([*map(store.file_digest, code), inspect.getsource(module_of(node))])
 
 
 def progress(session: Session, step: Pass, name: str, total: int, unit: str) -> AbstractContextManager[Phase]:
-    """Shows how far a phase is, with the stage and the part of the round that it belongs to."""
+    """Shows how far a phase is. Its name has the stage, and the part of the round."""
     shown = f"{step.stage} {name}" if step.stage else name
     if step.parts > 1:
         shown = f"part {step.part + 1} of {step.parts} {shown}"

@@ -1,4 +1,4 @@
-"""The passes of a run, in order: what is done when, planned once."""
+"""The passes of a run in order, planned once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from selfimprove.schema import Config
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """generate → verify → filter → train once: a part of a stage of a round."""
+    """generate → verify → filter → train once. A pass is a part of a stage of a round."""
 
     number: int  # from 0 over the whole run: seeds and policy versions go by it
     round: int

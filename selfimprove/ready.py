@@ -1,5 +1,8 @@
-"""What has to hold before a run begins: problems whose gold answers pass and that the model's window holds, no overlap,
-a model that is all there, and what this machine needs."""
+"""What has to hold before a run begins.
+
+Gold answers pass their verifier, and problems fit the model's window. Train and held-out problems do not overlap. The
+model is whole, and this machine has what the run needs.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,12 @@ log = logging.getLogger("selfimprove")
 def prepare(
     config: Config, trains: bool = False, notes: list[str] | None = None
 ) -> tuple[list[Problem], dict[str, str]]:
-    """The problems to use, and those dropped, with the reason: their gold answer fails its own verifier, their prompt
-    does not fit the model's window, or they are train problems that are like a held-out one.
+    """The problems to use, and those that are dropped, with the reason.
 
-    `trains`: a run is going to learn from them. What is only worth a word goes to `notes`; without it, to the log, once
-    nothing was refused.
-    Raises ConfigError for data that cannot be used, or a model that lacks what it is loaded from.
+    A problem is dropped where its gold answer fails its own verifier, where its prompt does not fit the model's window,
+    or where it is a train problem like a held-out one. `trains`: a run is going to learn from them. Lines that refuse
+    nothing go to `notes`, or without it to the log. Raises ConfigError for data that cannot be used, or a model that
+    lacks a file.
     """
     require_verifiers(config)
     problems: list[Problem] = list(bind(config.dataset.model_dump(by_alias=True), "dataset")(seed=config.seed))
@@ -52,7 +55,7 @@ def prepare(
 
 
 def require_sides(config: Config, problems: list[Problem], dropped: dict[str, str], trains: bool) -> None:
-    """Raises ConfigError where no problem is left of a side that is needed."""
+    """Raises ConfigError where a side that is needed has no problem left."""
     sides = {problem.split for problem in problems}
     why = f" (of {len(dropped)} left out, {next(iter(dropped))}: {next(iter(dropped.values()))})" if dropped else ""
     if trains and "train" not in sides:
@@ -68,7 +71,8 @@ def require_sides(config: Config, problems: list[Problem], dropped: dict[str, st
 
 
 def require_verifiers(config: Config) -> dict[str, Any]:
-    """What the verifiers' modules say of this machine. Raises ConfigError when it lacks what a check needs."""
+    """Facts about this machine that the verifiers' modules report. Raises ConfigError where a check lacks what it
+    needs."""
     said: dict[str, Any] = {}
     nodes = [config.verifier_of(stage) for stage in config.stages.values()]
     for node in (*nodes, config.dataset.verifier):
@@ -79,8 +83,11 @@ def require_verifiers(config: Config) -> dict[str, Any]:
 
 
 def require_engine(config: Config, trains: bool) -> None:
-    """Raises ConfigError where this machine, or a server, lacks what the engine needs; `trains`: the policy is going to
-    get new weights. That is what `require_<name>` says, beside the engine's function."""
+    """Raises ConfigError where this machine or a server lacks what the engine needs. `require_<name>` beside the
+    engine's function says so.
+
+    `trains`: the policy is going to get new weights.
+    """
     own = getattr(module_of(config.engine), f"require_{config.engine['_target_'].rpartition('.')[2]}", None)
     if own:
         own(config, trains)
@@ -99,7 +106,7 @@ def require_training(config: Config) -> None:
 
 
 def also_heldout(config: Config) -> list[Problem]:
-    """The held-out problems of eval.also, prepared as those of the run are; none without it."""
+    """The held-out problems of eval.also, prepared like the run's own. Empty without eval.also."""
     if config.eval.also is None:
         return []
     problems, _ = prepare(config.model_copy(update={"dataset": config.eval.also}))
@@ -110,9 +117,9 @@ def also_heldout(config: Config) -> list[Problem]:
 
 
 def check_gold(config: Config, problems: list[Problem], said: list[str]) -> dict[str, str]:
-    """The problems whose gold answer fails its own verifier, with the reason: they are dropped.
+    """The problems whose gold answer fails its own verifier, with the reason. They are dropped.
 
-    Raises ConfigError when they are a larger share than `verify.drop_gold_above`.
+    Raises ConfigError where their share is above `verify.drop_gold_above`.
     """
     own = f"dataset={config.dataset.name}: {{}} of {{}} gold answers fail their own verifier"
     found = _failing(config, config.dataset.verifier, problems, own, said)
@@ -127,8 +134,8 @@ def check_gold(config: Config, problems: list[Problem], said: list[str]) -> dict
 
 
 def check_training_gold(config: Config, problems: list[Problem], said: list[str]) -> dict[str, str]:
-    """The same of train and dev problems, by a verifier of training that the user chose: it may want what the data do
-    not have, as unit tests or options."""
+    """The same for train and dev problems, by a training verifier that the user chose. It may need fields that the data
+    lack, such as unit tests or options."""
     node, own = config.verifier, config.dataset.verifier
     if not node or node["_target_"] == own["_target_"] or is_group(node):
         return {}
@@ -148,7 +155,7 @@ def _failing(config: Config, node: Target, problems: list[Problem], what: str, s
 
 
 def _limited(found: dict[str, str], of: int, what: str, limit: str, config: Config, said: list[str]) -> dict[str, str]:
-    """Problems to leave out. Raises ConfigError where they are a larger share than `verify.<limit>`."""
+    """Problems to leave out. Raises ConfigError where their share is above `verify.<limit>`."""
     most = getattr(config.verify, limit)
     line = what.format(len(found), of)
     if len(found) > most * of:
@@ -161,9 +168,9 @@ def _limited(found: dict[str, str], of: int, what: str, limit: str, config: Conf
 
 
 def check_fit(config: Config, problems: list[Problem], reader: fit.Reader, said: list[str]) -> dict[str, str]:
-    """The problems whose prompt leaves no room for an answer in the model's window, with the reason: they are dropped.
+    """The problems whose prompt leaves no room for an answer in the model's window, with the reason. They are dropped.
 
-    Raises ConfigError when they are a larger share than `verify.drop_long_above`.
+    Raises ConfigError where their share is above `verify.drop_long_above`.
     """
     most = max(config.model.max_tokens, config.eval.max_tokens or 0)
     found, tight = fit.unfit(reader, problems, most)
@@ -179,7 +186,7 @@ def check_fit(config: Config, problems: list[Problem], reader: fit.Reader, said:
 
 
 def failing_gold(config: Config, problems: list[Problem], node: Target | None = None) -> dict[str, str]:
-    """Problem id -> why a verifier, by default the data set's own, does not accept its gold answer."""
+    """Problem id -> why a verifier refuses its gold answer. Default: the data set's own verifier."""
     from selfimprove.verify.file import check_gold
 
     node = node or config.dataset.verifier
@@ -199,7 +206,7 @@ def like_heldout(config: Config, own: list[Problem], heldout: list[Problem]) -> 
 
 
 def repeated(problems: list[Problem]) -> list[str]:
-    """A line for each side on which questions come more than once."""
+    """A line for each side that holds a question more than once."""
     lines = []
     for side, called in (("train", "train"), ("dev", "dev"), ("test", "held-out")):
         ours = [p for p in problems if p.split == side and "question" in p.metadata]
@@ -220,7 +227,7 @@ def repeated(problems: list[Problem]) -> list[str]:
 def check_overlap(config: Config, problems: list[Problem], said: list[str]) -> dict[str, str]:
     """The train and dev problems that are like a held-out one, with the reason; none where they are only reported.
 
-    Raises ConfigError where they are to be refused.
+    Raises ConfigError where the configuration refuses such problems.
     """
     options = config.overlap
     own = [p for p in problems if p.split != "test"]

@@ -26,7 +26,7 @@ log = logging.getLogger("selfimprove")
 def write_records(
     path: Path, records: Iterable[Any], kind: type, chunk: int = 1024, note: dict[str, int] | None = None
 ) -> int:
-    """Stream records of one type into a Parquet file, `note` into its metadata; returns how many."""
+    """Stream records of one type into a Parquet file. `note` goes into its metadata. Returns the number of records."""
     path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
     schema = types.schemas()[kind]
@@ -41,7 +41,7 @@ def write_records(
 
 @contextmanager
 def opened(path: Path) -> Iterator[pq.ParquetFile]:
-    """A Parquet file. Raises Damaged where it cannot be read, here or in the block."""
+    """A Parquet file. Raises Damaged where it cannot be read, also inside the block."""
     try:
         with pq.ParquetFile(path) as file:
             require_schema(path, file.schema_arrow.metadata)
@@ -77,8 +77,8 @@ def read_records(path: Path, kind: type, chunk: int = 1024, start: int = 0) -> I
 
 
 def read_columns(path: Path, kind: type, columns: Sequence[str]) -> pa.Table:
-    """Some columns of a file of records; one that an older version did not write has its field's default in each row.
-    Raises Damaged."""
+    """Some columns of a file of records. A column that an older version did not write has its field's default. Raises
+    Damaged."""
     with opened(path) as file:
         table = file.read(columns=list(columns), use_threads=False)
         return completed(table, kind, columns)
@@ -117,9 +117,10 @@ _PART = re.compile(r"(\d+)-(\d+)-(\w+)\.parquet")
 
 
 class Parts:
-    """A Parquet file in the making: parts of consecutive inputs, in a folder beside the final file.
+    """A Parquet file that is made in parts. Each part holds the outputs of consecutive inputs, in a folder beside the
+    final file.
 
-    A part is named `from-to-hash.parquet`. What counts are the parts that are whole and follow each other from 0.
+    A part is named `from-to-hash.parquet`. Only whole parts count that follow each other from 0.
     """
 
     def __init__(self, path: Path, key: str, kind: type) -> None:
@@ -141,7 +142,7 @@ class Parts:
             return ""
 
     def _whole(self) -> list[tuple[int, Path]]:
-        """End and file of each part that counts. The others are removed, with one line for the first of them."""
+        """End and file of each part that counts. The others are removed, with one line that names the first of them."""
         found = [(int(m[1]), int(m[2]), m[3], f) for f in self.folder.glob("*") if (m := _PART.fullmatch(f.name))]
         kept: list[tuple[int, Path]] = []
         reached, why = 0, ""
@@ -161,11 +162,11 @@ class Parts:
 
     @property
     def done(self) -> int:
-        """How many inputs have their outputs on disk."""
+        """The number of inputs whose outputs are on disk."""
         return self._parts[-1][0] if self._parts else 0
 
     def add(self, start: int, end: int, records: list[Any], note: dict[str, int] | None = None) -> None:
-        """Inputs `start` to `end` have these outputs; `note` is what they cost."""
+        """Write the outputs of inputs `start` to `end`. `note` is what they cost."""
         unnamed = self.folder / "next"
         write_records(unnamed, records, self.kind, note=note)
         named = self.folder / f"{start:09d}-{end:09d}-{file_digest(unnamed)}.parquet"
@@ -180,7 +181,7 @@ class Parts:
         return dict(total)
 
     def finish(self, change: Callable[[pa.Table], pa.Table] | None = None) -> None:
-        """Make the parts one file; `change` is applied to the whole table."""
+        """Make one file of the parts. `change` is applied to the whole table."""
         schema = types.schemas()[self.kind]
         files = [file for _, file in self._parts]
         with new_file(self.path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:

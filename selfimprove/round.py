@@ -53,15 +53,17 @@ def run_pass(session: Session, step: Pass, policies: Policies) -> Policies:
 
 
 def sampler(session: Session, step: Pass, policies: Policies) -> tuple[str, Policies]:
-    """The role whose samples a pass takes, and all policies as it sees them."""
+    """The role whose samples a pass takes, and all policies as that role sees them."""
     stage = session.stage(step)
     role = stage.by or stage.role or "policy"
     return role, policies if stage.sampler == "last" else policies | {role: session.base[role]}
 
 
 def adapt(session: Session, step: Pass, policies: Policies) -> dict[str, Target | None]:
-    """The targets of this pass's slots: the configured ones, with what the method's `adapt` makes of its dev problems,
-    or of the figures of earlier passes."""
+    """The targets of this pass's slots: the configured ones with the changes of the method's `adapt`.
+
+    `adapt` decides by a probe on the dev problems, or by the figures of earlier passes.
+    """
     config, stage = session.config, session.stage(step)
     slots: dict[str, Target | None] = {name: getattr(stage, name) for name in SLOTS}
     probe, rule = stage.probe, stage.adapt
@@ -156,8 +158,11 @@ def verify(session: Session, step: Pass, policies: Policies) -> None:
 
 
 def make(session: Session, step: Pass, node: Target) -> None:
-    """New problems from verified attempts: made.parquet. One that is like a dev or held-out problem, or whose stated
-    gold answer fails the data set's verifier, is left out and counted."""
+    """New problems from verified attempts: made.parquet.
+
+    A problem is left out, and counted, where it is like a dev or held-out problem, or where its stated gold answer
+    fails the data set's verifier.
+    """
     from selfimprove.ready import failing_gold, like_heldout
 
     config, path = session.config, session.run.folder(step) / "made.parquet"
@@ -218,7 +223,7 @@ def keep(session: Session, step: Pass, node: Target) -> int:
 
 
 def remember(session: Session, step: Pass, node: Target) -> None:
-    """What the passes after this one know besides weights: memory.parquet, made of the last one and the attempts."""
+    """What later passes know besides weights: memory.parquet, made of the last one and this pass's attempts."""
     config, path = session.config, session.run.folder(step) / "memory.parquet"
     verifier = config.verifier_of(session.stage(step))
 
@@ -247,7 +252,7 @@ def verdicts_key(session: Session, step: Pass) -> Any:
 
 
 def _verifies_again(session: Session, step: Pass) -> bool:
-    """Whether a pass that learns from another's attempts has a verifier of its own."""
+    """Whether a pass that learns from another pass's attempts has a verifier of its own."""
     config, stage = session.config, session.stage(step)
     return stage.of is not None and config.verifier_of(stage) != config.verifier_of(config.stages[stage.of])
 

@@ -56,7 +56,7 @@ def start(config: Config, path: Path, notes: Sequence[str] = ()) -> dict[str, An
 
 
 def resume(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Continue an interrupted run, with other budgets where `overrides` say so. A complete one is left as it is.
+    """Continue an interrupted run. `overrides` may set other budgets. A complete run is left as it is.
 
     Returns its summary.
     """
@@ -99,7 +99,7 @@ def _resume(config: Config, run: store.Run, overrides: Sequence[str]) -> dict[st
 def with_budget(config: Config, overrides: Sequence[str]) -> Config:
     """The configuration with other budgets, e.g. `budget.seconds=7200` or `budget.rounds=null`.
 
-    Raises ConfigError for any other key: nothing else of a run may change on its way.
+    Raises ConfigError for any other key, because nothing else of a run may change on its way.
     """
     for word in overrides:
         if not re.fullmatch(r"budget\.\w+=.+", word):
@@ -125,8 +125,10 @@ def _write_problems(run: store.Run, prepared: tuple[list[Problem], dict[str, str
 
 
 def _have_problems(config: Config, run: store.Run) -> None:
-    """Make again what a run's problems are in, where a file of it is missing: it was damaged, or the run was killed
-    before it was there. Raises Damaged where the data set gives other problems by now."""
+    """Make a missing file of the run's problems again. It was damaged, or the run was killed before writing it.
+
+    Raises Damaged where the data set gives other problems by now.
+    """
     key, whole = integrity.sealed(run.path)
     if whole and key is not None:
         return
@@ -186,7 +188,7 @@ def _base(config: Config, run: store.Run) -> Policies:
 
 
 def _passes(session: Session, summary: Summary, tracker: Any) -> str | None:
-    """All passes of a run, in order. Returns why it stopped before the last one; None: it did not."""
+    """All passes of a run, in order. Returns why it stopped early; None: it did not."""
     run = session.run
     summary.write("running")
     _evaluate(session, BASE, session.base)
@@ -216,7 +218,7 @@ def _passes(session: Session, summary: Summary, tracker: Any) -> str | None:
 
 
 def _write_report(path: Path) -> None:
-    """report.html in the run folder, of whatever the run came to. A report that fails is no failure of the run."""
+    """Write report.html, whatever the run came to. A report that fails does not fail the run."""
     from selfimprove.report.html import write_report
     from selfimprove.report.runs import RunData
 

@@ -77,8 +77,11 @@ class Session:
         return self.config.stages[step.stage]
 
     def sources(self, step: Pass) -> list[Pass]:
-        """The passes whose attempts a pass learns from: itself, or with `of` those of that stage in this round, the
-        same part where both have as many parts, else all."""
+        """The passes whose attempts a pass learns from.
+
+        That is the pass itself. With `of` it is the same part of that stage in this round, or all its parts where the
+        two have different numbers of parts.
+        """
         of = self.stage(step).of
         if of is None:
             return [step]
@@ -86,7 +89,7 @@ class Session:
         return [p for p in found if p.part == step.part] if found and found[0].parts == step.parts else found
 
     def policy(self, policies: Policies, role: str, *scope: str | int, others: Collection[str] = ()) -> Policy:
-        """The policy in a role, for what `scope` names; it can ask those in the roles `others`."""
+        """The policy of a role. Its samples depend on `scope`. It can ask the roles `others`."""
         asked = {role, *others}
         if self.config.hardware.sleep:
             for name in self._engines.keys() - asked:
@@ -115,7 +118,7 @@ class Session:
         return Policy(self._engines[role], config.seed, weights.version, role, model.max_tokens, scope)
 
     def rest(self) -> None:
-        """Before training: engines let go of their memory until they are asked again, with `hardware.sleep`."""
+        """Before training, with `hardware.sleep`: engines free their memory until they are asked again."""
         if self.config.hardware.sleep:
             self.close_resources()
             for engine in self._engines.values():
@@ -123,29 +126,31 @@ class Session:
 
     @property
     def memory(self) -> int | None:
-        """Bytes of the engines' weights, keys and values; None where one does not say, or none is open."""
+        """Bytes of the engines' weights, keys and values. None: an engine does not say, or none is open."""
         sizes = [getattr(engine, "memory", None) for engine in self._engines.values()]
         known = [size for size in sizes if size is not None]
         return sum(known) if sizes and len(known) == len(sizes) else None
 
     @cached_property
     def text(self) -> chat.Text:
-        """render, turn, encode and end of the policy, by its tokenizer alone where there is one."""
+        """render, turn, encode and end of the policy. Its tokenizer alone does them where there is one."""
         path = self.base["policy"].path
         if Path(path).is_dir() and not (Path(path) / "tokenizer_config.json").exists():
             return self._policy("policy", self.base["policy"], ()).engine
         return chat.Tokenizer(models.load_tokenizer(path, trust_remote_code=self.config.model.trust_remote_code))
 
     def pool(self, node: Target) -> Pool:
-        """The processes that run this check, started when it is first asked for."""
+        """The processes that run this check. They are started when the check is first asked for."""
         name = store.digest(node)
         if name not in self._pools:
             self._pools[name] = open_pool(self.config, node).__enter__()
         return self._pools[name]
 
     def check_by(self, verifier: Target) -> Check:
-        """The outcome of one text, for a solver or group verifier that asks as it goes: by this verifier, or by the
-        data set's where this one judges groups."""
+        """A function that gives the outcome of one text, for solvers and group verifiers that ask as they go.
+
+        It is this verifier's, or the data set's where this one judges groups.
+        """
         node = self.config.dataset.verifier if is_group(verifier) else verifier
 
         async def check(text: str, problem: Problem) -> Outcome:
@@ -156,8 +161,10 @@ class Session:
         return check
 
     def judge_by(self, verifier: Target, policy: Policy, problems: list[Problem], policies: Policies) -> Judge:
-        """The outcomes of a problem's trajectories, for a solver that asks as it goes: by this verifier, of either
-        kind. `policy` is the problem's own."""
+        """A function that gives the outcomes of a problem's trajectories, for solvers that ask as they go.
+
+        It takes a verifier of either kind. `policy` is the problem's own.
+        """
         check = self.check_by(verifier)
 
         async def judge(problem: Problem, trajectories: list[Trajectory]) -> list[Outcome]:
@@ -169,8 +176,8 @@ class Session:
         return judge
 
     def resource(self, verifier: Target, problems: list[Problem], policies: Policies) -> Any:
-        """What a group verifier's module opens; None where it opens nothing. It stays open for later passes, until
-        another version of a policy is there that it may read."""
+        """What a group verifier's module opens; None where it opens nothing. It stays open for later passes, until a
+        policy that it may read has a new version."""
         open_resource = getattr(module_of(verifier), "resource", None)
         if open_resource is None:
             return None
@@ -186,13 +193,13 @@ class Session:
         return self._resources[name][1]
 
     def close_resources(self) -> None:
-        """Close what group verifiers opened; the next phase that needs it opens it again."""
+        """Close what group verifiers opened. A phase that needs it opens it again."""
         while self._resources:
             self._close(self._resources.popitem()[1][1])
 
     @property
     def tools(self) -> dict[str, Any]:
-        """The method's tools by name, opened when they are first asked for."""
+        """The method's tools by name. They are opened when they are first asked for."""
         for name, node in self.config.method.tools.items():
             if name not in self._tools:
                 self._tools[name] = bind(node, f"method.tools.{name}")()
@@ -240,7 +247,8 @@ def base_policies(config: Config) -> Policies:
 
 
 def open_engine(config: Config, path: str, problems: tuple[Problem, ...], model: Model | None = None) -> Engine:
-    """The configured engine on the weights in `path`; `model` says what they are of, where not of the run's model."""
+    """The configured engine with the weights in `path`. `model` is their section of the configuration, where it is not
+    the run's own."""
     make = bind(configuration.engine_options(config.engine), "engine")
     return make(path, model or config.model, config.hardware, problems)  # type: ignore[no-any-return]
 
@@ -254,7 +262,7 @@ def open_pool(config: Config, node: Target) -> Pool:
 
 @dataclass
 class Ending:
-    """How a session's work came to its end, as summary.json has it."""
+    """How a session's work ended, for summary.json."""
 
     status: str = "failed"
     reason: str | None = None
@@ -262,8 +270,10 @@ class Ending:
 
 @contextmanager
 def ending(session: Session, end: Ending, what: str) -> Iterator[None]:
-    """Notes in `end` how the work below ends: `complete`; `stopped` by a signal, or where the work set a reason; or
-    `failed`, and then what it raised is raised on."""
+    """Note in `end` how the work in the block ends: `complete`, `stopped` or `failed`.
+
+    `stopped` is by a signal, or by a reason that the work gave. What a failed block raised is raised on.
+    """
     try:
         with _signals(session):
             yield
