@@ -1,6 +1,6 @@
 """What studies of policy gradients share: arms that learn online from as many answers, and the claims that each has.
 
-An arm takes 16 passes over parts of the problems, with 8 answers to each problem and one optimizer step a pass. Arms
+An arm takes 10 passes over parts of the problems, with 8 answers to each problem and one optimizer step a pass. Arms
 differ in what they learn from the answers. Each has the learning rate that is best on dev.
 """
 
@@ -31,7 +31,7 @@ IMITATE = [  # rejection sampling with as many answers and optimizer steps
     "method.train.schedule=constant",
     "+method.train.carry=true",
 ]
-RATES = (3e-5, 1e-4, 3e-4, 1e-3)
+RATES = (1e-4, 3e-4, 1e-3)
 MARGIN = 0.05  # above it is a gain from verdicts that say nothing; two arms within it are as good as each other
 
 Runs = Mapping[str, Sequence[Result]]
@@ -39,11 +39,11 @@ Runs = Mapping[str, Sequence[Result]]
 
 def run_online(lab: Lab, name: str, others: Mapping[str, Sequence[str]]) -> dict[str, list[Result]]:
     """The finished runs of a method, of `others`, of rejection sampling, and of the method with shuffled verdicts."""
-    passes, dev, heldout = (2, 20, 30) if lab.quick else (16, 200, 300)
+    passes, dev, heldout = (2, 20, 30) if lab.quick else (10, 150, 250)
     common = ["rounds=1", f"method.parts={passes}", f"dataset.train_size={16 * passes}"]
     arms = {name: [f"method={name}"], **others, IMITATION: IMITATE}
     greedy = partial(best_of_n, n=1, temperature=0.0)
-    chosen = chosen_rates(lab, common, arms, RATES[2:3] if lab.quick else RATES, greedy, last, dev)
+    chosen = chosen_rates(lab, common, arms, RATES[1:2] if lab.quick else RATES, greedy, last, dev)
     tuned = {arm: [*words, f"method.train.learning_rate={chosen[arm]}"] for arm, words in arms.items()}
     tuned[SHUFFLED] = [*tuned[name], "control=shuffled_verdicts"]
     return run_arms(lab, [*common, f"dataset.heldout_size={heldout}"], tuned)
