@@ -73,10 +73,10 @@ class Arm(Answers):
 
 
 def study(lab: Lab) -> Iterator[Claim]:
-    yield from scripted(lab, copies=25 if lab.quick else 60)
-    documents = 400 if lab.quick else colourer.DOCUMENTS
+    yield from scripted(lab, copies=10 if lab.quick else 60)
+    documents = 200 if lab.quick else colourer.DOCUMENTS
     made = colourer.make(lab.folder / "colourer", documents)  # made once; remove it to have it made again
-    yield from trained(lab, shipped(made, max_length=colourer.WINDOW), size=8 if lab.quick else 60)
+    yield from trained(lab, shipped(made, max_length=colourer.WINDOW), size=3 if lab.quick else 60)
 
 
 def run(engine: Engine, problems: Sequence[Problem], name: str, seed: int, accepted: str) -> Arm:
