@@ -52,6 +52,7 @@ class LearningRates(Section):
     dpo: Share
     step_dpo: Share | None = None  # DPO between single steps; None: as between whole answers
     policy_gradient: Share | None = None  # None: what the method says
+    new_form: Share | None = None  # SFT on answers of a form not learnt yet: a check, turns; None: as other SFT
 
 
 class Shape(Section):

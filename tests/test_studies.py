@@ -13,6 +13,7 @@ from selfimprove.policy.scripted import ScriptedEngine
 from selfimprove.report.metrics import Estimate
 from selfimprove.studies import Claim, Lab, Result, advantage, claim_above, claim_sign, difference, gain, tiny
 from selfimprove.studies.arms import arms_table, learning_table
+from selfimprove.studies.online import MARGIN, alike, below
 from selfimprove.studies.solving import Answers, attempts, cost, cost_table, grader, solved
 from selfimprove.types import Problem, Sample, Trajectory
 from selfimprove.verify.answers import best, last
@@ -95,6 +96,17 @@ def test_a_claim_holds_when_its_whole_interval_is_above_zero_and_its_value_is_en
 def test_a_claim_of_a_sign_is_not_clear_where_the_interval_holds_zero(interval, above, holds):
     claim = claim_sign("c", Estimate(*interval, 9), "x", "y", above)
     assert claim == Claim("c", holds, interval[0], interval[1:], "x", "y")
+
+
+@pytest.mark.parametrize(
+    ("ends", "as_good", "little"),
+    [((-0.04, 0.04), True, True), ((-0.06, 0.04), None, True), ((0.01, 0.06), None, None), ((0.06, 0.1), False, False),
+     ((-0.2, -0.06), False, True)],
+)  # fmt: skip
+def test_as_good_as_and_less_than_need_the_whole_interval(ends, as_good, little):
+    estimate = Estimate(sum(ends) / 2, *ends, 9)
+    assert alike("c", estimate, "x", "y").holds is as_good
+    assert below("c", estimate, MARGIN, "x", "y").holds is little
 
 
 def cells(table):

@@ -13,7 +13,8 @@ masking (PAM).
 What of this is the paper's and what is our own choice is said in docs/methods/isc.md.
 
 *Wrong when* the policy cannot tell its right answers from its wrong ones. Then the check learns how often answers are
-wrong and not which, and second answers replace right ones as readily as wrong ones.
+wrong and not which, and second answers replace right ones as readily as wrong ones. First answers in training are
+sampled: the check may learn to see slips of sampling alone, and pass the errors of a greedy answer.
 """
 
 from __future__ import annotations

@@ -207,6 +207,8 @@ class Display:
                 log.info("%d earlier rounds are in summary.json", earlier)
         elif base:
             log.info("base model: held-out %s %s (n=%d)", unit.label, unit.headline(base), base["n"])
+        if turns := by_turn(evaluation_of(summary, number), unit):
+            log.info("%s: held-out %s by turn: %s", _called(number), unit.label, turns)
         for line in alarms(summary, number):
             log.warning(line)
 
@@ -293,13 +295,28 @@ def rounds_table(base: Mapping[str, Any] | None, rounds: Sequence[Mapping[str, A
     return table
 
 
+def evaluation_of(summary: Mapping[str, Any], number: int) -> Mapping[str, Any]:
+    """The held-out figures of a round (-1: of the base model); none where it has none."""
+    found = (row["evaluation"] for row in summary["rounds"] if row["round"] == number)
+    return (summary["base"] if number < 0 else next(found, None)) or {}
+
+
+def by_turn(figures: Mapping[str, Any], unit: Unit) -> str:
+    """The score at each turn, where held-out answers have several turns; else nothing."""
+    start = f"{unit.name}@t"
+    return ", ".join(unit.show(figures[name]) for name in figures if name.removeprefix(start).isdigit())
+
+
+def _called(number: int) -> str:
+    return f"round {number}" if number >= 0 else "base model"
+
+
 def alarms(summary: Mapping[str, Any], number: int) -> list[str]:
     """What is wrong with a round by its figures alone: (nearly) no answer ends, or accuracy has fallen to nothing."""
     rounds = {row["round"]: row["evaluation"] for row in summary["rounds"] if row["evaluation"]}
-    now = summary["base"] if number < 0 else rounds.get(number)
-    if not now:
+    if not (now := evaluation_of(summary, number)):
         return []
-    who, lines = f"round {number}" if number >= 0 else "base model", []
+    who, lines = _called(number), list[str]()
     if (cut := now.get("completion/truncated", 0.0)) >= MOSTLY:
         lines.append(
             f"{who}: {100 * cut:.0f} % of the held-out answers were cut off at their limit of tokens: either the limit "

@@ -73,16 +73,18 @@ class Arm(Answers):
 
 
 def study(lab: Lab) -> Iterator[Claim]:
-    yield from scripted(lab, copies=25 if lab.quick else 60)
-    documents = 400 if lab.quick else colourer.DOCUMENTS
+    yield from scripted(lab, copies=10 if lab.quick else 60)
+    documents = 200 if lab.quick else colourer.DOCUMENTS
     made = colourer.make(lab.folder / "colourer", documents)  # made once; remove it to have it made again
-    yield from trained(lab, shipped(made, max_length=colourer.WINDOW), size=8 if lab.quick else 60)
+    yield from trained(lab, shipped(made, max_length=colourer.WINDOW), size=3 if lab.quick else 60)
 
 
-def run(engine: Engine, problems: Sequence[Problem], name: str, seed: int, accepted: str) -> Arm:
-    """One arm; `accepted` is what the self-critic says of an answer that it accepts."""
+def run(
+    engine: Engine, problems: Sequence[Problem], name: str, seed: int, accepted: str, longest: int = LONGEST
+) -> Arm:
+    """One arm; `accepted` is what the self-critic says of an answer that it accepts, `longest` a sample's limit."""
     # Each arm draws for itself: with shared seeds the script's arms would be alike by construction.
-    options: dict[str, Any] = {"seed": seeds.derive(seed, name), "max_tokens": LONGEST}
+    options: dict[str, Any] = {"seed": seeds.derive(seed, name), "max_tokens": longest}
     if name == CONTROL:
         samples = partial(best_of_n, n=ROUNDS + 1, temperature=TEMPERATURE)
         answers = timed(samples, engine, problems, graded, **options)
@@ -135,14 +137,16 @@ def gap(arms: Mapping[str, Sequence[Arm]], name: str, other: str) -> Estimate:
 def trained(lab: Lab, engine: Engine, size: int) -> Iterator[Claim]:
     """The same arms with a model that learnt to colour, to criticise, and to mend what it is told."""
     problems = colourer.graphs(size)
-    arms = {name: [run(engine, problems, name, seed, ACCEPT) for seed in lab.seeds] for name in (*ARMS, CONTROL)}
+    longest = 24 if lab.quick else LONGEST  # the quick model has not learnt to end its answers
+    one = partial(run, engine, problems, accepted=ACCEPT, longest=longest)
+    arms = {name: [one(name, seed) for seed in lab.seeds] for name in (*ARMS, CONTROL)}
     lab.note(success_table("A model of a million parameters, means over seeds", arms))
-    sampling = {"temperature": TEMPERATURE, "max_tokens": LONGEST}
+    sampling = {"temperature": TEMPERATURE, "max_tokens": longest}
     # The last critique of a self-critic that accepts is in no trajectory and is not counted.
     costs = {n: cost(engine, arm, graded, separate=n == CONTROL, **sampling) for n, arm in arms.items()}
     lab.note(cost_table(costs, {n: overall([a.success() for a in arm]) for n, arm in arms.items()}, "success"))
     alone = partial(critic_alone, verify=VERIFY_PROMPT, accept=ACCEPT, temperature=TEMPERATURE)
-    critics = [solve(alone, engine, problems, seed=seed, max_tokens=LONGEST) for seed in lab.seeds]
+    critics = [solve(alone, engine, problems, seed=seed, max_tokens=longest) for seed in lab.seeds]
     lab.note(critic_table([pair for replies in critics for pair in zip(problems, replies, strict=True)]))
 
     first = VERIFIED[0]

@@ -56,7 +56,7 @@ def scripted(count: int, chains: int, iterations: int, seed: int = 0, start: flo
 
 
 def closed_forms(lab: Lab) -> Iterator[Claim]:
-    problems = 20 if lab.quick else 100
+    problems = 8 if lab.quick else 100
     far: list[float] = []
     unlikely: list[float] = []
     wrong_way: list[str] = []
@@ -99,7 +99,7 @@ def closed_forms(lab: Lab) -> Iterator[Claim]:
 
 
 def early_stop(lab: Lab) -> Iterator[Claim]:
-    problems, chains = (60, 8) if lab.quick else (300, 16)
+    problems, chains = (40, 6) if lab.quick else (300, 16)
     for fpr, better in ((0.6, "goes on"), (0.02, "stops")):
         groups = scripted(problems, chains, HORIZON, start=0.3, p_improve=0.3, p_degrade=0.1, tpr=0.9, fpr=fpr)
         ends = solutions_of(groups, chains)[:, -1].mean(axis=1)
@@ -114,7 +114,7 @@ def early_stop(lab: Lab) -> Iterator[Claim]:
 
 
 def tiny(lab: Lab) -> Iterator[Claim]:
-    size, chains = (40, 4) if lab.quick else (150, 8)
+    size, chains = (24, 3) if lab.quick else (150, 8)
     problems = load(seed=0, train_size=0, dev_size=size, heldout_size=size)
     dev, heldout = problems[:size], problems[size:]
     engine, grade = shipped(max_batch=128), grader(arithmetic.check)

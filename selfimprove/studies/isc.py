@@ -29,7 +29,7 @@ GATE = 0.9  # share of responses that have to hold a check, else the policy has 
 
 
 def study(lab: Lab) -> Iterator[Claim]:
-    train, dev, heldout = (40, 20, 40) if lab.quick else (250, 200, 400)
+    train, dev, heldout = (40, 20, 40) if lab.quick else (160, 200, 300)
     rates = RATES[1:2] if lab.quick else RATES
     common = ["method=isc", "rounds=1", f"dataset.train_size={train}"]
     solver = partial(respond, check_words=CHECK, incorrect=INCORRECT)

@@ -14,7 +14,7 @@ import numpy as np
 from selfimprove.studies import Claim, Lab, Result, advantage, claim_above, gain, measured, overall
 from selfimprove.studies.arms import learning_table, run_arms
 
-SMALL = ("dataset.train_size=60", "dataset.heldout_size=200", "rounds=2", "method.train.batch_size=4")
+SMALL = ("dataset.train_size=16", "dataset.heldout_size=40", "rounds=2", "method.train.batch_size=4")
 FULL = ("dataset.train_size=200", "dataset.heldout_size=300")
 SMALL_TREES = (
     "method.parts=1",

@@ -32,7 +32,7 @@ RATES = (1e-4, 3e-4, 1e-3)
 
 
 def study(lab: Lab) -> Iterator[Claim]:
-    train, dev, heldout = (40, 20, 40) if lab.quick else (250, 200, 300)
+    train, dev, heldout = (40, 20, 40) if lab.quick else (100, 80, 120)
     rates = RATES[1:2] if lab.quick else RATES
     common = ["method=rise", f"rounds={1 if lab.quick else 2}", f"dataset.train_size={train}"]
     solver = partial(by_turn, turns=TURNS, ask="Improve this solution.", shown=1, temperature=1.0, check=waiting(GRADE))

@@ -134,6 +134,20 @@ def test_table_after_each_round(tmp_path: Path) -> None:
     assert rows[-1] in (tmp_path / "run.log").read_text()
 
 
+def test_the_score_at_each_turn_is_a_line_of_its_own(tmp_path: Path) -> None:
+    shown, file = log_to(tmp_path, Clock())
+    turns = {"accuracy@t1": 0.25, "accuracy@t1_low": 0.2, "accuracy@t1_high": 0.3, "accuracy@t2": 0.5}
+    told = summary(base=figures(0.2) | turns)
+    told["rounds"][0]["evaluation"] |= turns | {"accuracy@t2": 0.625}
+    for number in (-1, 0, 1):
+        shown.round(told, number)
+    said = [line.split("INFO ")[1] for line in file.getvalue().splitlines() if "by turn" in line]
+    assert said == [
+        "base model: held-out accuracy by turn: 25.0 %, 50.0 %",
+        "round 0: held-out accuracy by turn: 25.0 %, 62.5 %",
+    ]
+
+
 def test_a_round_without_evaluation(tmp_path: Path) -> None:
     shown, file = log_to(tmp_path, Clock())
     unfinished = summary()
