@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ from transformers import DynamicCache
 
 from selfimprove.errors import ConfigError
 from selfimprove.policy import Base, Request, chat, models, require_fit, require_plain, require_room
+from selfimprove.policy.hooks import Hook, Rows
 from selfimprove.policy.sampling import Settings, choose
 from selfimprove.policy.slots import GROUPED, Pair, Prefixes, Slots
 from selfimprove.types import Sample
@@ -68,6 +69,7 @@ class _Row:
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish: str = ""
+    note: dict[str, Any] = field(default_factory=dict)  # its hook's
 
     @property
     def token(self) -> int:
@@ -169,9 +171,9 @@ class TransformersEngine(chat.Speaker):
     # What a policy calls
 
     async def sample(self, request: Request) -> Sample:
-        """One completion. Raises ValueError for a request that does not fit the window, or asks for media, an adapter
-        or a hook, and what the model raises."""
-        require_plain(request, "transformers")
+        """One completion. Raises ValueError for a request that does not fit the window, or asks for media or an
+        adapter, and what the model or the request's hook raises."""
+        require_plain(replace(request, hook=None), "transformers")
         require_room(request, self.max_length)
         row = _Row(request, asyncio.get_running_loop().create_future(), self._watch(request.stop))
         if request.base not in self._groups:
@@ -436,7 +438,8 @@ class TransformersEngine(chat.Speaker):
             .float()
         )
         counts = np.array([len(row.ids) for row in rows])
-        tokens, logprobs = choose(logits, self._settings, counts)
+        hooked = self._hooked(logits) if any(row.request.hook for row in rows) else logits
+        tokens, logprobs = choose(logits, self._settings, counts, hooked)
         done = []
         # One transfer a step: token ids are exact in float64.
         drawn = torch.stack((tokens.double(), logprobs.double())).tolist()
@@ -455,6 +458,45 @@ class TransformersEngine(chat.Speaker):
             self._known.keep(self._cache.buffers, steps)
             self._release(done)
         return bool(done)
+
+    # Hooks
+
+    def _hooked(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits to draw from, where rows have hooks: equal ones are called together."""
+        groups: dict[Hook, list[int]] = {}
+        for i, row in enumerate(self._rows):
+            if row.request.hook is not None:
+                groups.setdefault(row.request.hook, []).append(i)
+        found = logits.clone()
+        for hook, places in groups.items():
+            rows = [self._rows[i] for i in places]
+            ids = [[*row.request.prompt_ids, *row.ids] for row in rows]
+            found[places] = hook.logits(
+                Rows(
+                    logits[places],
+                    ids,
+                    [len(row.ids) for row in rows],
+                    [row.request.temperature for row in rows],
+                    [row.request.hook for row in rows if row.request.hook is not None],
+                    [row.note for row in rows],
+                    lambda numbers, ids=ids: self._hidden([ids[i] for i in numbers]),
+                    self._head,
+                )
+            )
+        return found
+
+    def _hidden(self, sequences: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        output = self.model.base_model(
+            input_ids=_pad(sequences, self.device),
+            use_cache=False,  # padding on the right, which no token attends to
+        )
+        states = output.last_hidden_state
+        return [states[i, : len(ids)] for i, ids in enumerate(sequences)]
+
+    def _head(self, states: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model.get_output_embeddings()(states.to(self.model.dtype)).float()
+        cap = getattr(self.model.config.get_text_config(decoder=True), "final_logit_softcapping", None)
+        return cap * torch.tanh(logits / cap) if cap else logits
 
     def _ended(self, row: _Row) -> bool:
         token, request = row.ids[-1], row.request

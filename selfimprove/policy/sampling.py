@@ -62,15 +62,18 @@ class Settings:
         )
 
 
-def choose(logits: torch.Tensor, settings: Settings, positions: npt.NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+def choose(
+    logits: torch.Tensor, settings: Settings, positions: npt.NDArray[Any], hooked: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The next token of each row and its log-probability at temperature 1 without truncation, in nats.
 
-    `logits` is (rows, vocabulary) in float32, `positions` the index of each row's next token in its completion.
+    `logits` is (rows, vocabulary) in float32, `positions` the index of each row's next token in its completion. Tokens
+    are drawn from `hooked`, the logits after hooks; log-probabilities are of `logits`.
     """
     if settings.all_greedy:
-        tokens = logits.argmax(-1)
+        tokens = hooked.argmax(-1)
     else:
-        probs = torch.softmax(logits if settings.temperature is None else logits / settings.temperature, -1)
+        probs = torch.softmax(hooked if settings.temperature is None else hooked / settings.temperature, -1)
         if settings.truncated is not None:
             probs[settings.truncated] = truncate(probs[settings.truncated], settings.top_k, settings.top_p)
         cdf = probs.cumsum(-1)
@@ -80,7 +83,7 @@ def choose(logits: torch.Tensor, settings: Settings, positions: npt.NDArray[Any]
         target = torch.minimum(draw * total, torch.nextafter(total, torch.zeros_like(total)))
         tokens = torch.searchsorted(cdf, target, right=True)[:, 0]
         if settings.greedy is not None:
-            tokens = torch.where(settings.greedy, logits.argmax(-1), tokens)
+            tokens = torch.where(settings.greedy, hooked.argmax(-1), tokens)
     logprobs = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
     return tokens, logprobs
 

@@ -1,0 +1,106 @@
+"""Hooks: what they see of a decoding step, and that one that does nothing leaves everything as it is, to the bit."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from selfimprove.policy import Policy
+from selfimprove.policy.hf import TransformersEngine
+from selfimprove.policy.models import resolve
+from selfimprove.types import Problem
+
+
+@dataclass(frozen=True)
+class Idle:
+    """Changes nothing, and keeps what it was shown."""
+
+    name: str = "idle"
+    seen: list = field(default_factory=list, compare=False)
+
+    def logits(self, rows):
+        self.seen.append(rows)
+        for note in rows.notes:
+            note["tokens"] = note.get("tokens", 0) + 1
+        return rows.logits
+
+
+@dataclass(frozen=True)
+class Only:
+    """Draws one token, whatever the policy says."""
+
+    token: int
+
+    def logits(self, rows):
+        found = torch.full_like(rows.logits, float("-inf"))
+        found[:, self.token] = 0.0
+        return found
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return TransformersEngine(resolve("tiny", "package"), device="cpu", max_batch=4)
+
+
+def drawn(engine, hooks, temperature=1.0):
+    """A sample for each hook, of prompts of different lengths, all at once."""
+
+    async def everything():
+        policy = Policy(engine, 3, max_tokens=12)
+        return await asyncio.gather(
+            *(
+                policy.for_problem(Problem(f"p{i}", "")).sample(prompt(i), temperature=temperature, hook=hook)
+                for i, hook in enumerate(hooks)
+            )
+        )
+
+    return [(s.completion_ids, s.logprobs) for (s,) in asyncio.run(everything())]
+
+
+def prompt(i):
+    return f"Start with {'1' * (i + 1)}."
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_hook_that_does_nothing_leaves_ids_and_logprobs_as_they_are(engine, temperature):
+    plain = drawn(engine, [None] * 6, temperature)
+    assert drawn(engine, [Idle()] * 6, temperature) == plain
+    assert drawn(engine, [Idle(), None, Idle(), None, Idle("other"), None], temperature) == plain
+
+
+def test_log_probabilities_stay_the_policys_own(engine):
+    ((ids, logprobs),) = drawn(engine, [Only(7)])
+    assert ids == [7] * 12
+    scored = asyncio.run(engine.logprobs(engine.render(prompt(0)), ids))
+    assert logprobs == pytest.approx(scored, abs=1e-4)
+
+
+def test_equal_hooks_are_called_together_and_keep_their_notes(engine):
+    hooks = [Idle("a"), Idle("b"), Idle("a")]
+    drawn(engine, hooks)
+    together = hooks[0].seen + hooks[2].seen  # one of the equal ones is called
+    first = together[0]
+    assert (len(first.ids), len(hooks[1].seen[0].ids)) == (2, 1)
+    assert {id(hook) for hook in first.hooks} == {id(hooks[0]), id(hooks[2])}
+    assert first.positions == [0, 0]
+    for rows in together:
+        assert all(note["tokens"] > place for note, place in zip(rows.notes, rows.positions, strict=True))
+
+
+def test_hidden_states_that_are_read_anew_make_the_logits_of_the_cache(engine):
+    @dataclass(frozen=True)
+    class Reads:
+        far: list = field(default_factory=list, compare=False)
+
+        def logits(self, rows):
+            states = rows.hidden(range(len(rows.ids)))
+            assert [len(state) for state in states] == [len(ids) for ids in rows.ids]
+            again = rows.head(torch.stack([state[-1] for state in states]))
+            self.far.append(float((again - rows.logits).abs().max()))
+            return rows.logits
+
+    hook = Reads()
+    drawn(engine, [hook] * 3)
+    assert hook.far
+    assert max(hook.far) < 1e-3
