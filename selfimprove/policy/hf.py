@@ -22,6 +22,7 @@ import asyncio
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -479,13 +480,14 @@ class TransformersEngine(chat.Speaker):
                     [row.request.temperature for row in rows],
                     [row.request.hook for row in rows if row.request.hook is not None],
                     [row.note for row in rows],
-                    lambda numbers, ids=ids: self._hidden([ids[i] for i in numbers]),
+                    partial(self._hidden, ids),
                     self._head,
                 )
             )
         return found
 
-    def _hidden(self, sequences: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    def _hidden(self, every: Sequence[Sequence[int]], numbers: Sequence[int]) -> list[torch.Tensor]:
+        sequences = [every[i] for i in numbers]
         output = self.model.base_model(
             input_ids=_pad(sequences, self.device),
             use_cache=False,  # padding on the right, which no token attends to

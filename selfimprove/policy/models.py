@@ -106,8 +106,7 @@ def load_model(
     if adapter:
         path = check_base(adapter, base)
     try:
-        model: Any
-        model, info = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
             attn_implementation="sdpa",
@@ -121,6 +120,7 @@ def load_model(
             said = "comes with code of its own, which runs only where model.trust_remote_code=true"
             raise ConfigError(f"model {path!r} {said}") from None
         raise
+    model, info = found
     if missing := sorted(info["missing_keys"]):  # which would be drawn at random
         more = f" and of {len(missing) - 1} more" if missing[1:] else ""
         raise ConfigError(f"model {path!r} is not whole: its files lack the weights of {missing[0]}{more}")

@@ -6,9 +6,11 @@ along right solutions: where the policy, given the right prefix, is uncertain of
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +34,13 @@ from selfimprove.verify.answers import vote
 COMMAND = "selfimprove study srgen"
 RATES = (0.01, 0.03, 0.1, 0.3)
 TEMPERATURE, SAMPLES = 0.6, 5
-THRESHOLDS = {"window": 8, "k": 2.0, "least_std": 0.1, "least": 0.5, "first": 0.8}  # as in conf/generate/srgen.yaml
+THRESHOLDS: dict[str, Any] = {
+    "window": 8,
+    "k": 2.0,
+    "least_std": 0.1,
+    "least": 0.5,
+    "first": 0.8,
+}  # as in conf/generate/srgen.yaml
 
 Change = dict[str, float]  # of one reflection: what it does to the entropy and to the right token's log-probability
 
@@ -87,7 +95,7 @@ def study(lab: Lab) -> Iterator[Claim]:
 
 
 def hook(rate: float) -> Reflection:
-    return Reflection(**THRESHOLDS, steps=3, learning_rate=rate, weight=0.05, most=20)  # type: ignore[arg-type]
+    return Reflection(**THRESHOLDS, steps=3, learning_rate=rate, weight=0.05, most=20)
 
 
 def along(engine: TransformersEngine, reflection: Reflection, problems: Sequence[Problem]) -> dict[str, list[Change]]:
@@ -134,9 +142,9 @@ def temperature_of(logits: torch.Tensor, target: float) -> float:
     """The temperature at which the next token has this entropy, by bisection."""
     low, high = 0.01, 100.0
     for _ in range(60):
-        middle = (low * high) ** 0.5
+        middle = math.sqrt(low * high)
         low, high = (low, middle) if float(entropy(logits[None], [middle])[0]) > target else (middle, high)
-    return (low * high) ** 0.5
+    return math.sqrt(low * high)
 
 
 def gains(found: Mapping[str, Sequence[Change]], name: str) -> ByProblem:
