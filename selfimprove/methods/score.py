@@ -36,7 +36,10 @@ from selfimprove.types import Attempt, Example, NonNegative
 generate, turnwise, train, imitate = turns, advantages, policy_gradient, sft
 
 
-def shaped(attempt: Attempt, *, weights: Annotated[Sequence[NonNegative], Len(2, 2)], alpha: NonNegative) -> list[float]:
+Weights = Annotated[Sequence[NonNegative], Len(2, 2)]  # of the rewards of turn 1 and turn 2
+
+
+def shaped(attempt: Attempt, *, weights: Weights, alpha: NonNegative) -> list[float]:
     """The reward that each turn is credited with: w_1 r(y1), then w_2 r(y2) + alpha (r(y2) - r(y1)).
 
     Stage I has `weights` (0, 1) and an `alpha` of 0, stage II (1, 1) and 10. A dialogue that ended behind its first

@@ -40,7 +40,9 @@ def require_stage(config: Config, stage: Stage, where: str) -> None:
     source = config.stages[stage.of] if stage.of else stage
     beta, turns = (stage.train or {}).get("beta"), (source.generate or {}).get("turns", 0)
     if isinstance(beta, list) and len(beta) < turns:
-        raise ConfigError(f"{where}.train.beta has {len(beta)} values, one a turn, and there are {turns} turns", "method")
+        raise ConfigError(
+            f"{where}.train.beta has {len(beta)} values, one a turn, and there are {turns} turns", "method"
+        )
     if source.generate:
         parameter = inspect.signature(function(source.generate, "generate")).parameters.get("temperature")
         default = parameter.default if parameter else 1.0

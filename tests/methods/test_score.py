@@ -85,7 +85,8 @@ def test_the_control_imitates_second_turns_that_corrected_something() -> None:
 
 SIZES = ["method=score", "rounds=1", "dataset.levels=[2,3]", "dataset.train_size=8", "dataset.heldout_size=6",
          "tracker=none", "verify.workers=1", "method.stages.one.parts=1", "method.stages.two.parts=1",
-         "method.problems.count=3", "method.generate.n=2", "method.train.batch_size=12", "model.max_tokens=40"]  # fmt: skip
+         "method.problems.count=3", "method.generate.n=2", "method.train.batch_size=12",
+         "model.max_tokens=40"]  # fmt: skip
 
 
 def test_a_small_run_holds_turn_1_in_stage_one_and_learns_both_in_stage_two(tmp_path: Path) -> None:
@@ -101,8 +102,8 @@ def test_a_small_run_holds_turn_1_in_stage_one_and_learns_both_in_stage_two(tmp_
     )
     assert len(one) == len(two) == 12
     assert not any(value for row in one if row.metadata["turn"] == 0 for value in row.advantages or [])
-    steps = [store.read_json(tmp_path / f"rounds/{x}/train.manifest.json")["metrics"]["steps"] for x in ("000.0_one", "000.1_two")]  # fmt: skip
-    assert steps == [1, 1]
+    manifests = [store.read_json(tmp_path / f"rounds/{x}/train.manifest.json") for x in ("000.0_one", "000.1_two")]
+    assert [manifest["metrics"]["steps"] for manifest in manifests] == [1, 1]
     assert store.read_json(tmp_path / "rounds/000.1_two/state/steps.json") == {"steps": 2}
 
 
@@ -111,8 +112,13 @@ CONTROLS = {
     "order": ["rounds=1", "method.stages.one.parts=24", "method.stages.two.parts=24"],
     "no bonus": ["method.stages.two.filter.shape.alpha=0"],
     "turn 1 not held": ["method.stages.one.train.beta=[0.01,0.01]"],
-    "imitation": ["~method.stages.one", "~method.stages.two", "filter=corrections", "train=sft",
-                  "method.problems.count=256"],  # fmt: skip
+    "imitation": [
+        "~method.stages.one",
+        "~method.stages.two",
+        "filter=corrections",
+        "train=sft",
+        "method.problems.count=256",
+    ],
 }
 
 
