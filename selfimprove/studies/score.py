@@ -1,8 +1,8 @@
 """Does SCoRe teach a policy to correct itself where fine-tuning on corrections and plain two-turn RL do not?
 
 Claims of Kumar et al. 2024 (arXiv 2409.12917), on chains of arithmetic, for a policy whose second answers are as good
-as its first ones. The arms of RL have as many dialogues and optimizer steps. Each arm has the learning rate that is best
-on dev; the control of order has that of SCoRe.
+as its first ones. The arms of RL have as many dialogues and optimizer steps. Each arm has the learning rate that is
+best on dev; the control of order has that of SCoRe.
 """
 
 from __future__ import annotations
