@@ -60,15 +60,14 @@ def chosen_rates(
     rule: Rule,
     size: int,
     levels: Sequence[int] = LEVELS,
+    key: str = "method.train.learning_rate",
 ) -> dict[str, float]:
     """The learning rate of each arm, from the same few: the one whose policy answers most dev problems rightly."""
     best = {}
     for arm, overrides in arms.items():
         found = {}
         for rate in rates:
-            trial = lab.run(
-                *common, "dataset.heldout_size=10", *overrides, f"method.train.learning_rate={rate}", f"seed={DEV_SEED}"
-            )
+            trial = lab.run(*common, "dataset.heldout_size=10", *overrides, f"{key}={rate}", f"seed={DEV_SEED}")
             answers = on_dev(solver, policy_of(trial), size, levels=levels)
             found[rate] = float(np.mean(list(solved(answers, rule).values())))
         best[arm] = max(found, key=lambda rate: (found[rate], -rate))
