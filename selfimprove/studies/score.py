@@ -29,6 +29,7 @@ from selfimprove.verify.answers import last
 COMMAND = "selfimprove study score"
 RATES = (1e-4, 3e-4)
 ORDER = "I once, II once"
+PROBLEMS = 12  # of an optimizer step
 CORRECTS = 0.03  # a second answer that gains less is no correction
 
 
@@ -44,14 +45,15 @@ def arms(parts: int) -> dict[str, list[str]]:
         ORDER: [*steps(2 * parts), "rounds=1"],
         "plain RL": ["~method.stages.one", *steps(2 * parts)[1:], "method.stages.two.filter.shape.alpha=0"],
         "imitation": [*imitation, "train.learning_rate=${method.train.learning_rate}",
-                      f"method.problems.count={2 * parts * 16}"],
+                      f"method.problems.count={2 * parts * PROBLEMS}"],
     }  # fmt: skip
 
 
 def study(lab: Lab) -> Iterator[Claim]:
-    train, dev, heldout, parts = (64, 20, 30, 1) if lab.quick else (500, 200, 300, 5)
+    train, dev, heldout, parts = (64, 20, 30, 1) if lab.quick else (500, 200, 240, 4)
     start = str(anew.make(lab.folder, *([60] if lab.quick else [])).absolute())
     common = ["method=score", f"model.path={start}", "rounds=2", f"dataset.train_size={train}",
+              f"method.problems.count={PROBLEMS}",
               f"dataset.levels=[{','.join(map(str, anew.LEVELS))}]"]  # fmt: skip
     solver = partial(by_turn, turns=2, ask=anew.ASK, check=waiting(GRADE))
     own = arms(parts)

@@ -33,7 +33,7 @@ DRAWS = 2000  # of a bootstrap
 
 
 def study(lab: Lab) -> Iterator[Claim]:
-    train, dev, heldout, parts = (60, 20, 40, 2) if lab.quick else (500, 200, 300, 12)
+    train, dev, heldout, parts = (60, 20, 40, 2) if lab.quick else (500, 200, 240, 10)
     common = ["method=spoc", "rounds=1", f"dataset.train_size={train}", f"method.stages.rl.parts={parts}"]
     common += ["method.stages.pair.problems.count=60"] if lab.quick else []
     evaluate = {k: v for k, v in (compose(common).method.evaluate or {}).items() if k != "_target_"}
