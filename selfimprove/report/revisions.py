@@ -19,7 +19,7 @@ def revisions(pairs: Sequence[Pair], turn: int) -> dict[str, float]:
     distance.
     """
     right = [(before.verdict.status == "correct", after.verdict.status == "correct") for before, after in pairs]
-    texts = [(before.trajectory.text, after.trajectory.text) for before, after in pairs]
+    texts = [(_text(before), _text(after)) for before, after in pairs]
     n = len(pairs)
     return {
         f"i_to_c@t{turn}": sum(after and not before for before, after in right) / n,
@@ -27,6 +27,10 @@ def revisions(pairs: Sequence[Pair], turn: int) -> dict[str, float]:
         f"same@t{turn}": sum(before == after for before, after in texts) / n,
         f"edit@t{turn}": sum(edit_distance(before, after) for before, after in texts) / n,
     }
+
+
+def _text(attempt: Attempt) -> str:
+    return attempt.trajectory.text if attempt.trajectory.samples else ""
 
 
 def edit_distance(first: str, second: str) -> float:
