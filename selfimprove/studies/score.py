@@ -2,7 +2,7 @@
 
 Claims of Kumar et al. 2024 (arXiv 2409.12917), on chains of arithmetic, for a policy whose second answers are as good
 as its first ones. The arms of RL have as many dialogues and optimizer steps. Each arm has the learning rate that is
-best on dev; the control of order has that of SCoRe.
+best on dev after one round; the control of order has that of SCoRe.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def study(lab: Lab) -> Iterator[Claim]:
     trials = {name: overrides for name, overrides in own.items() if name != ORDER}
     chosen = dict.fromkeys(own, RATES[0])
     if not lab.quick:
-        chosen |= chosen_rates(lab, common, trials, RATES, solver, last, dev, anew.LEVELS)
+        chosen |= chosen_rates(lab, [*common, "rounds=1"], trials, RATES, solver, last, dev, anew.LEVELS)
     chosen[ORDER] = chosen["SCoRe"]
     rated = {name: [*overrides, f"method.train.learning_rate={chosen[name]}"] for name, overrides in own.items()}
     runs = run_arms(lab, [*common, f"dataset.heldout_size={heldout}"], rated)
