@@ -45,9 +45,8 @@ def shaped(attempt: Attempt, *, weights: Weights, alpha: NonNegative) -> list[fl
     Stage I has `weights` (0, 1) and an `alpha` of 0, stage II (1, 1) and 10. A dialogue that ended behind its first
     turn has that turn's reward only.
     """
-    rewards = attempt.verdict.step_rewards or []
-    found = [w * r for w, r in zip(weights, rewards, strict=False)]
-    return [r + alpha * (now - before) for r, now, before in zip(found, rewards, [rewards[0], *rewards], strict=False)]
+    first, *second = attempt.verdict.step_rewards or [0.0]
+    return [weights[0] * first, *(weights[1] * r + alpha * (r - first) for r in second[:1])]
 
 
 def corrections(groups: Iterable[list[Attempt]]) -> Iterator[Example]:

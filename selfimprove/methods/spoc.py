@@ -83,8 +83,8 @@ async def respond(
 ) -> list[Trajectory]:
     """n responses with a sample a message: solution, verification, solution, ...
 
-    `check_words` begin a verification, `rejects` ends one that says no. `turns` is the most solutions there are,
-    `max_tokens` is of one message.
+    `check_words` end a solution that is verified, `rejects` a verification that says no. `turns` is the most solutions
+    there are, `max_tokens` is of one message.
     """
     own = [policy.for_problem(problem, number) for number in range(n)]
     found = await asyncio.gather(
@@ -135,7 +135,7 @@ async def _messages(
     """The messages of one response, in order."""
     dialogue = Dialogue(policy, problem.prompt)
     for _ in range(turns):
-        for stop in (check_words.strip(), rejects):
+        for stop in (check_words, rejects):
             if dialogue.full:
                 return dialogue.samples
             message = await dialogue.reply(temperature=temperature, max_tokens=max_tokens, stop=(stop,))

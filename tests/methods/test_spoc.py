@@ -124,11 +124,11 @@ class Rejecting(ScriptedEngine):
         p, hit, alarm = self.rates
         draw = np.random.default_rng(request.seed).random()
         so_far = "".join(map(chr, request.prompt_ids))
-        if request.stop == ("Review:",):
-            said, finish = f"\n{ANSWER}{7 if draw < p else 8}.\nReview:", ""
+        if request.stop == (CHECK,):
+            said, finish = f"\n{ANSWER}{7 if draw < p else 8}.{CHECK}", ""
         else:
             right = so_far.rsplit(ANSWER, 1)[-1][0] == "7"
-            said, finish = ("\n" + NO, "") if draw < (alarm if right else hit) else ("\n" + YES, END)
+            said, finish = (NO, "") if draw < (alarm if right else hit) else (YES, END)
         ids = self.encode(said + finish)
         return Sample(list(request.prompt_ids), ids, [0.0] * len(ids), said, "stop", request.seed)
 
