@@ -22,6 +22,7 @@ from selfimprove.policy import Policy
 from selfimprove.report import metrics as measure
 from selfimprove.report.consistency import consistency
 from selfimprove.report.curve import Rule
+from selfimprove.report.revisions import revisions
 from selfimprove.report.statistics import Estimate, mean, mean_over_problems
 from selfimprove.schema import Config
 from selfimprove.scores import Scores
@@ -169,7 +170,8 @@ def _figures(session: Session, step: Pass, found: Scores) -> dict[str, Any]:
 
 
 def _by_stage(groups: Iterator[list[Attempt]], unit: Unit) -> dict[str, float]:
-    """NAME@tK: the mean score of the first candidate of stage K, where a solver's candidates have stages.
+    """NAME@tK: the mean score of the first candidate of stage K, where a solver's candidates have stages; and of an
+    accuracy what each stage made of the one before (`report.revisions`).
 
     Each figure is over the same problems: where a problem has no candidate of stage K, that of the stage before stands.
     """
@@ -180,10 +182,13 @@ def _by_stage(groups: Iterator[list[Attempt]], unit: Unit) -> dict[str, float]:
             firsts[-1].setdefault(stage(attempt), attempt)
     stages = sorted({number for first in firsts for number in first})
     found: dict[str, float] = {}
+    before: list[Attempt] = []
     for number in stages if len(stages) > 1 else ():
-        there = [max((k for k in first if k <= number), default=min(first)) for first in firsts]
-        values = [value_of(first[k], unit) for first, k in zip(firsts, there, strict=True)]
-        found |= estimate(values, unit).named(f"{unit.name}@t{number}")
+        there = [first[max((k for k in first if k <= number), default=min(first))] for first in firsts]
+        found |= estimate([value_of(attempt, unit) for attempt in there], unit).named(f"{unit.name}@t{number}")
+        if before and unit.name == "accuracy":
+            found |= revisions(list(zip(before, there, strict=True)), number)
+        before = there
     return found
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from selfimprove import scores
-from selfimprove.datasets.arithmetic import load
+from selfimprove.datasets.arithmetic import LEVELS, load
 from selfimprove.report.curve import Rule
 from selfimprove.report.statistics import Estimate
 from selfimprove.studies import Claim, Lab, Result, measured
@@ -42,9 +42,12 @@ def policy_of(result: Result) -> str:
     return str(max(result.path.glob("rounds/*/policy"), key=lambda path: path.parent.name))
 
 
-def on_dev(solver: Solver, path: str, size: int, seed: int = DEV_SEED) -> list[list[Attempt]]:
+def on_dev(
+    solver: Solver, path: str, size: int, seed: int = DEV_SEED, levels: Sequence[int] = LEVELS
+) -> list[list[Attempt]]:
     """A policy's answers to `size` dev problems, with verdicts."""
-    problems = [p for p in load(train_size=0, dev_size=size, heldout_size=1, seed=0) if p.split == "dev"]
+    found = load(levels=levels, train_size=0, dev_size=size, heldout_size=1, seed=0)
+    problems = [p for p in found if p.split == "dev"]
     return attempts(problems, solve(solver, shipped(path), problems, seed=seed, max_tokens=MAX_TOKENS), GRADE)
 
 
@@ -56,16 +59,17 @@ def chosen_rates(
     solver: Solver,
     rule: Rule,
     size: int,
+    levels: Sequence[int] = LEVELS,
+    key: str = "method.train.learning_rate",
 ) -> dict[str, float]:
     """The learning rate of each arm, from the same few: the one whose policy answers most dev problems rightly."""
     best = {}
     for arm, overrides in arms.items():
         found = {}
         for rate in rates:
-            trial = lab.run(
-                *common, "dataset.heldout_size=10", *overrides, f"method.train.learning_rate={rate}", f"seed={DEV_SEED}"
-            )
-            found[rate] = float(np.mean(list(solved(on_dev(solver, policy_of(trial), size), rule).values())))
+            trial = lab.run(*common, "dataset.heldout_size=10", *overrides, f"{key}={rate}", f"seed={DEV_SEED}")
+            answers = on_dev(solver, policy_of(trial), size, levels=levels)
+            found[rate] = float(np.mean(list(solved(answers, rule).values())))
         best[arm] = max(found, key=lambda rate: (found[rate], -rate))
         shown = ", ".join(f"{rate:g}: {100 * value:.1f} %" for rate, value in found.items())
         lab.note(f"{arm}: dev accuracy by learning rate: {shown}; chosen {best[arm]:g}")

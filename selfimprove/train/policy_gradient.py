@@ -35,9 +35,14 @@ Loss = Literal["grpo", "dapo", "dr_grpo"]
 
 
 def require_stage(config: Config, stage: Stage, where: str) -> None:
-    """Raises ConfigError for a stage whose samples are not of temperature 1, or training that is split over processes
-    by another strategy than DDP. Called before anything loads."""
+    """Raises ConfigError for a stage whose samples are not of temperature 1, whose dialogues have more turns than
+    `beta`, or whose training is split over processes by another strategy than DDP. Called before anything loads."""
     source = config.stages[stage.of] if stage.of else stage
+    beta, turns = (stage.train or {}).get("beta"), (source.generate or {}).get("turns", 0)
+    if isinstance(beta, list) and len(beta) < turns:
+        raise ConfigError(
+            f"{where}.train.beta has {len(beta)} values, one a turn, and there are {turns} turns", "method"
+        )
     if source.generate:
         parameter = inspect.signature(function(source.generate, "generate")).parameters.get("temperature")
         default = parameter.default if parameter else 1.0
