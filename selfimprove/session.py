@@ -187,6 +187,8 @@ class Session:
         if name in self._resources and self._resources[name][0] != state:
             self._close(self._resources.pop(name)[1])
         if name not in self._resources:
+            for role in read:
+                self.restore(policies[role])
             paths = {role: policies[role].path for role in read}
             opening = Opening(self.config.model, self.config.hardware, problems, paths)
             self._resources[name] = state, open_resource(opening, **options_of(verifier))
