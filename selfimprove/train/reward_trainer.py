@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
 
-from selfimprove.train.reward import LABEL
 from selfimprove.train.trainers import _Planned
+
+LABEL = "label"  # the column of a row's label
 
 
 class PairTrainer(_Planned, RewardTrainer):
