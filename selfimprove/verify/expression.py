@@ -1,0 +1,45 @@
+"""An answer that is a program of one Python expression: run in the sandbox, it has to give the gold value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from selfimprove.types import Count, Seconds
+from selfimprove.verify import Outcome, code
+from selfimprove.verify.container import IMAGE
+
+KEEPS_TIME = True  # the sandbox ends what takes too long
+
+
+def require(*, sandbox: str = "bubblewrap", image: str = IMAGE, **options: Any) -> dict[str, str]:
+    """As `code.require`."""
+    return code.require(sandbox=sandbox, image=image)
+
+
+def check(
+    text: str,
+    gold: str | None,
+    metadata: dict[str, Any],
+    *,
+    sandbox: str = "bubblewrap",
+    image: str = IMAGE,
+    seconds: Seconds = 5.0,
+    memory_mb: Count = 512,
+) -> Outcome:
+    """Whether the value of the expression equals the gold number; what runs it is as of `code.check`.
+
+    `unparseable` for a text that is no expression.
+    """
+    body = text.strip()
+    if not body:
+        return Outcome("unparseable", 0.0, reason="the completion is empty")
+    program = f"def result():\n    return (\n{body}\n    )\n"
+    tests = [f"assert result() == {gold}"]
+    options: dict[str, Any] = {"sandbox": sandbox, "image": image, "seconds": seconds, "memory_mb": memory_mb}
+    found = code.check(program, gold, {"tests": tests}, **options)
+    return Outcome(found.status, found.reward, body, reason=found.reason)
+
+
+def reference(gold: str, metadata: dict[str, Any], **options: Any) -> str:
+    """The gold value as an expression."""
+    return gold
