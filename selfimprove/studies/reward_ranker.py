@@ -1,8 +1,8 @@
 """Does a reward model that learns from the programs that fooled it rank better?
 
-Claims of Sorokin et al. 2025 (arXiv 2504.09643), on programs of one line that are run in the sandbox. Three reward models
-rank the same programs of held-out problems: the first one, and two that are trained anew on as many pairs, of which the
-new ones have hard negatives, or any that fail.
+Claims of Sorokin et al. 2025 (arXiv 2504.09643), on programs of one line that are run in the sandbox. Three reward
+models rank the same programs of held-out problems: the first one, and two that are trained anew on as many pairs, of
+which the new ones have hard negatives, or any that fail.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from selfimprove import store
 from selfimprove.attempt import pair
 from selfimprove.made import Made
 from selfimprove.methods.reward_ranker import enlarged, fails, passes
-from selfimprove.studies import Claim, Lab, Result, claim_sign, difference, measured, overall
+from selfimprove.studies import Claim, Lab, Result, claim_sign, difference, overall
 from selfimprove.studies.arms import arms_table
 from selfimprove.studies.solving import ByProblem
+from selfimprove.studies.staged import bounded
 from selfimprove.studies.tiny import SHIPPED
 from selfimprove.train import TrainContext
 from selfimprove.train.reward import reward
@@ -41,7 +42,7 @@ Scores = dict[int, float]  # of attempts, by id()
 
 
 def study(lab: Lab) -> Iterator[Claim]:
-    train, heldout = (30, 30) if lab.quick else (150, 200)
+    train, heldout = (24, 24) if lab.quick else (100, 120)
     common = ["method=reward_ranker", "dataset=programs", "rounds=1", f"dataset.train_size={train}"]
     runs = lab.over_seeds(*common, f"dataset.heldout_size={heldout}")
     rates = RATES[1:2] if lab.quick else RATES
@@ -57,30 +58,28 @@ def study(lab: Lab) -> Iterator[Claim]:
                 base[arm].append(scored(folder, own))
                 tuned[arm].append(scored(folder, others))
     lab.note(table(ranked, base, mined, tuned, rate))
-    hard = {arm: over(pair_accuracy, mined, tuned[arm], tuned["first"], True) for arm in ARMS}
-    plain = {arm: over(pair_accuracy, mined, tuned[arm], tuned["first"], False) for arm in ARMS}
+    hard = {arm: pooled(over(pair_accuracy, mined, tuned[arm], tuned["first"], True)) for arm in ARMS}
+    plain = {arm: pooled(over(pair_accuracy, mined, tuned[arm], tuned["first"], False)) for arm in ARMS}
     top = {arm: over(reranked, ranked, base[arm]) for arm in ARMS}
     chance = [by_problem(found, lambda group: float(np.mean([passes(a) for a in group]))) for found in ranked]
-    few = min(map(len, hard["first"]))
-    for claim, after, before, other in (
-        ("on hard negatives of held-out problems it ranks better than as trained on any negatives",
-         hard["hard negatives"], hard["any negatives"], "negatives=any"),
-        ("and better than the first reward model", hard["hard negatives"], hard["first"], "first reward model"),
-    ):  # fmt: skip
-        if few < GATE:
-            why = f"cannot be tested here: {few} problems have a hard negative, and {GATE} are needed"
-            yield Claim(f"{claim}: {why}", None, "", None, other, COMMAND)
+    first, any_ = "first reward model", "negatives=any"
+    claims = [
+        ("on hard negatives of held-out problems it ranks better than one trained on any negatives", any_),
+        ("and better than the first reward model", first),
+    ]
+    for (claim, other), before in zip(claims, (hard["any negatives"], hard["first"]), strict=True):
+        if len(hard["first"][0]) < GATE:
+            why = f"cannot be tested here: {len(hard['first'][0])} problems have a hard negative, of {GATE} needed"
+            yield Claim(f"{claim}: {why}", None, "-", None, other, COMMAND)
         else:
-            yield claim_sign(claim, difference(*common_problems(after, before)), other, COMMAND)
-    kept = difference(*common_problems(plain["hard negatives"], plain["first"]))
-    yield measured("on other pairs it loses no more than 2 points", kept.low > -0.02 or (None if kept.high > -0.02 else False),
-                   kept, "first reward model", COMMAND)  # fmt: skip
+            yield claim_sign(claim, difference(hard["hard negatives"], before), other, COMMAND)
+    lost = difference(plain["hard negatives"], plain["first"])
+    yield bounded("on other pairs it is not more than 2 points below", lost, -0.02, first, COMMAND)
     for claim, after, before, other in (
-        ("its first of 10 passes more often than that of the first reward model",
-         top["hard negatives"], top["first"], "first reward model"),
-        ("and than that of one trained on any negatives", top["hard negatives"], top["any negatives"], "negatives=any"),
-        ("the first reward model's first of 10 passes more often than a random one", top["first"], chance, "random pick"),
-    ):  # fmt: skip
+        ("its first of 10 passes more often than the first model's", top["hard negatives"], top["first"], first),
+        ("and than that of one trained on any negatives", top["hard negatives"], top["any negatives"], any_),
+        ("the first model's first of 10 passes more often than a random one", top["first"], chance, "random pick"),
+    ):
         yield claim_sign(claim, difference(after, before), other, COMMAND)
 
 
@@ -188,10 +187,9 @@ def failing_at_the_top(groups: Groups, scores: Scores) -> float:
     return float(np.mean([not passes(a) for a in found[: max(1, len(found) // 10)]]))
 
 
-def common_problems(after: Sequence[ByProblem], before: Sequence[ByProblem]) -> tuple[list[ByProblem], list[ByProblem]]:
-    """Both, with the problems that have a value in every seed; means over seeds where the seeds share too few."""
-    names = set.intersection(*(set(found) for found in (*after, *before)))
-    return [{n: f[n] for n in names} for f in after], [{n: f[n] for n in names} for f in before]
+def pooled(runs: Sequence[ByProblem]) -> list[ByProblem]:
+    """All seeds as one: not every problem has a value in each of them."""
+    return [{f"{i}/{name}": value for i, found in enumerate(runs) for name, value in found.items()}]
 
 
 def table(

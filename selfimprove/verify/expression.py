@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 from typing import Any
 
 from selfimprove.types import Count, Seconds
 from selfimprove.verify import Outcome, code
 from selfimprove.verify.container import IMAGE
 
+MAX_EXPRESSION = 2000  # characters
 KEEPS_TIME = True  # the sandbox ends what takes too long
 
 
@@ -28,11 +30,15 @@ def check(
 ) -> Outcome:
     """Whether the value of the expression equals the gold number; what runs it is as of `code.check`.
 
-    `unparseable` for a text that is no expression.
+    `unparseable` for a text that is no expression, or a longer one than MAX_EXPRESSION.
     """
     body = text.strip()
-    if not body:
-        return Outcome("unparseable", 0.0, reason="the completion is empty")
+    if len(body) > MAX_EXPRESSION:
+        return Outcome("unparseable", 0.0, reason=f"the answer has more than {MAX_EXPRESSION} characters")
+    try:
+        ast.parse(body, mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return Outcome("unparseable", 0.0, reason=f"no expression of Python: {error}"[:300])
     program = f"def result():\n    return (\n{body}\n    )\n"
     tests = [f"assert result() == {gold}"]
     options: dict[str, Any] = {"sandbox": sandbox, "image": image, "seconds": seconds, "memory_mb": memory_mb}
