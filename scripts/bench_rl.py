@@ -48,7 +48,8 @@ def rl_step_vs_parts(repeats: int = 3) -> dict[str, Any]:
 
 def rl_vs_trl(repeats: int = 3) -> dict[str, Any]:
     """Seconds of a GRPO step through the runner over one of TRL's own GRPOTrainer, which samples by transformers'
-    generate: the same model, prompts, answers a prompt, longest answer and rows of a device step. The ratio of medians."""
+    generate: the same model, prompts, answers a prompt, longest answer and rows of a device step. The ratio of
+    medians."""
     return _compare(repeats, "by_trl")
 
 
