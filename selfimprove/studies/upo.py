@@ -134,11 +134,11 @@ def auroc_claim(pairs: Sequence[Sequence[Attempt]], seen: Estimate) -> Claim:
     rng = np.random.default_rng(0)
     drawn = [auroc([a for i in rng.integers(len(groups), size=len(groups)) for a in groups[i]]) for _ in range(300)]
     low, high = np.percentile(drawn, [2.5, 97.5])
-    found = Estimate(auroc(flat(pairs)), float(low), float(high), len(groups))
+    area = Estimate(auroc(flat(pairs)), float(low), float(high), len(groups))
     claim = "disagreement and BALD tell reversed pairs: area under the ROC curve above .65"
     if seen.low < GATE:
-        return measured(f"{claim}: {untestable(seen)}", None, found, ".5, chance", COMMAND)
-    return bounded(claim, found, 0.65, ".5, chance", COMMAND)
+        return measured(f"{claim}: {untestable(seen)}", None, area, ".5, chance", COMMAND)
+    return bounded(claim, area, 0.65, ".5, chance", COMMAND)
 
 
 def auroc(found: Sequence[Attempt]) -> float:

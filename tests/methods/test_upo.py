@@ -146,7 +146,7 @@ def test_pairs_are_of_the_two_best_and_the_two_worst() -> None:
     assert pairs(1) == {}
 
 
-SIZES = ["method=upo", "rounds=1", "dataset.levels=[2,3]", "dataset.train_size=9", "dataset.heldout_size=4",
+SIZES = ["method=upo", "rounds=1", "dataset.levels=[2,3]", "dataset.train_size=9", "dataset.heldout_size=2",
          "tracker=none", "verify.workers=1", "method.stages.prefer.verifier.passes=3",
          "method.stages.reward.train.epochs=1", "method.stages.estimator.train.epochs=1"]  # fmt: skip
 
