@@ -42,7 +42,7 @@ Scores = dict[int, float]  # of attempts, by id()
 
 
 def study(lab: Lab) -> Iterator[Claim]:
-    train, heldout = (24, 24) if lab.quick else (100, 120)
+    train, heldout = (24, 24) if lab.quick else (50, 60)
     common = ["method=reward_ranker", "dataset=programs", "rounds=1", f"dataset.train_size={train}"]
     runs = lab.over_seeds(*common, f"dataset.heldout_size={heldout}")
     rates = RATES[1:2] if lab.quick else RATES

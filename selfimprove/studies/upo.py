@@ -73,7 +73,7 @@ async def corrupted(
 
 
 def study(lab: Lab) -> Iterator[Claim]:
-    size, heldout, dev = (45, 40, 20) if lab.quick else (270, 300, 100)
+    size, heldout, dev = (45, 40, 20) if lab.quick else (180, 200, 80)
     chosen = "method.stages.prefer.verifier."
     common = [
         *("method=upo", "rounds=1", f"dataset.levels={LEVELS}", f"dataset.train_size={size}"),
