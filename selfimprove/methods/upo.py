@@ -22,14 +22,12 @@ they agree on reversed pairs too. Without dropout BALD is 0 for every pair, and 
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from selfimprove import seeds
-from selfimprove.filter.distinct import answered
 from selfimprove.filter.pairs import right_and_wrong
 from selfimprove.generate.best_of_n import best_of_n
 from selfimprove.made import Made
@@ -41,6 +39,7 @@ from selfimprove.train.reward import classifier as classifier
 from selfimprove.train.reward import reward as reward_model
 from selfimprove.types import Attempt, Count, Example, NonNegative, Problem, Sample, Share, Trajectory
 from selfimprove.verify import Context, Judge, Opening, Outcome
+from selfimprove.verify.doubt import bald
 from selfimprove.verify.reward_model import open_model, require_role, sigmoid
 
 if TYPE_CHECKING:
@@ -180,17 +179,6 @@ def agrees(p: Sequence[float]) -> bool:
     return sum(value > 0.5 for value in p) * 2 >= len(p)
 
 
-def bald(p: Sequence[float]) -> float:
-    """H(mean_t p_t) - mean_t H(p_t) in nats, the mutual information of the label and the weights (Houlsby et al. 2011,
-    arXiv 1112.5745, eq. 2)."""
-    return max(0.0, entropy(sum(p) / len(p)) - sum(map(entropy, p)) / len(p))
-
-
-def entropy(p: float) -> float:
-    """Of a coin, in nats."""
-    return -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)
-
-
 def selected(
     groups: Iterable[list[Attempt]],
     *,
@@ -247,12 +235,11 @@ def some(found: Sequence[T], share: float, rng: random.Random) -> list[T]:
 
 def row(attempt: Attempt, name: str) -> Example:
     first, second = attempt.trajectory.samples
-    prompt_ids, chosen_ids = answered(Trajectory("", [first]))
     return Example(
         attempt.problem.id,
         [attempt.trajectory.id],
-        prompt_ids,
-        chosen_ids,
+        first.prompt_ids,
+        first.completion_ids,
         rejected_ids=second.completion_ids,
         metadata={"set": name},
     )

@@ -7,13 +7,11 @@ which the new ones have hard negatives, or any that fail.
 
 from __future__ import annotations
 
-import asyncio
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,14 +22,13 @@ from selfimprove.made import Made
 from selfimprove.methods.reward_ranker import enlarged, fails, passes
 from selfimprove.studies import Claim, Lab, Result, claim_sign, difference, overall
 from selfimprove.studies.arms import arms_table
+from selfimprove.studies.rewards import rated
 from selfimprove.studies.solving import ByProblem
 from selfimprove.studies.staged import bounded
 from selfimprove.studies.tiny import SHIPPED
 from selfimprove.train import TrainContext
 from selfimprove.train.reward import reward
 from selfimprove.types import Attempt, Example, Problem
-from selfimprove.verify import Opening
-from selfimprove.verify.reward_model import open_model
 
 COMMAND = "selfimprove study reward_ranker"
 RATES = (1e-4, 3e-4, 1e-3)
@@ -128,16 +125,6 @@ def chosen_rate(lab: Lab, arm: str, rows: Sequence[Example], rates: Sequence[flo
 def fit(rows: Sequence[Example], rate: float, out: Path) -> None:
     context = TrainContext(str(SHIPPED), str(SHIPPED), out, 0, "cpu", "float32", 32, False, None, lambda figures: None)
     reward(rows, context, learning_rate=rate, epochs=3, batch_size=32, schedule="cosine", warmup_ratio=0.1)
-
-
-def rated(folder: str, asked: Sequence[list[int]]) -> list[float]:
-    model = SimpleNamespace(name="tiny", path="package", dtype="float32", trust_remote_code=False)
-    scorer = open_model(Opening(model, SimpleNamespace(device="cpu", max_batch=64), []), folder)  # type: ignore[arg-type]
-
-    async def everything() -> list[list[list[float]]]:
-        return await asyncio.gather(*map(scorer.logits, asked))
-
-    return [score for ((score,),) in asyncio.run(everything())]
 
 
 def scored(folder: str, groups: Groups) -> Scores:

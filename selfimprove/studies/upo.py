@@ -7,33 +7,33 @@ many pairs of the same answers, each at the learning rate that is best on dev.
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from selfimprove import seeds, store
+from selfimprove import store
 from selfimprove.attempt import pair
 from selfimprove.datasets.arithmetic import load
 from selfimprove.made import Made
 from selfimprove.methods import upo
-from selfimprove.report.statistics import Estimate, mean_over_problems
+from selfimprove.report.statistics import mean_over_problems
 from selfimprove.studies import Claim, Lab, Result, claim_sign, difference, measured, overall
 from selfimprove.studies.arms import arms_table
+from selfimprove.studies.rewards import auroc, rated
 from selfimprove.studies.solving import ByProblem, attempts, solve, solved
 from selfimprove.studies.staged import GRADE, MAX_TOKENS, bounded, on_dev, votes
 from selfimprove.studies.tiny import SHIPPED, shipped
 from selfimprove.train import TrainContext
 from selfimprove.train.dpo import dpo
-from selfimprove.types import Attempt, Example, Problem, Share, Trajectory
-from selfimprove.verify import Context, Opening, Outcome
-from selfimprove.verify.reward_model import open_model, sigmoid
+from selfimprove.types import Attempt, Example, Problem
+from selfimprove.verify.doubt import bald
+from selfimprove.verify.reward_model import sigmoid
 
 COMMAND = "selfimprove study upo"
 REVERSED = 0.3  # share of the problems whose pairs are the wrong way round
@@ -45,43 +45,18 @@ SETTINGS: dict[str, Any] = {"rate": 0.5, "labelled": 0.0, "widest": 0.0, "hard":
 ARMS = ("uncertainty", "no dropout", "chance")
 
 
-# The reward model of the study
-
-
-def resource(opening: Opening, **options: Any) -> Any:
-    return SimpleNamespace(reward=None, estimator=open_model(opening, opening.paths["estimator"]))
-
-
-async def corrupted(
-    problem: Problem,
-    trajectories: list[Trajectory],
-    context: Context,
-    *,
-    passes: int,
-    words: str,
-    share: Share,
-) -> list[Outcome]:
-    """As `upo.verify`, with the data set's check for a reward model; on a share of the problems it is reversed."""
-    if any(len(t.samples) > 1 for t in trajectories):
-        return await upo.verify(problem, trajectories, context, passes=passes, words=words)
-    wrong = seeds.derive(context.policy.seed, "reversed", problem.id) % 1000 < 1000 * share
-    found = [await context.check(t.text, problem) for t in trajectories]
-    return [replace(o, reward=-o.reward if wrong else o.reward) for o in found]
-
-
-# What is measured
-
-
 def study(lab: Lab) -> Iterator[Claim]:
     size, heldout, dev = (45, 40, 20) if lab.quick else (180, 200, 80)
-    chosen = "method.stages.prefer.verifier."
+    verifier = "method.stages.prefer.verifier."
     common = [
-        *("method=upo", "rounds=1", f"dataset.levels={LEVELS}", f"dataset.train_size={size}"),
         *(
+            "method=upo",
+            "rounds=1",
+            f"dataset.levels={LEVELS}",
+            f"dataset.train_size={size}",
             "dataset.heldout_size=10",
-            f"{chosen}_target_=selfimprove.studies.upo.corrupted",
-            f"+{chosen}share={REVERSED}",
         ),
+        *(f"{verifier}_target_=selfimprove.studies.rewards.corrupted", f"+{verifier}share={REVERSED}"),
         *("~method.stages.reward", "method.stages.label.filter.per_problem=2"),
         *("method.stages.estimator.filter.per_problem=2", "method.stages.prefer.generate.share=0.5"),
     ]
@@ -94,59 +69,28 @@ def study(lab: Lab) -> Iterator[Claim]:
         least = min(map(len, per_seed))
         for found in per_seed:
             del found[least:]
-    easy = [value for r, p in zip(runs, pairs, strict=True) for value in easy_of(r, p)]
-    yield share_claim(mean_over_problems(easy), seen)
-    yield auroc_claim(pairs, seen)
+    easy = mean_over_problems([value for r, p in zip(runs, pairs, strict=True) for value in easy_of(r, p)])
+    few = True if easy.high <= 0.15 else False if easy.low > 0.15 else None
     rates = RATES[1:2] if lab.quick else RATES
     scores, rate = trained(lab, runs, rows, rates, heldout, dev)
-    lab.note(
-        arms_table("Held-out, means over seeds", {arm: (rows[arm], scores[arm], rate[arm]) for arm in ARMS}, COLUMNS)
-    )
-    for claim, other in (
+    arms = {arm: (rows[arm], scores[arm], rate[arm]) for arm in ARMS}
+    lab.note(arms_table("Held-out, means over seeds", arms, COLUMNS))
+    claims = [
+        measured("of the easy pairs at most 15 % are reversed", few, easy, "30 % of all pairs", COMMAND),
+        bounded(
+            "disagreement and BALD tell reversed pairs: area under the ROC curve above .65",
+            auroc([[(doubt(a), is_reversed(a)) for a in group] for found in pairs for group in by_problem(found)]),
+            *(0.65, ".5, chance", COMMAND),
+        ),
+    ]
+    for text, other in (
         ("DPO on pairs that the estimator trusts is better than on as many pairs drawn by chance", "chance"),
         ("and better than where its dropout is off, so that the vote alone chooses", "no dropout"),
     ):
-        found = difference(scores["uncertainty"], scores[other])
-        if seen.low < GATE:
-            yield measured(f"{claim}: {untestable(seen)}", None, found, other, COMMAND)
-        else:
-            yield claim_sign(claim, found, other, COMMAND)
-
-
-def untestable(seen: Estimate) -> str:
-    return f"cannot be tested here: the estimator sees {seen.value:.0%} of the pairs rightly, and {GATE:.0%} are needed"
-
-
-def share_claim(estimate: Estimate, seen: Estimate) -> Claim:
-    claim = "of the easy pairs at most 15 % are reversed"
-    if seen.low < GATE:
-        return measured(f"{claim}: {untestable(seen)}", None, estimate, "30 % of all pairs", COMMAND)
-    holds = True if estimate.high <= 0.15 else False if estimate.low > 0.15 else None
-    return measured(claim, holds, estimate, "30 % of all pairs", COMMAND)
-
-
-def auroc_claim(pairs: Sequence[Sequence[Attempt]], seen: Estimate) -> Claim:
-    by_problem: dict[tuple[int, str], list[Attempt]] = {}
-    for i, found in enumerate(pairs):
-        for attempt in found:
-            by_problem.setdefault((i, attempt.problem.id), []).append(attempt)
-    groups = list(by_problem.values())
-    rng = np.random.default_rng(0)
-    drawn = [auroc([a for i in rng.integers(len(groups), size=len(groups)) for a in groups[i]]) for _ in range(300)]
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    area = Estimate(auroc(flat(pairs)), float(low), float(high), len(groups))
-    claim = "disagreement and BALD tell reversed pairs: area under the ROC curve above .65"
-    if seen.low < GATE:
-        return measured(f"{claim}: {untestable(seen)}", None, area, ".5, chance", COMMAND)
-    return bounded(claim, area, 0.65, ".5, chance", COMMAND)
-
-
-def auroc(found: Sequence[Attempt]) -> float:
-    """The chance that a reversed pair is doubted more than another one; equal doubts count half."""
-    doubt = np.array([(not vote(a)) + upo.bald(p_of(a)) for a in found])
-    wrong = np.array([is_reversed(a) for a in found])
-    gap = doubt[wrong][:, None] - doubt[~wrong][None]
-    return float(((gap > 0) + 0.5 * (gap == 0)).mean()) if gap.size else 0.5
+        claims.append(claim_sign(text, difference(scores["uncertainty"], scores[other]), other, COMMAND))
+    why = f"cannot be tested here: the estimator sees {seen.value:.0%} of the pairs rightly, and {GATE:.0%} are needed"
+    for claim in claims:
+        yield claim if seen.low >= GATE else replace(claim, claim=f"{claim.claim}: {why}", holds=None)
 
 
 # Pairs
@@ -175,6 +119,14 @@ def p_of(attempt: Attempt) -> list[float]:
     return attempt.verdict.step_rewards or []
 
 
+def doubt(attempt: Attempt) -> float:
+    return (not vote(attempt)) + bald(p_of(attempt))
+
+
+def by_problem(found: Sequence[Attempt]) -> list[list[Attempt]]:
+    return [list(group) for _, group in itertools.groupby(found, key=lambda attempt: attempt.problem.id)]
+
+
 def selection(found: Sequence[Attempt], seed: int, draw: str = "bald") -> list[Example]:
     return list(upo.selected([list(found)], **SETTINGS, draw=draw, made=Made(), seed=seed))  # type: ignore[arg-type]
 
@@ -196,18 +148,10 @@ def rows_of(result: Result, found: list[Attempt], arm: str) -> list[Example]:
 def without_dropout(result: Result, found: Sequence[Attempt]) -> list[Attempt]:
     """The same pairs as the same estimator sees them with its dropout off: every pass is the same."""
     folder = next(result.path.glob("rounds/000.*_estimator")) / "policy"
-    model = SimpleNamespace(name="tiny", path="package", dtype="float32", trust_remote_code=False)
-    hardware = SimpleNamespace(device="cpu", max_batch=32)
-    scorer = open_model(Opening(model, hardware, []), str(folder))  # type: ignore[arg-type]
     text: Any = shipped()
-    asked = [upo.both(attempt.trajectory.samples, WORDS, text) for attempt in found]
-
-    async def everything() -> list[list[list[float]]]:
-        return await asyncio.gather(*map(scorer.logits, asked))
-
+    scores = rated(str(folder), [upo.both(attempt.trajectory.samples, WORDS, text) for attempt in found])
     plain = []
-    for attempt, ((score,),) in zip(found, asyncio.run(everything()), strict=True):
-        p = sigmoid(score)
+    for attempt, p in zip(found, map(sigmoid, scores), strict=True):
         verdict = replace(attempt.verdict, status="correct" if p > 0.5 else "wrong", reward=p, step_rewards=[p])
         plain.append(replace(attempt, verdict=verdict))
     return plain
@@ -272,7 +216,7 @@ def pairs_table(pairs: Sequence[Sequence[Attempt]]) -> Table:
         {
             "pairs": lambda found: str(len(found)),
             "reversed": lambda found: f"{np.mean([is_reversed(a) for a in found]):.1%}" if found else "-",
-            "mean BALD": lambda found: f"{np.mean([upo.bald(p_of(a)) for a in found]):.4f}" if found else "-",
+            "mean BALD": lambda found: f"{np.mean([bald(p_of(a)) for a in found]):.4f}" if found else "-",
         },
         "pairs",
     )

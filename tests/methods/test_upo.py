@@ -17,9 +17,10 @@ from selfimprove import run, store
 from selfimprove.config import compose
 from selfimprove.errors import ConfigError
 from selfimprove.made import Made
-from selfimprove.methods.upo import agrees, bald, both, drawn, generate, orders, selected
+from selfimprove.methods.upo import agrees, both, drawn, generate, orders, selected
 from selfimprove.types import Attempt, Example, Problem, Sample, Trajectory, Verdict
 from selfimprove.verify import Outcome
+from selfimprove.verify.doubt import bald, spread
 from tests.test_resume import drive
 
 LN2 = math.log(2)
@@ -49,6 +50,11 @@ def test_bald_by_hand() -> None:
     assert bald([0.5, 0.5]) == 0  # unsure, and always in the same way
     h = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))
     assert bald([0.9, 0.1]) == pytest.approx(LN2 - h)
+
+
+def test_the_spread_of_scores_by_hand() -> None:
+    assert spread([1.0, 3.0]) == (2.0, 1.0)
+    assert spread([0.5]) == (0.5, 0.0)
 
 
 def test_the_majority_of_passes_decides() -> None:
