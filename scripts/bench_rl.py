@@ -20,7 +20,7 @@ from selfimprove.binding import Target, bind
 from selfimprove.schema import Config
 from selfimprove.types import Example, Problem, Trajectory
 
-STEPS = 7  # optimizer steps; the first warms up
+STEPS = 5  # optimizer steps; the first warms up
 PROBLEMS, SAMPLES, MICRO, RATE = 16, 8, 32, 1e-6  # a step's; at such a rate lengths of answers stay as they are
 
 
