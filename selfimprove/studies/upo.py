@@ -88,7 +88,8 @@ def study(lab: Lab) -> Iterator[Claim]:
         ("and better than where its dropout is off, so that the vote alone chooses", "no dropout"),
     ):
         claims.append(claim_sign(text, difference(scores["uncertainty"], scores[other]), other, COMMAND))
-    why = f"cannot be tested here: the estimator sees {seen.value:.0%} of the pairs rightly, and {GATE:.0%} are needed"
+    said = f"{seen.value:.0%} [{seen.low:.0%}, {seen.high:.0%}]"
+    why = f"cannot be tested here: the estimator sees {said} of the pairs rightly, and has to see {GATE:.0%} for sure"
     for claim in claims:
         yield claim if seen.low >= GATE else replace(claim, claim=f"{claim.claim}: {why}", holds=None)
 
@@ -216,7 +217,7 @@ def pairs_table(pairs: Sequence[Sequence[Attempt]]) -> Table:
         {
             "pairs": lambda found: str(len(found)),
             "reversed": lambda found: f"{np.mean([is_reversed(a) for a in found]):.1%}" if found else "-",
-            "mean BALD": lambda found: f"{np.mean([bald(p_of(a)) for a in found]):.4f}" if found else "-",
+            "mean BALD": lambda found: f"{np.mean([bald(p_of(a)) for a in found]):.2g}" if found else "-",
         },
         "pairs",
     )
