@@ -40,7 +40,7 @@ from selfimprove.train.reward import reward as reward_model
 from selfimprove.types import Attempt, Count, Example, NonNegative, Problem, Sample, Share, Trajectory
 from selfimprove.verify import Context, Judge, Opening, Outcome
 from selfimprove.verify.doubt import bald
-from selfimprove.verify.reward_model import open_model, require_role, sigmoid
+from selfimprove.verify.reward_model import open_role, require_role, sigmoid
 
 if TYPE_CHECKING:
     from selfimprove.binding import Target
@@ -131,7 +131,7 @@ def require_stage(config: Config, verifier: Target, where: str) -> None:
 
 
 def resource(opening: Opening, *, reward: str = "reward", estimator: str = "estimator", **options: Any) -> Models:
-    return Models(open_model(opening, opening.paths[reward]), open_model(opening, opening.paths[estimator]))
+    return Models(open_role(opening, reward), open_role(opening, estimator))
 
 
 async def verify(

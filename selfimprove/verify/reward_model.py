@@ -14,7 +14,7 @@ import asyncio
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
-from selfimprove.errors import ConfigError
+from selfimprove.errors import ConfigError, RunError
 from selfimprove.types import Problem, Trajectory
 from selfimprove.verify import Context, Opening, Outcome
 
@@ -57,9 +57,19 @@ def resource(
     **options: Any,
 ) -> Scorer:
     """The reward model. Raises ConfigError when it cannot be loaded, or has more than two labels."""
-    path = model if role is None else opening.paths[role]
-    assert path is not None
-    return open_model(opening, path, trust_remote_code)
+    if role is not None:
+        return open_role(opening, role)
+    assert model is not None
+    return open_model(opening, model, trust_remote_code)
+
+
+def open_role(opening: Opening, role: str) -> Scorer:
+    """The newest weights of a reward model of the method's. Raises RunError where they cannot be read."""
+    try:
+        return open_model(opening, opening.paths[role])
+    except ConfigError as problem:
+        said = "no pass has trained it, where its filter left no row"
+        raise RunError(f"the reward model of the role {role} cannot be read ({said}): {problem}") from None
 
 
 def open_model(opening: Opening, model: str, trust_remote_code: bool = False) -> Scorer:

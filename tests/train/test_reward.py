@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from small_rows import LORA, rows, weights
 from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
 
-from selfimprove.errors import ConfigError
+from selfimprove.errors import ConfigError, RunError
 from selfimprove.policy import Policy
 from selfimprove.policy.scripted import ScriptedEngine
 from selfimprove.schema import Training
@@ -221,5 +221,11 @@ def test_passes_of_a_model_without_dropout_are_one(tuned: str) -> None:
 def test_an_adapter_without_a_trained_head_is_refused(context: Make) -> None:
     target = context(lora=LORA)
     dpo(pairs(2), target, batch_size=2, learning_rate=1e-3)
-    with pytest.raises(ConfigError, match="no trained head"):
+    with pytest.raises(RunError, match="no trained head"):
         scorer(target.out)
+
+
+def test_a_role_that_no_pass_has_trained_is_one_line(base: str) -> None:
+    with pytest.raises(RunError, match="role reward cannot be read .*no pass has trained it") as caught:
+        scorer(base)
+    assert "\n" not in str(caught.value)
