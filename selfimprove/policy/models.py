@@ -106,14 +106,14 @@ def load_model(
     if adapter:
         path = check_base(adapter, base)
     try:
-        model: Any
-        model, info = AutoModelForCausalLM.from_pretrained(
+        both: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
             attn_implementation="sdpa",
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
+        model, info = both
     except OSError as error:
         raise not_found(path, error) from error
     except ValueError as error:
