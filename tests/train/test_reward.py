@@ -226,6 +226,6 @@ def test_an_adapter_without_a_trained_head_is_refused(context: Make) -> None:
 
 
 def test_a_role_that_no_pass_has_trained_is_one_line(base: str) -> None:
-    with pytest.raises(RunError, match="role reward cannot be read .*no pass has trained it") as caught:
+    with pytest.raises(RunError, match=r"role reward cannot be read .*no pass has trained it") as caught:
         scorer(base)
     assert "\n" not in str(caught.value)
