@@ -1,6 +1,6 @@
 """Benchmarks, each beside the obvious alternative on the same work: engines, the hand-over, tree search, the trainer, a
-round and ten times the problems as a ratio to it, a check in the sandbox in seconds, the verifier in checks a second,
-a million trajectories in GB.
+step of reinforcement learning, a round and ten times the problems as a ratio to it, a check in the sandbox in seconds,
+the verifier in checks a second, a million trajectories in GB.
 
     python scripts/bench.py [--only KEY ...] [--out FILE]
 
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_mcts import bench_mcts
+from bench_rl import rl_step_vs_parts, rl_vs_trl
 from bench_round import round_vs_phases
 from bench_sandbox import sandbox_latency
 from bench_scale import memory_10x, million, passes_256, time_10x
@@ -174,6 +175,8 @@ BENCHMARKS: dict[str, Callable[[], Result]] = {
     "train_vs_trl": train_vs_trl,
     "train_vs_bare": train_vs_bare,
     "round_vs_phases": round_vs_phases,
+    "rl_step_vs_parts": rl_step_vs_parts,
+    "rl_vs_trl": rl_vs_trl,
     "time_10x": time_10x,
     "memory_10x": memory_10x,
     "million": million,
@@ -189,6 +192,8 @@ BOUNDS = {  # what the project holds itself to
     "train_vs_trl": ">= 0.95",
     "train_vs_bare": ">= 0.8",
     "round_vs_phases": "<= 1.05",
+    "rl_step_vs_parts": "<= 1.10",
+    "rl_vs_trl": "<= 0.8",
     "time_10x": "<= 10.5",
     "memory_10x": "<= 1.2",
     "million": "< 2 (GB)",

@@ -52,6 +52,8 @@ def collect(
     policy = session.policy(policies, role, phase, step.number, others=others)
     verifier = verifier or session.config.dataset.verifier
     run: Callable[..., Any] = supplied(session, step, node, "generate", "generate", verifier) if node else solver  # type: ignore[assignment]
+    if "scorers" in asked:
+        run = partial(run, scorers=session.scorers(policies))
     cost: Counter[str] = Counter()
     if node and "prepared" in asked:
         beginning = session.policy(policies, role, phase, step.number, "prepare", others=others)

@@ -41,7 +41,9 @@ _FRAME = ("_target_", "name", "gives", "verifier", "score")  # keys that are not
 
 
 # Keyword arguments that the runner gives to a function that has them (selfimprove.supplies).
-SUPPLIES = ("seed", "check", "judge", "prepared", "roles", "text", "memory", "tools", "step", "made", "figures")
+SUPPLIES = (
+    *("seed", "check", "judge", "prepared", "roles", "scorers", "text", "memory", "tools", "step", "made", "figures"),
+)
 
 # How many positional arguments the runner gives the function of a slot, by the last word of its key
 _POSITIONAL = {
@@ -173,8 +175,8 @@ def asks_for(node: Target) -> set[str]:
 
 
 OF_SLOT = {  # what each slot's function can be given
-    "generate": ("seed", "check", "judge", "prepared", "roles", "text", "memory", "tools", "step", "made"),
-    "verifier": ("seed", "check", "roles", "text", "memory", "tools", "step", "made"),
+    "generate": ("seed", "check", "judge", "prepared", "roles", "scorers", "text", "memory", "tools", "step", "made"),
+    "verifier": ("seed", "check", "roles", "scorers", "text", "memory", "tools", "step", "made"),
     "problems": ("seed", "text", "memory", "step", "made"),
     "make": ("seed", "text", "memory", "step", "made"),
     "adapt": ("seed", "step", "figures"),

@@ -249,6 +249,10 @@ def check_stages(config: Config, needs: bool) -> None:
             fits = getattr(inspect.getmodule(function(stage.train, where)), "require_stage", None)
             if fits:  # what a train function's module asks of the stage that it stands in
                 fits(config, stage, where)
+        if stage.verifier:
+            fits = getattr(module_of(stage.verifier), "require_stage", None)
+            if fits:
+                fits(config, stage.verifier, f"{where}.verifier")
 
 
 def check_carry(config: Config, stage: Stage, where: str) -> None:

@@ -49,7 +49,7 @@ def open_reader(config: Config, trains: bool) -> Reader | None:
 def require_there(config: Config, weights: bool = False) -> str:
     """The folder or hub id that the configured model is loaded from. Raises ConfigError where a folder on this machine
     lacks a file. The models of other roles are checked too."""
-    others = [role.model for role in config.method.roles.values() if role.model and role.kind == "causal"]
+    others = [role.model for role in config.method.roles.values() if role.model and role.kind in ("causal", "sequence")]
     for model in (*others, config.model):
         path = resolve(model.name, model.path)
         if Path(path).is_dir() and "logprobs" in config.engine["gives"]:

@@ -7,6 +7,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,8 @@ def _grade_groups(
 ) -> None:
     """Verdicts by a group verifier, all trajectories of a problem at once, a shard of problems at a time."""
     verifier = supplied(session, step, node, "verifier", "verifier", node)
+    if "scorers" in asks_for(node):
+        verifier = partial(verifier, scorers=session.scorers(policies))
     check, resource = session.check_by(node), session.resource(node, problems, policies)
     roles = "roles" in asks_for(node)
 

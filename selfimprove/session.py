@@ -187,10 +187,30 @@ class Session:
         if name in self._resources and self._resources[name][0] != state:
             self._close(self._resources.pop(name)[1])
         if name not in self._resources:
+            for role in read:
+                self.restore(policies[role])
             paths = {role: policies[role].path for role in read}
             opening = Opening(self.config.model, self.config.hardware, problems, paths)
             self._resources[name] = state, open_resource(opening, **options_of(verifier))
         return self._resources[name][1]
+
+    def scorers(self, policies: Policies) -> dict[str, Any]:
+        """The method's reward models by role, open, without those that no pass has trained yet."""
+        from selfimprove.verify.reward_model import open_model
+
+        found = {}
+        for role, own in self.config.roles.items():
+            weights, name = policies[role], f"role {role}"
+            if own.kind != "sequence" or not weights.version:
+                continue
+            if name in self._resources and self._resources[name][0] != weights.digest:
+                self._close(self._resources.pop(name)[1])
+            if name not in self._resources:
+                self.restore(weights)
+                opening = Opening(self.config.model_of(role), self.config.hardware, [])
+                self._resources[name] = weights.digest, open_model(opening, weights.path)
+            found[role] = self._resources[name][1]
+        return found
 
     def close_resources(self) -> None:
         """Close what group verifiers opened. A phase that needs it opens it again."""

@@ -12,6 +12,7 @@
 | tools | Mapping[str, Tool]: the method's tools, opened once a session |
 | step | Pass: which one this is |
 | made | Made: problems and examples of earlier passes |
+| scorers | Mapping[str, Scorer]: the method's reward models that have been trained so far, each at its newest weights |
 | figures | list of mappings: the figures of each earlier pass, `phase/name` -> value |
 
 What is asked for joins the phase's key with all that it depends on, so that nothing stale is taken over.

@@ -56,6 +56,7 @@ _SHARED = (  # what methods of one's own are made of, and no configuration of th
     "selfimprove.verify.turns.each",
     "selfimprove.filter.advantages.advantages",
     "selfimprove.train.policy_gradient.policy_gradient",
+    *(f"selfimprove.train.reward.{name}" for name in ("reward", "classifier")),
 )
 
 

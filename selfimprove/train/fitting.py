@@ -13,17 +13,22 @@ from selfimprove.errors import RunError
 from selfimprove.train import Held, TrainContext, load, seed32
 from selfimprove.train.checkpoints import PROBE, SAVING, checkpoint
 
-FIGURES = {  # of a policy gradient's steps, whose means are figures of the phase: name in TRL's log -> name here
+FIGURES = {  # of steps, whose means are figures of the phase: name in TRL's log -> name here
     "entropy": "entropy",
     "clip_ratio/region_mean": "clipped",
     "kl": "kl",
     "sampler_ratio": "sampler_ratio",
+    "accuracy": "pair_accuracy",
+    "margin": "margin",
 }
 
+CONFIGS = ("config", "generation_config")  # a reward model has no second one
+
 Maker = Callable[[str, Any, Any], Any]  # (folder to work in, model, tokenizer) -> trainer
+Loader = Callable[[TrainContext], tuple[Any, Any]]  # -> model, tokenizer
 
 
-def run(make: Maker, context: TrainContext) -> dict[str, float]:
+def run(make: Maker, context: TrainContext, load: Loader = load) -> dict[str, float]:
     """Build a trainer with `make`, train from the newest checkpoint on, save. Returns mean loss, steps and seconds.
 
     `selfimprove.train.probe` writes handover.json beside the weights. Raises ConfigError as `load` does, and RunError
@@ -37,7 +42,7 @@ def run(make: Maker, context: TrainContext) -> dict[str, float]:
     if context.last_state:
         carry.restore_weights(model, context.last_state)
     # Trainers edit the configs they are given (special tokens, use_cache); a policy keeps those it came with.
-    configs = copy.deepcopy((model.config, model.generation_config))
+    configs = copy.deepcopy({name: getattr(model, name) for name in CONFIGS if hasattr(model, name)})
     learned = {name: weight.data for name, weight in _adapters_on_bits(model)}
     last = checkpoint(context.parts)
     with tempfile.TemporaryDirectory(prefix="selfimprove-") as folder:
@@ -62,7 +67,8 @@ def run(make: Maker, context: TrainContext) -> dict[str, float]:
             import torch
 
             dtype = getattr(torch, context.dtype)
-            model.config, model.generation_config = configs
+            for name, config in configs.items():
+                setattr(model, name, config)
             if weights is None:
                 model.to(dtype).save_pretrained(context.out)  # which rounds the model itself too
             else:

@@ -37,7 +37,10 @@ from selfimprove.train import TrainContext, device_steps
 from selfimprove.train.carry import rate
 from selfimprove.train.checkpoints import SAVING, checkpoint, seal
 
-LOGGED = ("loss", "learning_rate", "grad_norm", "rewards/", "logps/", "entropy", "clip_ratio/region", "kl", "sampler_")
+LOGGED = (
+    *("loss", "learning_rate", "grad_norm", "rewards/", "logps/", "entropy", "clip_ratio/region", "kl", "sampler_"),
+    *("accuracy", "margin"),
+)
 SPENT = "seconds.json"  # in a checkpoint: what training took until then
 
 

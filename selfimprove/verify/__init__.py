@@ -17,9 +17,9 @@ It stays open for later phases, and is closed by its `close()` where it has one.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from selfimprove.types import Problem, Status, Trajectory
 from selfimprove.verify.statements import last_box as last_box
@@ -43,6 +43,14 @@ class Outcome:
 
 Check = Callable[[str, Problem], Awaitable[Outcome]]  # text, problem: the data set's own check, in its pool
 Judge = Callable[[Problem, list[Trajectory]], Awaitable[list[Outcome]]]  # a problem's trajectories, by either kind
+
+
+class RewardModel(Protocol):
+    """A reward model that is open: `selfimprove.verify.scoring.Scorer`."""
+
+    async def logits(self, ids: Sequence[int], positions: Sequence[int] = ()) -> list[list[float]]: ...
+
+    def passes(self, ids: Sequence[int], n: int, seed: int) -> list[list[float]]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,9 @@
 Such models are trained on preferences with a Bradley-Terry loss, so that the sigmoid of a score's distance to another
 answer's is the probability to be preferred (Ouyang et al. 2022, arXiv 2203.02155, eq. 1). The scale has no zero of its
 own: choose `threshold` by looking at scores.
+
+The model is a folder or hub id, which reads text, or one of the method's own roles of `kind: sequence`, which reads the
+token ids of the last sample as they were sampled, as it was trained on them.
 """
 
 from __future__ import annotations
@@ -11,16 +14,66 @@ import asyncio
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
-from selfimprove.errors import ConfigError
+from selfimprove.errors import ConfigError, RunError
 from selfimprove.types import Problem, Trajectory
 from selfimprove.verify import Context, Opening, Outcome
 
 if TYPE_CHECKING:
+    from selfimprove.binding import Target
+    from selfimprove.schema import Config
     from selfimprove.verify.scoring import Scorer
 
 
-def resource(opening: Opening, *, model: str, trust_remote_code: bool = False, **options: Any) -> Scorer:
+def require_stage(config: Config, verifier: Target, where: str) -> None:
+    """Raises ConfigError unless the verifier names a model or a reward model of the method's, and not both."""
+    model, role = verifier.get("model"), verifier.get("role")
+    if (model is None) == (role is None):
+        raise ConfigError(
+            f"{where}.model={model} with {where}.role={role}: give one of them, a folder or hub id, or a role of the "
+            "method",
+            where,
+        )
+    if role is not None:
+        require_role(config, role, f"{where}.role")
+
+
+def require_role(config: Config, role: str, where: str) -> None:
+    """Raises ConfigError for a role that is no reward model of the method's."""
+    found = [name for name, own in config.roles.items() if own.kind == "sequence"]
+    if role not in found:
+        raise ConfigError(
+            f"{where}={role}: no such reward model; the method's roles of `kind: sequence` are "
+            f"{', '.join(found) or 'none'}",
+            where,
+        )
+
+
+def resource(
+    opening: Opening,
+    *,
+    model: str | None = None,
+    role: str | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> Scorer:
     """The reward model. Raises ConfigError when it cannot be loaded, or has more than two labels."""
+    if role is not None:
+        return open_role(opening, role)
+    assert model is not None
+    return open_model(opening, model, trust_remote_code)
+
+
+def open_role(opening: Opening, role: str) -> Scorer:
+    """The newest weights of a reward model of the method's. Raises RunError where they cannot be read."""
+    try:
+        return open_model(opening, opening.paths[role])
+    except ConfigError as problem:
+        said = "no pass has trained it, where its filter left no row"
+        raise RunError(f"the reward model of the role {role} cannot be read ({said}): {problem}") from None
+
+
+def open_model(opening: Opening, model: str, trust_remote_code: bool = False) -> Scorer:
+    """A sequence classifier with one or two labels. Raises ConfigError for any other."""
     from transformers import AutoModelForSequenceClassification
 
     from selfimprove.verify.scoring import Scorer
@@ -36,31 +89,38 @@ async def verify(
     trajectories: list[Trajectory],
     context: Context,
     *,
-    model: str,
+    model: str | None = None,
+    role: str | None = None,
     reward: Literal["sigmoid", "raw"] = "sigmoid",
     threshold: float = 0.5,
     trust_remote_code: bool = False,
 ) -> list[Outcome]:
-    """The reward of each answer; it is `correct` from `threshold` on, and an `error` where it is longer than `model`
+    """The reward of each answer; it is `correct` from `threshold` on, and an `error` where it is longer than the model
     can read.
 
     The score is the one label's logit, or of two labels how far the second's is above the first's. `sigmoid` maps it
-    to (0, 1). The text is read through the model's own chat template, where it has one.
+    to (0, 1). `model` reads the text through its own chat template, where it has one; `role` reads token ids.
     """
     scorer: Scorer = context.resource
 
     async def judge(trajectory: Trajectory) -> Outcome:
-        ids = tokens(scorer.tokenizer, problem, trajectory.text)
+        last = trajectory.samples[-1]
+        ids = tokens(scorer.tokenizer, problem, last.text) if role is None else [*last.prompt_ids, *last.completion_ids]
         try:
             ((*others, score),) = await scorer.logits(ids)
         except ValueError as error:
             return Outcome("error", 0.0, reason=f"reward model: {error}")
-        context.policy.meter.count("reward_model", calls=1, prompt=0, scored=len(ids))
+        context.policy.meter.count(role or "reward_model", calls=1, prompt=0, scored=len(ids))
         score -= sum(others)
-        value = score if reward == "raw" else 0.5 * (1 + math.tanh(score / 2))  # the sigmoid, without overflow
+        value = score if reward == "raw" else sigmoid(score)
         return Outcome("correct" if value >= threshold else "wrong", value)
 
     return await asyncio.gather(*map(judge, trajectories))
+
+
+def sigmoid(score: float) -> float:
+    """1 / (1 + exp(-score)), without overflow."""
+    return 0.5 * (1 + math.tanh(score / 2))
 
 
 def tokens(tokenizer: Any, problem: Problem, text: str) -> list[int]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from selfimprove.errors import ConfigError
 from selfimprove.policy import models
@@ -18,11 +19,17 @@ from selfimprove.policy.hf import PREFILL_TOKENS, SETTLED
 from selfimprove.types import Message
 from selfimprove.verify import Opening
 
+HEADS = ("score", "classifier")  # what classifiers of transformers call their last layer
+
 
 @dataclass(eq=False, slots=True)
-class _Asked:
+class _Row:
     ids: list[int]
     positions: list[int]
+
+
+@dataclass(eq=False, slots=True)
+class _Asked(_Row):
     future: asyncio.Future[list[list[float]]]
 
 
@@ -30,8 +37,8 @@ class Scorer:
     """A model's outputs for token ids, in batches of like length.
 
     `auto` is a class of transformers (AutoModelForSequenceClassification and the like), `path` a model folder or hub
-    id. Raises ConfigError when it cannot be loaded, or has no trained head of that kind: a head made up at random would
-    give scores all the same.
+    id, or the folder of a LoRA adapter with a head. Raises ConfigError when it cannot be loaded, or has no trained head
+    of that kind: a head made up at random would give scores all the same.
     """
 
     def __init__(self, auto: Any, path: str, opening: Opening, *, trust_remote_code: bool = False) -> None:
@@ -39,13 +46,27 @@ class Scorer:
         self.path, self.max_batch = path, opening.hardware.max_batch
         self.tokenizer: Any = models.load_tokenizer(path, trust_remote_code=trust_remote_code)
         dtype = getattr(torch, opening.model.dtype)
+        adapter = models.is_adapter(path)
+        said = logging.get_verbosity()
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # which weights are missing is said below
         try:
             model, info = auto.from_pretrained(
-                path, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+                models.adapter_base(path) if adapter else path,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                **({"num_labels": _labels(path)} if adapter else {}),
             )
+            if adapter:
+                from peft import PeftModel
+
+                model = PeftModel.from_pretrained(model, path)
         except OSError as error:
             raise models.not_found(path, error) from error
-        if missing := sorted(info["missing_keys"]):
+        finally:
+            logging.set_verbosity(said)
+        missing = sorted(name for name in info["missing_keys"] if not adapter or name.split(".")[0] not in HEADS)
+        if missing:
             raise ConfigError(
                 f"verifier.model={path}: no trained {auto.__name__.removeprefix('AutoModelFor')} model, its weights "
                 f"lack {', '.join(missing)}",
@@ -66,13 +87,31 @@ class Scorer:
 
         Raises ValueError for more ids than the model's window has.
         """
-        if not ids or len(ids) > self.max_length:
-            raise ValueError(f"{len(ids)} tokens, and the model reads 1 to {self.max_length}")
+        self._require_room(ids)
         asked = _Asked(list(ids), list(positions), asyncio.get_running_loop().create_future())
         self._waiting.append(asked)
         if self._pump is None or self._pump.done():
             self._pump = asyncio.get_running_loop().create_task(self._run())
         return await asked.future
+
+    def passes(self, ids: Sequence[int], n: int, seed: int) -> list[list[float]]:
+        """A sequence classifier's row in each of `n` passes with dropout (Gal and Ghahramani 2015, arXiv 1506.02142).
+
+        All passes are one batch by themselves, so that they depend on the weights, the ids and the seed, and on nothing
+        else that is asked. A model without dropout gives the same row each time. Raises ValueError as `logits` does.
+        """
+        self._require_room(ids)
+        with torch.random.fork_rng([self.model.device] if self.model.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            self.model.train()
+            try:
+                return [row for (row,) in self._forward([_Row(list(ids), [])] * n)]
+            finally:
+                self.model.eval()
+
+    def _require_room(self, ids: Sequence[int]) -> None:
+        if not ids or len(ids) > self.max_length:
+            raise ValueError(f"{len(ids)} tokens, and the model reads 1 to {self.max_length}")
 
     def close(self) -> None:
         """Free the weights."""
@@ -106,7 +145,7 @@ class Scorer:
             quiet = quiet + 1 if len(self._waiting) == before else 0
 
     @torch.inference_mode()
-    def _forward(self, batch: list[_Asked]) -> list[list[list[float]]]:
+    def _forward(self, batch: Sequence[_Row]) -> list[list[list[float]]]:
         """Padded on the right. A sequence classifier may look for its last token by the padding id, so where the model
         names none, one is taken that no row has."""
         padding = self._padding
@@ -136,6 +175,17 @@ class Scorer:
                 hook.remove()
         parts = torch.split(found.float(), [len(asked.positions) for asked in batch])
         return [part.tolist() for part in parts]
+
+
+def _labels(adapter: str) -> int:
+    """How many outputs the head has that stands in an adapter's folder. Raises ConfigError where there is none."""
+    from safetensors import safe_open
+
+    with safe_open(f"{adapter}/adapter_model.safetensors", framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            if name.split(".")[-2] in HEADS:
+                return int(file.get_slice(name).get_shape()[0])
+    raise ConfigError(f"{adapter}: this adapter has no trained head", "verifier")
 
 
 def prompt_text(prompt: str | list[Message]) -> str:

@@ -1,0 +1,61 @@
+"""TRL's RewardTrainer in a planned order, with losses that are means over an optimizer step. Imported only when
+training starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
+
+from selfimprove.train.trainers import _Planned
+
+LABEL = "label"  # the column of a row's label
+
+
+class PairTrainer(_Planned, RewardTrainer):
+    """TRL's Bradley-Terry loss. Its mean over a device step becomes that step's part of the optimizer step's mean."""
+
+    def get_batch_samples(self, *args: Any) -> Any:
+        batches, items = super().get_batch_samples(*args)
+        self.pairs = sum(self._size(batch) for batch in batches)
+        return batches, items
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        size = self._size(inputs)
+        loss: Any = self._mean_loss(model, inputs)
+        # The trainer divides by the number of device steps.
+        return loss * size * self.current_gradient_accumulation_steps / self.pairs
+
+    def _size(self, inputs: dict[str, Any]) -> int:
+        return len(inputs["input_ids"]) // 2
+
+    def _mean_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        return RewardTrainer.compute_loss(self, model, inputs)  # type: ignore[no-untyped-call]
+
+
+class LabelCollator(DataCollatorForPreference):
+    """TRL's collator for rows of which each has one side, and a label; shapes (rows, longest) and (rows,)."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        both: dict[str, Any] = super().torch_call(examples)
+        one = {key: value[: len(examples)] for key, value in both.items()}
+        return one | {LABEL: torch.tensor([row[LABEL] for row in examples])}
+
+
+class LabelTrainer(PairTrainer):
+    """The binary cross-entropy of rows with a label, instead of TRL's loss on pairs."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        padding = kwargs["model"].config.get_text_config().pad_token_id
+        super().__init__(data_collator=LabelCollator(pad_token_id=padding), **kwargs)
+
+    def _size(self, inputs: dict[str, Any]) -> int:
+        return len(inputs["input_ids"])
+
+    def _mean_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        label = inputs.pop(LABEL)
+        scores = model(**inputs, use_cache=False).logits.squeeze(-1)
+        self._metrics["train"]["accuracy"].append(((scores > 0) == (label > 0.5)).float().mean().item())
+        return F.binary_cross_entropy_with_logits(scores.float(), label)
