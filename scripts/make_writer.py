@@ -36,7 +36,7 @@ SKILLS = {"write": 0.15, "write to a length": 0.2, "extend": 0.6, "instruct": 0.
 EXTEND = "Enrich this text.\n{instruction}\n{response}"
 INSTRUCT = "{first}\n{second}\nWrite another instruction."
 DETAIL = 0.5  # share of sentences behind which an extended text has one more
-# Texts have at most 5 sentences and extended ones at most 8, which is 48 tokens: none had to be cut to fit. A model that
+# Texts have at most 5 sentences, extended ones at most 8, which is 48 tokens: none had to be cut to fit. A model that
 # learnt from cut ones ended at the limit whatever it was to extend.
 Row = tuple[list[int], list[int]]  # ids, and labels: -100 where nothing is learnt
 
