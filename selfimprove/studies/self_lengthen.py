@@ -31,7 +31,7 @@ from selfimprove.verify.text_checks import count_words, repetition
 
 COMMAND = "selfimprove study self_lengthen"
 RATES = (3e-4, 1e-3, 3e-3)
-TEMPERATURE = 0.7
+TEMPERATURE = 1.0
 MAX_TOKENS = 320
 Texts = dict[str, str]  # problem id -> text
 PROMPT = "{question}"
