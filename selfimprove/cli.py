@@ -259,7 +259,10 @@ def _words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     said = overrides.notes(flags.overrides)
     if said and flags.cfg:
         print("\n".join(said), file=sys.stderr)
-    return [read.get(word, word) for word in arguments], said
+    brought = overrides.brought(flags.overrides)
+    place = max((arguments.index(word) + 1 for word in flags.overrides), default=0) if brought else 0
+    found = [read.get(word, word) for word in arguments]
+    return [*found[:place], *brought, *found[place:]], said
 
 
 def _require_folder(path: Path, asked: str) -> None:

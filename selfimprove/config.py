@@ -36,7 +36,7 @@ from selfimprove.binding import (
 )
 from selfimprove.errors import ConfigError, Damaged
 from selfimprove.files import read_config
-from selfimprove.overrides import NEEDED, OPTIONAL, one_line
+from selfimprove.overrides import NEEDED, OPTIONAL, brought, one_line
 from selfimprove.overrides import read as read_words
 from selfimprove.packaged import CONF as CONF
 from selfimprove.schema import Config, Stage
@@ -50,7 +50,7 @@ def compose(overrides: Sequence[str], needs: bool = True) -> Config:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
-    words = read_words(overrides)
+    words = [*read_words(overrides), *brought(overrides)]
     running = GlobalHydra.instance().is_initialized()  # within `run`, by Hydra's own application
     try:
         with nullcontext() if running else initialize_config_dir(version_base="1.3", config_dir=str(CONF)):

@@ -10,7 +10,10 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 
+import yaml
+
 from selfimprove.errors import ConfigError
+from selfimprove.packaged import CONF
 from selfimprove.schema import NAME, is_folder_name
 
 NEEDED = ("method", "model", "dataset", "engine", "hardware", "tracker")  # groups that a run takes one choice of
@@ -50,6 +53,22 @@ def read(words: Sequence[str], sweeps: bool = False) -> list[str]:
             continue
         found.append(_chosen(word, key, parsed.value()))
     return found
+
+
+def brought(words: Sequence[str]) -> list[str]:
+    """The choices of other groups that the words' method brings, by `brings` in its file. What is typed wins, and so
+    does an experiment. Raises ConfigError where a sweep's methods bring unlike ones."""
+    typed = dict(word.partition("=")[::2] for word in words)
+    if "method" not in typed or "experiment" in typed:
+        return []
+    found = dict[str, set[str | None]]()
+    files = [CONF / "method" / f"{name.strip()}.yaml" for name in typed["method"].split(",")]
+    own = [yaml.safe_load(file.read_text(encoding="utf-8")).get("brings", {}) for file in files if file.is_file()]
+    for group in sorted({group for brings in own for group in brings} - typed.keys()):
+        found[group] = {brings.get(group) for brings in own}
+        if len(found[group]) > 1:
+            raise ConfigError(f"method={typed['method']}: they are made for unlike choices; give {group}=...", group)
+    return [f"{group}={choice}" for group, choices in found.items() for choice in choices]
 
 
 def _chosen(word: str, key: str, value: object) -> str:

@@ -21,6 +21,7 @@ KINDS = {
     "qwen2_5_7b": ("qwen2", False),
     "llama3_1_8b": ("llama", False),
     "mistral7b": ("mistral", False),
+    "writer": ("llama", True),
 }
 
 

@@ -141,7 +141,7 @@ def _graded(run: RunData, training: Sequence[Place], checks: int) -> list[Signal
         (place.round, reward, (text, problems[problem].gold, problems[problem].metadata))
         for place in training
         for problem, text, reward in _answers(place, max(1, checks // len(training)))
-        if problems[problem].gold is not None or not needs_gold
+        if problem in problems and (problems[problem].gold is not None or not needs_gold)  # made ones have no grade
     ]
     limits = run.config["verify"]
     workers = limits["workers"] or os.cpu_count() or 1

@@ -17,7 +17,17 @@ from selfimprove.generate.turns import by_turn
 from selfimprove.studies import Claim, Lab, Result, difference, overall
 from selfimprove.studies.arms import arms_table, run_arms
 from selfimprove.studies.solving import ByProblem, attempts, solve, solved, waiting
-from selfimprove.studies.staged import GRADE, MAX_TOKENS, answered, at_stage, bounded, chosen_rates, policy_of, votes
+from selfimprove.studies.staged import (
+    GRADE,
+    MAX_TOKENS,
+    answered,
+    at_stage,
+    bounded,
+    chosen_rates,
+    minus,
+    policy_of,
+    votes,
+)
 from selfimprove.studies.tiny import SHIPPED, shipped
 from selfimprove.verify.answers import vote
 
@@ -86,10 +96,6 @@ def study(lab: Lab) -> Iterator[Claim]:
         ),
     ):
         yield bounded(claim, estimate, least, control, COMMAND)
-
-
-def minus(values: ByProblem, others: ByProblem) -> ByProblem:
-    return {name: value - others[name] for name, value in values.items()}
 
 
 def parallel(result: Result, path: str, seed: int) -> ByProblem:

@@ -37,6 +37,11 @@ def answered(result: Result, folder: str = "last") -> ByProblem:
     return dict(scores.read(result.evaluation(folder) / scores.FILE).by_problem)
 
 
+def minus(values: ByProblem, others: ByProblem, factor: float = 1.0) -> ByProblem:
+    """Problem by problem the one, minus `factor` times the other."""
+    return {name: value - factor * others[name] for name, value in values.items()}
+
+
 def policy_of(result: Result) -> str:
     """The folder of the last round's policy."""
     return str(max(result.path.glob("rounds/*/policy"), key=lambda path: path.parent.name))

@@ -106,8 +106,11 @@ def llama(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def make_tokenizer(texts: Iterable[str], vocabulary: int, window: int) -> Any:
-    """Byte-level BPE of these texts, in which digits and line breaks stand alone, with the shipped chat template."""
+def make_tokenizer(texts: Iterable[str], vocabulary: int, window: int, words: bool = False) -> Any:
+    """Byte-level BPE of these texts, in which digits and line breaks stand alone, with the shipped chat template.
+
+    With `words` no token goes across the end of a word.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -116,7 +119,7 @@ def make_tokenizer(texts: Iterable[str], vocabulary: int, window: int) -> Any:
         [
             pre_tokenizers.Split("\n", "isolated"),
             pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words),
         ]
     )
     bpe.decoder = decoders.ByteLevel()

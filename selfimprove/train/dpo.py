@@ -1,7 +1,8 @@
 """Direct preference optimization (arXiv:2305.18290) and its relatives, through TRL's DPOTrainer.
 
 It does full fine-tuning and LoRA, in one process or several, without dropout, as the authors did. It refuses
-Example.mask and Example.weight on pairs, and losses that rank the pairs of a device step (aot).
+Example.mask on pairs, and losses that rank the pairs of a device step (aot). Example.weight is a factor of all of a
+pair's loss; a step's loss stays a mean over its pairs, so weights that are 1 on average change no step's size.
 
 A pair may carry its own label smoothing e in `Example.metadata["label_smoothing"]`, as in conservative DPO (Mitchell
 2023). Its loss is -(1 - e) log sigmoid(z) - e log sigmoid(-z), with z = beta times the margin. That equals the sigmoid
@@ -10,6 +11,7 @@ loss plus e z.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
@@ -39,18 +41,22 @@ Loss = Literal[
 
 
 def row(example: Example, skip_common: bool = False) -> dict[str, Any]:
-    """Token ids of one pair, and its label smoothing.
+    """Token ids of one pair, its label smoothing and its weight.
 
     With `skip_common`, the tokens that both completions begin with become part of the prompt. Each side keeps at least
-    one token. Raises ValueError without two completions or for a smoothing outside 0..1, ConfigError for a mask or a
-    weight.
+    one token. Raises ValueError without two completions, for a smoothing outside 0..1 or a weight below 0. Raises
+    ConfigError for a mask.
     """
     if not example.completion_ids or not example.rejected_ids or not example.prompt_ids:
         raise ValueError(f"a row of problem {example.problem_id} is no preference pair: it lacks tokens on one side")
-    if example.weight != 1 or example.mask is not None:
+    if example.mask is not None:
         raise ConfigError(
-            f"a pair of problem {example.problem_id} has a weight or a mask, which train=dpo does not support: use a "
-            "filter that makes plain pairs, or train=sft"
+            f"a pair of problem {example.problem_id} has a mask, which train=dpo does not support: use a filter that "
+            "makes plain pairs, or train=sft"
+        )
+    if not 0 <= example.weight < math.inf:
+        raise ValueError(
+            f"a pair of problem {example.problem_id} has the weight {example.weight}: it must be 0 or more"
         )
     chosen, rejected = example.completion_ids, example.rejected_ids
     smoothing = float(example.metadata.get("label_smoothing", 0.0))
@@ -65,11 +71,19 @@ def row(example: Example, skip_common: bool = False) -> dict[str, Any]:
         "chosen_ids": chosen[common:],
         "rejected_ids": rejected[common:],
         "label_smoothing": smoothing,
+        "weight": example.weight,
         "counts": 1.0,
     }
 
 
-BLANK = {"prompt_ids": [0], "chosen_ids": [0], "rejected_ids": [0], "label_smoothing": 0.0, "counts": 0.0}
+BLANK = {
+    "prompt_ids": [0],
+    "chosen_ids": [0],
+    "rejected_ids": [0],
+    "label_smoothing": 0.0,
+    "weight": 1.0,
+    "counts": 0.0,
+}
 
 
 def require_options(*, loss: Loss = "sigmoid", label_smoothing: float = 0.0, **options: Any) -> None:
@@ -101,8 +115,9 @@ def dpo(
     completion's NLL per token. `reference` is the policy as the phase starts, or the base model. Its log-probabilities
     are computed once, before the first step. With `skip_common`, loss starts at the first token where the two
     completions differ: that changes averages over tokens, not sums. `label_smoothing` is for `robust` and `exo_pair`; a
-    pair's own label smoothing is for `sigmoid`. Returns `loss` (mean over steps), `steps`, `seconds`, `tokens` (read)
-    and `loss_tokens`. Raises ValueError for empty rows, ConfigError and RunError as `selfimprove.train` does.
+    pair's own label smoothing or weight is for `sigmoid`. Returns `loss` (mean over steps), `steps`, `seconds`,
+    `tokens` (read) and `loss_tokens`. Raises ValueError for empty rows, ConfigError and RunError as `selfimprove.train`
+    does.
     """
     require_options(loss=loss, label_smoothing=label_smoothing)
     if not rows:
@@ -110,6 +125,8 @@ def dpo(
     table = [row(example, skip_common) for example in rows]
     if loss != "sigmoid" and any(r["label_smoothing"] for r in table):
         raise ConfigError(f"train.loss is {loss}: pairs with a label smoothing of their own need train.loss=sigmoid")
+    if loss != "sigmoid" and any(r["weight"] != 1 for r in table):
+        raise ConfigError(f"train.loss is {loss}: pairs with a weight of their own need train.loss=sigmoid")
     config = {"beta": beta, "loss_type": [loss], "label_smoothing": label_smoothing}
     return prefer(rows, table, context, options, config=config, reference=reference, sft_weight=sft_weight)
 

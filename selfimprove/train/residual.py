@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, Unpack
 
+from selfimprove.errors import ConfigError
 from selfimprove.train import Optimization, TrainContext
 from selfimprove.train.dpo import prefer, row
 from selfimprove.types import Example, Positive
@@ -40,6 +41,8 @@ def residual(
     """
     if not rows or any("margin" not in example.metadata for example in rows):
         raise ValueError("there are no rows to train on, or pairs without a margin of rewards")
+    if any(example.weight != 1 for example in rows):
+        raise ConfigError("train=residual does not support pairs with a weight: use a filter that makes plain pairs")
     table = [row(example) | {"margin": float(example.metadata["margin"])} for example in rows]
     return prefer(rows, table, context, options, config={"beta": beta}, reference=reference, classes=_classes)
 

@@ -253,21 +253,25 @@ class SupervisedTrainer(_Planned, SFTTrainer):
         return super().compute_loss(weighted, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
 
 
+OWN = ("label_smoothing", "weight", "counts")  # of a pair, beside its ids
+
+
 class PreferenceCollator(DataCollatorForPreference):
-    """TRL's collator, with the rows' label smoothing and whether they count (1 or 0) beside their ids."""
+    """TRL's collator, with the rows' label smoothing, weight and whether they count (1 or 0) beside their ids."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        own = {key: torch.tensor([row[key] for row in examples]) for key in ("label_smoothing", "counts")}
+        own = {key: torch.tensor([row[key] for row in examples]) for key in OWN}
         return super().torch_call(examples) | own
 
 
 class PreferenceTrainer(_Planned, DPOTrainer):
-    """TRL's DPO on rows of `prompt_ids`, `chosen_ids`, `rejected_ids` and `label_smoothing`, taken as they are.
+    """TRL's DPO on rows of `prompt_ids`, `chosen_ids`, `rejected_ids` and the keys of `OWN`, taken as they are.
 
-    A step's loss is a mean over its pairs of three terms: TRL's loss; the pair's label smoothing times beta times its
-    margin; and `sft_weight` times the chosen completion's NLL divided by its length (iterative reasoning preference
-    optimization, arXiv:2404.19733, eq. 2). TRL's own `sft` term and its mean over device steps are not used, because
-    both depend on how many pairs share a device step. TRL's `label_smoothing` is one number for all pairs.
+    A step's loss is a mean over its pairs of the pair's weight times the sum of three terms: TRL's loss; the pair's
+    label smoothing times beta times its margin; and `sft_weight` times the chosen completion's NLL divided by its
+    length (iterative reasoning preference optimization, arXiv:2404.19733, eq. 2). TRL's own `sft` term and its mean
+    over device steps are not used, because both depend on how many pairs share a device step. TRL's `label_smoothing`
+    is one number for all pairs.
     """
 
     def __init__(self, *, sft_weight: float, reference: str, **kwargs: Any) -> None:
@@ -304,7 +308,7 @@ class PreferenceTrainer(_Planned, DPOTrainer):
         loader = DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator)
         chosen, rejected = list[float](), list[float]()
         for batch in self.accelerator.prepare(loader):
-            del batch["label_smoothing"], batch["counts"]  # what is left goes to the model
+            batch = {key: value for key, value in batch.items() if key not in OWN}  # the rest goes to the model
             logps = self.compute_ref_log_probs(model, batch)  # type: ignore[no-untyped-call]
             logps = self.accelerator.gather_for_metrics(logps)
             chosen += logps[0].tolist()
@@ -324,7 +328,7 @@ class PreferenceTrainer(_Planned, DPOTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        smoothing, counts = inputs.pop("label_smoothing"), inputs.pop("counts")
+        smoothing, weight, counts = (inputs.pop(key) for key in OWN)
         seen: list[Any] = []
 
         def recorded(**kwargs: Any) -> Any:
@@ -334,14 +338,19 @@ class PreferenceTrainer(_Planned, DPOTrainer):
         loss: Any = super().compute_loss(recorded, inputs)  # type: ignore[no-untyped-call]
         pairs = len(inputs["input_ids"]) // 2
         outputs = seen[0]
-        if smoothing.any():
+        weighted = bool((weight != 1).any())
+        if smoothing.any() or weighted:
             logps = outputs.log_probs.sum(dim=1)
             chosen = logps[:pairs] - inputs["ref_chosen_logps"]
             rejected = logps[pairs:] - inputs["ref_rejected_logps"]
-            loss = loss + (smoothing * self.beta * (chosen - rejected)).mean()
+            z = self.beta * (chosen - rejected)
+            if smoothing.any():
+                loss = loss + (weight * smoothing * z).mean()
+            if weighted:  # TRL's loss counts each pair once
+                loss = loss - ((weight - 1) * torch.nn.functional.logsigmoid(z)).mean()
         if self.sft_weight:
             nll = -outputs.log_probs[:pairs].sum(dim=1) / outputs.label_mask[:pairs].sum(dim=1)
-            loss = loss + self.sft_weight * nll.mean()
+            loss = loss + self.sft_weight * (weight * nll).mean()
         # The trainer will divide by the number of device steps; what is wanted is a mean over pairs.
         # Of a device step all pairs count, or none does.
         return loss * counts.sum() * self.current_gradient_accumulation_steps / self.pairs

@@ -88,6 +88,43 @@ def test_conservative_loss_of_each_pair_by_hand(base: str, tuned: str, context: 
     assert logged[0]["loss"] == pytest.approx(sum(losses) / 4, rel=1e-5)
 
 
+@pytest.mark.parametrize("micro_batch", [1, 3])
+def test_weighted_loss_of_each_pair_by_hand(base: str, tuned: str, context: Make, micro_batch: int) -> None:
+    data, beta, sft_weight = rows(4, pairs=True), 0.3, 0.5
+    data[0].metadata["label_smoothing"] = 0.2
+    for e, weight in zip(data, (1.5, 0.5, 0.0, 1.0), strict=True):
+        e.weight = weight
+    logged: list[dict[str, float]] = []
+    target = context(start=tuned, micro_batch=micro_batch, log=logged.append)
+    dpo(data, target, beta=beta, sft_weight=sft_weight, reference="base", batch_size=4, learning_rate=5e-7)
+    losses = []
+    for e in data:
+        z = torch.tensor(beta * (log_ratio(tuned, base, e) - log_ratio(tuned, base, e, rejected=True)))
+        nll = -logprob(tuned, e.prompt_ids, e.completion_ids).mean().item()
+        smoothed = e.metadata.get("label_smoothing", 0.0) * z.item()
+        losses.append(e.weight * (-F.logsigmoid(z).item() + smoothed + sft_weight * nll))
+    assert logged[0]["loss"] == pytest.approx(sum(losses) / 4, rel=1e-5)
+
+
+def test_pairs_of_weight_zero_teach_nothing(base: str, context: Make) -> None:
+    data, target = rows(4, pairs=True), context()
+    for e in data:
+        e.weight = 0.0
+    dpo(data, target, batch_size=4, learning_rate=1e-3, sft_weight=1.0)
+    before, after = weights(base), weights(target.out)
+    assert max((before[k] - after[k]).abs().max().item() for k in before) < 1e-6
+
+
+def test_a_weight_of_a_pair_needs_the_sigmoid_loss_and_cannot_be_negative(context: Make) -> None:
+    data = rows(2, pairs=True)
+    data[1].weight = 0.5
+    with pytest.raises(ConfigError, match=r"train\.loss=sigmoid"):
+        dpo(data, context(), loss="ipo", batch_size=2, learning_rate=5e-7)
+    data[1].weight = -1.0
+    with pytest.raises(ValueError, match="weight -1"):
+        dpo(data, context(), batch_size=2, learning_rate=5e-7)
+
+
 def test_half_smoothed_pairs_teach_nothing_at_the_reference(base: str, context: Make) -> None:
     data, target = rows(4, pairs=True), context()
     for e in data:
@@ -114,6 +151,7 @@ def test_common_leading_tokens_bear_no_loss(base: str, tuned: str, context: Make
         "chosen_ids": [9, 10],
         "rejected_ids": [11],
         "label_smoothing": 0.0,
+        "weight": 1.0,
         "counts": 1.0,
     }
     start = Example("p", ["t"], [1], [7, 8], rejected_ids=[7, 8, 9])  # one is the start of the other
@@ -187,6 +225,6 @@ def test_what_is_not_supported_is_refused(context: Make) -> None:
         dpo([], context(), learning_rate=5e-7)
     with pytest.raises(ValueError, match="no preference pair"):
         dpo(rows(1), context(), learning_rate=5e-7)
-    pair.weight = 0.5
-    with pytest.raises(ConfigError, match="weight or a mask"):
+    pair.mask = [1] * len(pair.completion_ids)
+    with pytest.raises(ConfigError, match="has a mask"):
         dpo([pair], context(), learning_rate=5e-7)
