@@ -1,8 +1,8 @@
 """Does SCoRe teach a policy to correct itself where fine-tuning on corrections and plain two-turn RL do not?
 
-Claims of Kumar et al. 2024 (arXiv 2409.12917), on chains of arithmetic, for a policy that has unlearnt most of its skill
-of refining. The arms of RL have as many dialogues and optimizer steps. Each arm has the learning rate that is best on
-dev after one round; the control of order has that of SCoRe.
+Claims of Kumar et al. 2024 (arXiv 2409.12917), on chains of arithmetic, for a policy that has unlearnt most of its
+skill of refining. The arms of RL have as many dialogues and optimizer steps. Each arm has the learning rate that is
+best on dev after one round; the control of order has that of SCoRe.
 """
 
 from __future__ import annotations
@@ -125,7 +125,12 @@ def study(lab: Lab) -> Iterator[Claim]:
         ),
     ):
         yield bounded(claim, estimate, least, control, COMMAND)
-    yield below("first answers are within .05 nats a token of the base policy's when the first stage I ends", away, 0.05, "base policy")
+    yield below(
+        "first answers are within .05 nats a token of the base policy's when the first stage I ends",
+        away,
+        0.05,
+        "base policy",
+    )
 
 
 def below(claim: str, estimate: Estimate, most: float, control: str) -> Claim:

@@ -1,4 +1,4 @@
-"""The shipped model with most of its skill of refining unlearnt: asked to improve an answer, it answers much as at first.
+"""The shipped model with most of its skill of refining unlearnt: asked to improve an answer, it answers much as before.
 
 The shipped model's second answers are far better than its first ones, so it has little to learn of correcting.
 """
