@@ -175,7 +175,7 @@ def table(texts: Mapping[str, list[Texts]], asked: Mapping[str, Problem]) -> Tab
 def scores_table(runs: Sequence[Result], rounds: int) -> Table:
     """The held-out length score of the policy after each round."""
     rows = {"shipped policy": [r.summary["base"] for r in runs]}
-    rows |= {f"round {i + 1}": [r.summary["rounds"][i] for r in runs] for i in range(rounds)}
+    rows |= {f"round {i + 1}": [r.summary["rounds"][i]["evaluation"] for r in runs] for i in range(rounds)}
     return arms_table(
         "Held-out instructions with a limit of 10 to 60 words, means over seeds",
         rows,
