@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from selfimprove.made import Made
 from selfimprove.methods.reward_ranker import enlarged, fails, passes
 from selfimprove.studies import Claim, Lab, Result, claim_sign, difference, overall
 from selfimprove.studies.arms import arms_table
-from selfimprove.studies.rewards import rated
+from selfimprove.studies.rewards import Groups, by_problem, over, pooled, rated
 from selfimprove.studies.solving import ByProblem
 from selfimprove.studies.staged import bounded
 from selfimprove.studies.tiny import SHIPPED
@@ -34,7 +34,6 @@ COMMAND = "selfimprove study reward_ranker"
 RATES = (1e-4, 3e-4, 1e-3)
 GATE = 20  # held-out problems with a hard negative and a program that passes: with fewer nothing can show
 ARMS = ("first", "hard negatives", "any negatives")
-Groups = list[list[Attempt]]
 Scores = dict[int, float]  # of attempts, by id()
 
 
@@ -137,19 +136,6 @@ def scored(folder: str, groups: Groups) -> Scores:
 # Measures: each a value a problem, of the problems that have one
 
 
-def by_problem(groups: Groups, measure: Callable[[list[Attempt]], float | None]) -> ByProblem:
-    found = {group[0].problem.id: measure(group) for group in groups}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def over(measure: Callable[..., ByProblem], groups: Sequence[Groups], *scores: Any) -> list[ByProblem]:
-    """A measure seed by seed; what is no list of scores is the same for all seeds."""
-    return [
-        measure(found, *(score[i] if isinstance(score, list) else score for score in scores))
-        for i, found in enumerate(groups)
-    ]
-
-
 def pair_accuracy(groups: Groups, scores: Scores, first: Scores, hard: bool) -> ByProblem:
     """The share of a problem's pairs of a program that passes and one that fails which are ranked rightly: of those
     whose negative the `first` reward model puts above the median of programs that pass, or of the others."""
@@ -172,11 +158,6 @@ def failing_at_the_top(groups: Groups, scores: Scores) -> float:
     """The share of programs that fail in the tenth of all that score highest."""
     found = sorted((a for group in groups for a in group), key=lambda a: -scores[id(a)])
     return float(np.mean([not passes(a) for a in found[: max(1, len(found) // 10)]]))
-
-
-def pooled(runs: Sequence[ByProblem]) -> list[ByProblem]:
-    """All seeds as one: not every problem has a value in each of them."""
-    return [{f"{i}/{name}": value for i, found in enumerate(runs) for name, value in found.items()}]
 
 
 def table(

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from selfimprove import seeds
+from selfimprove import seeds, store
+from selfimprove.attempt import pair
 from selfimprove.methods import upo
 from selfimprove.report.statistics import Estimate
-from selfimprove.types import Problem, Share, Trajectory
+from selfimprove.studies import Result
+from selfimprove.studies.solving import ByProblem
+from selfimprove.studies.staged import GRADE
+from selfimprove.types import Attempt, Problem, Share, Trajectory
 from selfimprove.verify import Context, Opening, Outcome
+from selfimprove.verify.doubt import bald
 from selfimprove.verify.reward_model import open_model
 
 
@@ -42,6 +48,64 @@ def auroc(groups: Sequence[Sequence[tuple[float, bool]]]) -> Estimate:
     drawn = [area([pair for i in rng.integers(n, size=n) for pair in groups[i]]) for _ in range(300)]
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Estimate(area([pair for group in groups for pair in group]), float(low), float(high), n)
+
+
+# Measures: each a value a problem, of the problems that have one
+
+Groups = list[list[Attempt]]
+
+
+def by_problem(groups: Groups, measure: Callable[[list[Attempt]], float | None]) -> ByProblem:
+    found = {group[0].problem.id: measure(group) for group in groups}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def over(measure: Callable[..., ByProblem], groups: Sequence[Groups], *scores: Any) -> list[ByProblem]:
+    """A measure seed by seed; what is no list of scores is the same for all seeds."""
+    return [
+        measure(found, *(score[i] if isinstance(score, list) else score for score in scores))
+        for i, found in enumerate(groups)
+    ]
+
+
+def pooled(runs: Sequence[ByProblem]) -> list[ByProblem]:
+    """All seeds as one: not every problem has a value in each of them."""
+    return [{f"{i}/{name}": value for i, found in enumerate(runs) for name, value in found.items()}]
+
+
+# Pairs of `upo`'s last stage
+
+
+def pairs_of(result: Result) -> list[Attempt]:
+    """The pairs of a run, each an attempt of two samples, of which the reward model preferred the first."""
+    folder = next(result.path.glob("rounds/000.*_prefer"))
+    problems = list(store.read_records(folder / "problems.parquet", Problem))
+    return [a for group in pair(folder, problems) for a in group if a.verdict.status != "error"]
+
+
+def flat(pairs: Sequence[Sequence[Attempt]]) -> list[Attempt]:
+    return [attempt for found in pairs for attempt in found]
+
+
+def is_reversed(attempt: Attempt) -> bool:
+    """Whether the first answer, which the reward model preferred, is wrong. The other one is right then."""
+    return GRADE(attempt.trajectory.samples[0].text, attempt.problem).status != "correct"
+
+
+def vote(attempt: Attempt) -> bool:
+    return attempt.verdict.status == "correct"
+
+
+def p_of(attempt: Attempt) -> list[float]:
+    return attempt.verdict.step_rewards or []
+
+
+def doubt(attempt: Attempt) -> float:
+    return (not vote(attempt)) + bald(p_of(attempt))
+
+
+def grouped(found: Sequence[Attempt]) -> list[list[Attempt]]:
+    return [list(group) for _, group in itertools.groupby(found, key=lambda attempt: attempt.problem.id)]
 
 
 # A group verifier: `upo.verify`, with the data set's check for a reward model

@@ -7,7 +7,6 @@ many pairs of the same answers, each at the learning rate that is best on dev.
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,21 +16,19 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from selfimprove import store
-from selfimprove.attempt import pair
 from selfimprove.datasets.arithmetic import load
 from selfimprove.made import Made
 from selfimprove.methods import upo
 from selfimprove.report.statistics import mean_over_problems
 from selfimprove.studies import Claim, Lab, Result, claim_sign, difference, measured, overall
 from selfimprove.studies.arms import arms_table
-from selfimprove.studies.rewards import auroc, rated
+from selfimprove.studies.rewards import auroc, doubt, flat, grouped, is_reversed, p_of, pairs_of, rated, vote
 from selfimprove.studies.solving import ByProblem, attempts, solve, solved
 from selfimprove.studies.staged import GRADE, MAX_TOKENS, bounded, on_dev, votes
 from selfimprove.studies.tiny import SHIPPED, shipped
 from selfimprove.train import TrainContext
 from selfimprove.train.dpo import dpo
-from selfimprove.types import Attempt, Example, Problem
+from selfimprove.types import Attempt, Example
 from selfimprove.verify.doubt import bald
 from selfimprove.verify.reward_model import sigmoid
 
@@ -79,7 +76,7 @@ def study(lab: Lab) -> Iterator[Claim]:
         measured("of the easy pairs at most 15 % are reversed", few, easy, "30 % of all pairs", COMMAND),
         bounded(
             "disagreement and BALD tell reversed pairs: area under the ROC curve above .65",
-            auroc([[(doubt(a), is_reversed(a)) for a in group] for found in pairs for group in by_problem(found)]),
+            auroc([[(doubt(a), is_reversed(a)) for a in group] for found in pairs for group in grouped(found)]),
             *(0.65, ".5, chance", COMMAND),
         ),
     ]
@@ -95,37 +92,6 @@ def study(lab: Lab) -> Iterator[Claim]:
 
 
 # Pairs
-
-
-def pairs_of(result: Result) -> list[Attempt]:
-    folder = next(result.path.glob("rounds/000.*_prefer"))
-    problems = list(store.read_records(folder / "problems.parquet", Problem))
-    return [a for group in pair(folder, problems) for a in group if a.verdict.status != "error"]
-
-
-def flat(pairs: Sequence[Sequence[Attempt]]) -> list[Attempt]:
-    return [attempt for found in pairs for attempt in found]
-
-
-def is_reversed(attempt: Attempt) -> bool:
-    """Whether the first answer, which the reward model preferred, is wrong. The other one is right then."""
-    return GRADE(attempt.trajectory.samples[0].text, attempt.problem).status != "correct"
-
-
-def vote(attempt: Attempt) -> bool:
-    return attempt.verdict.status == "correct"
-
-
-def p_of(attempt: Attempt) -> list[float]:
-    return attempt.verdict.step_rewards or []
-
-
-def doubt(attempt: Attempt) -> float:
-    return (not vote(attempt)) + bald(p_of(attempt))
-
-
-def by_problem(found: Sequence[Attempt]) -> list[list[Attempt]]:
-    return [list(group) for _, group in itertools.groupby(found, key=lambda attempt: attempt.problem.id)]
 
 
 def selection(found: Sequence[Attempt], seed: int, draw: str = "bald") -> list[Example]:
