@@ -6,7 +6,7 @@ rows: partial answer masking, no masking, and right answers alone. Each has the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -16,24 +16,24 @@ from selfimprove.methods.isc import respond
 from selfimprove.report.statistics import Estimate, ratio
 from selfimprove.studies import Claim, Lab, Result, difference, overall
 from selfimprove.studies.arms import arms_table, run_arms
-from selfimprove.studies.solving import at_tokens, plain
+from selfimprove.studies.solving import Groups, at_tokens, attempts, plain, solve
 from selfimprove.studies.staged import GRADE, MAX_TOKENS, answered, at_stage, bounded, chosen_rates, policy_of
 from selfimprove.studies.tiny import shipped
 from selfimprove.verify.answers import last, stage, vote
 
 COMMAND = "selfimprove study isc"
 ARMS = {rows: [f"method.filter.rows={rows}"] for rows in ("masked", "unmasked", "plain")}
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (1e-3, 3e-3)
 CHECK, INCORRECT = "\nVerdict:", " incorrect\n"  # as in conf/method/isc.yaml
+RESPOND = partial(respond, check_words=CHECK, incorrect=INCORRECT)
 GATE = 0.9  # share of responses that have to hold a check, else the policy has not learnt the form
 
 
 def study(lab: Lab) -> Iterator[Claim]:
-    train, dev, heldout = (40, 20, 40) if lab.quick else (160, 200, 300)
-    rates = RATES[1:2] if lab.quick else RATES
+    train, dev, heldout = (40, 20, 40) if lab.quick else (250, 200, 300)
+    rates = RATES[:1] if lab.quick else RATES
     common = ["method=isc", "rounds=1", f"dataset.train_size={train}"]
-    solver = partial(respond, check_words=CHECK, incorrect=INCORRECT)
-    chosen = chosen_rates(lab, common, ARMS, rates, solver, last, dev)
+    chosen = chosen_rates(lab, common, ARMS, rates, RESPOND, last, dev)
     arms = {arm: [*own, f"method.train.learning_rate={chosen[arm]}"] for arm, own in ARMS.items()}
     runs = run_arms(lab, [*common, f"dataset.heldout_size={heldout}"], arms)
     lab.note(table(runs))
@@ -51,7 +51,7 @@ def study(lab: Lab) -> Iterator[Claim]:
         ),
         (
             "wrong first answers are called wrong more often than right ones, by at least .3",
-            gap(runs["masked"]),
+            gap([greedy(r) for r in runs["masked"]]),
             0.3,
             "right first answers",
         ),
@@ -82,17 +82,28 @@ def study(lab: Lab) -> Iterator[Claim]:
             yield Claim(claim, None, why, None, control, COMMAND)
 
 
+def greedy(result: Result) -> Groups:
+    """The held-out responses of the last round."""
+    return list(result.attempts(result.evaluation("last")))
+
+
+def sampled(result: Result) -> Groups:
+    """Responses to the same problems at temperature 1, as first answers were in training."""
+    problems = [group[0].problem for group in greedy(result)]
+    solver = partial(RESPOND, temperature=1.0)
+    return attempts(problems, solve(solver, shipped(policy_of(result)), problems, max_tokens=MAX_TOKENS), GRADE)
+
+
 def checked(result: Result) -> float:
     """The share of held-out responses that hold a check."""
-    groups = result.attempts(result.evaluation("last"))
-    return float(np.mean([CHECK.strip() in group[0].trajectory.text for group in groups]))
+    return float(np.mean([CHECK.strip() in group[0].trajectory.text for group in greedy(result)]))
 
 
-def triggers(results: Sequence[Result], right: bool) -> Estimate | None:
+def triggers(responses: Sequence[Groups], right: bool) -> Estimate | None:
     """How often first answers that are right (or wrong) are called wrong, over problems of all seeds."""
     called, asked = dict[str, int](), dict[str, int]()
-    for result in results:
-        for group in result.attempts(result.evaluation("last")):
+    for groups in responses:
+        for group in groups:
             first = next(a for a in group if stage(a) == 1)
             if (first.verdict.status == "correct") == right:
                 name = first.problem.id
@@ -101,9 +112,9 @@ def triggers(results: Sequence[Result], right: bool) -> Estimate | None:
     return ratio(np.array(list(called.values())), np.array(list(asked.values()))) if asked else None
 
 
-def gap(results: Sequence[Result]) -> Estimate:
+def gap(responses: Sequence[Groups]) -> Estimate:
     """The rate on wrong first answers minus that on right ones; its ends are those of both intervals at their worst."""
-    wrong, right = triggers(results, False), triggers(results, True)
+    wrong, right = triggers(responses, False), triggers(responses, True)
     if wrong is None or right is None:
         return Estimate(0.0, -1.0, 1.0, 0)
     return Estimate(wrong.value - right.value, wrong.low - right.high, wrong.high - right.low, wrong.n)
@@ -111,7 +122,7 @@ def gap(results: Sequence[Result]) -> Estimate:
 
 def majority(result: Result, other: Result) -> dict[str, float]:
     """Which problems a policy's majority solves, with as many sampled tokens as the other's responses have."""
-    groups = list(other.attempts(other.evaluation("last")))
+    groups = greedy(other)
     tokens = float(np.mean([group[-1].trajectory.sampled_tokens for group in groups]))
     problems = [group[0].problem for group in groups]
     samples = plain(shipped(policy_of(result)), problems, GRADE, tokens, max_tokens=MAX_TOKENS)
@@ -122,9 +133,10 @@ def majority(result: Result, other: Result) -> dict[str, float]:
 def table(runs: dict[str, list[Result]]) -> Table:
     base = overall([at_stage(r, 1, "base") for r in runs["masked"]])
 
-    def rate(results: Sequence[Result], right: bool) -> str:
-        found = triggers(results, right)
-        return "none" if found is None else f"{found.value:.3f}"
+    def called_wrong(results: Sequence[Result], respond: Callable[[Result], Groups]) -> str:
+        responses = [respond(r) for r in results]
+        found = [triggers(responses, right) for right in (False, True)]
+        return ", ".join("none" if one is None else f"{one.value:.3f}" for one in found)
 
     return arms_table(
         f"Held-out, means over seeds; the shipped policy's first answers: {100 * base:.1f} %",
@@ -132,8 +144,8 @@ def table(runs: dict[str, list[Result]]) -> Table:
         {
             "first answer": lambda rs: f"{100 * overall([at_stage(r, 1) for r in rs]):.1f} %",
             "whole response": lambda rs: f"{100 * overall([answered(r) for r in rs]):.1f} %",
-            "wrong called wrong": lambda rs: rate(rs, False),
-            "right called wrong": lambda rs: rate(rs, True),
+            "called wrong: wrong, right": lambda rs: called_wrong(rs, greedy),
+            "the same, sampled": lambda rs: called_wrong(rs, sampled),
             "hold a check": lambda rs: f"{np.mean([checked(r) for r in rs]):.2f}",
             "rows": lambda rs: f"{np.mean([r.summary['rounds'][-1]['examples'] for r in rs]):.0f}",
             "loss tokens": lambda rs: f"{np.mean([loss_tokens(r) for r in rs]):,.0f}",
