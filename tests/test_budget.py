@@ -90,8 +90,8 @@ def test_a_run_stops_is_killed_and_goes_on_with_a_higher_budget(cli, tmp_path):
     assert (summary["status"], len(summary["rounds"])) == ("stopped", 1)
     trained = store.read_json(folder / "rounds/000/train.manifest.json")
 
-    spent = cli("resume", folder)  # nothing is left of the budget: it says so, and does nothing
-    assert "budget.rounds=1 is reached" in spent.stderr
+    spent = run.resume(folder)  # nothing is left of the budget: it says so, and does nothing
+    assert "budget.rounds=1 is reached" in spent["reason"]
     assert not (folder / "rounds/001").exists()
 
     with subprocess.Popen(
@@ -104,8 +104,7 @@ def test_a_run_stops_is_killed_and_goes_on_with_a_higher_budget(cli, tmp_path):
         os.killpg(process.pid, signal.SIGKILL)
     assert yaml.safe_load((folder / "config.yaml").read_text())["budget"]["sampled_tokens"] == 1500
 
-    done = cli("resume", folder)  # the tokens of before the kill count: about 1,100 a round
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = run.resume(folder)  # the tokens of before the kill count: about 1,100 a round
     assert summary["reason"].startswith("budget.sampled_tokens=1500 is reached"), summary
     assert summary["final"]["n"] == HELDOUT
     sampled = [row["tokens"]["sampled"] for row in summary["rounds"]]

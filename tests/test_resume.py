@@ -108,7 +108,7 @@ def test_every_single_rename(tmp_path, method):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_cleanly_and_resume_finishes(cli, tmp_path, number):
     run = tmp_path / "run"
-    arguments = [SCRIPT, "run", *SMALL, "rounds=2", "dataset.train_size=200", f"hydra.run.dir={run}"]
+    arguments = [SCRIPT, "run", *SMALL, "rounds=1", "dataset.train_size=80", f"hydra.run.dir={run}"]
     with subprocess.Popen(
         arguments, cwd=tmp_path, env=environment_of(tmp_path), stderr=subprocess.PIPE, text=True
     ) as process:

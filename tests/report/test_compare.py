@@ -19,6 +19,7 @@ from selfimprove.report.export import export, latex
 from selfimprove.report.metrics import pass_at_k
 from selfimprove.report.runs import RunData
 from selfimprove.store import write_json
+from tests.conftest import run_here
 
 N = 40
 RNG = np.random.default_rng(0)
@@ -270,9 +271,9 @@ def test_cells_are_shown_in_percent_and_points():
 
 
 def test_the_command_samples_base_policies_and_measures_drift_and_forgetting(cli, tmp_path):
-    small = ["rounds=1", "dataset.train_size=24", "dataset.heldout_size=12", "method.generate.n=2", "tracker=none"]
+    small = ["rounds=1", "dataset.train_size=24", "dataset.heldout_size=12", "method.generate.n=2"]
     more = ["eval.drift=8", "dataset@eval.also=arithmetic", "eval.also.form=expression", "eval.also.heldout_size=10"]
-    cli("run", *small, *more, "verify.workers=1", "hydra.run.dir=r")
+    run_here(tmp_path / "r", *small, *more)
     run = RunData(tmp_path / "r")
     assert [len(found) for found in run.also] == [10, 10]
     assert [len(found) for found in run.drift] == [8]
@@ -291,6 +292,9 @@ def test_the_command_samples_base_policies_and_measures_drift_and_forgetting(cli
     before = (tmp_path / "r" / compute.FILE).stat().st_mtime_ns
     compare([tmp_path / "r"], ask=base_answers)
     assert (tmp_path / "r" / compute.FILE).stat().st_mtime_ns == before, "they are sampled once"
+
+
+def test_what_cannot_be_compared_or_measured_is_one_line(cli):
     refusal = cli("compare", "nowhere", check=2)
     assert refusal.stderr == "selfimprove: nowhere: no such folder\n"
     wrong = cli("run", "eval.also=asdiv", check=2)

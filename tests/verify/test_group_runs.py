@@ -1,4 +1,4 @@
-"""Whole runs through the command line whose training verifier judges groups."""
+"""Whole runs whose training verifier judges groups."""
 
 import asyncio
 import json
@@ -9,19 +9,19 @@ from selfimprove import store
 from selfimprove.types import Problem, Trajectory, Verdict
 from selfimprove.verify import arithmetic
 from selfimprove.verify.consensus import consensus
-from tests.conftest import SMALL
+from tests.conftest import run_here
 
 VERIFIERS = ["consensus", "steps", "judge_arithmetic"]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, cli_module):
+def runs(tmp_path_factory):
     """The run folder of each verifier."""
     folder = tmp_path_factory.mktemp("runs")
-    sweep = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=${hydra.job.num}", "rounds=1", "seed=3"]
-    sweep += ["dataset.train_size=16", "dataset.heldout_size=8", "dataset.levels=[3,6]"]
-    cli_module("run", "-m", "verifier=" + ",".join(VERIFIERS), *SMALL, *sweep)
-    return {name: folder / str(i) for i, name in enumerate(VERIFIERS)}
+    sizes = ["rounds=1", "seed=3", "dataset.train_size=16", "dataset.heldout_size=8", "dataset.levels=[3,6]"]
+    for name in VERIFIERS:
+        run_here(folder / name, *sizes, f"verifier={name}")
+    return {name: folder / name for name in VERIFIERS}
 
 
 def read(run):
