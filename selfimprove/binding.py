@@ -42,8 +42,8 @@ _FRAME = ("_target_", "name", "gives", "verifier", "score")  # keys that are not
 
 # Keyword arguments that the runner gives to a function that has them (selfimprove.supplies).
 SUPPLIES = (
-    *("seed", "check", "judge", "prepared", "roles", "scorers", "text", "memory", "tools", "step", "made", "figures"),
-)
+    "seed", "check", "judge", "prepared", "roles", "scorers", "text", "memory", "tools", "step", "made", "figures",
+)  # fmt: skip
 
 # How many positional arguments the runner gives the function of a slot, by the last word of its key
 _POSITIONAL = {

@@ -45,18 +45,10 @@ ARMS = ("uncertainty", "no dropout", "chance")
 def study(lab: Lab) -> Iterator[Claim]:
     size, heldout, dev = (45, 40, 20) if lab.quick else (180, 200, 80)
     verifier = "method.stages.prefer.verifier."
-    common = [
-        *(
-            "method=upo",
-            "rounds=1",
-            f"dataset.levels={LEVELS}",
-            f"dataset.train_size={size}",
-            "dataset.heldout_size=10",
-        ),
-        *(f"{verifier}_target_=selfimprove.studies.rewards.corrupted", f"+{verifier}share={REVERSED}"),
-        *("~method.stages.reward", "method.stages.label.filter.per_problem=2"),
-        *("method.stages.estimator.filter.per_problem=2", "method.stages.prefer.generate.share=0.5"),
-    ]
+    common = ["method=upo", "rounds=1", f"dataset.levels={LEVELS}", f"dataset.train_size={size}"]
+    common += ["dataset.heldout_size=10", "~method.stages.reward", "method.stages.label.filter.per_problem=2"]
+    common += ["method.stages.estimator.filter.per_problem=2", "method.stages.prefer.generate.share=0.5"]
+    common += [f"{verifier}_target_=selfimprove.studies.rewards.corrupted", f"+{verifier}share={REVERSED}"]
     runs = lab.over_seeds(*common)
     pairs = [pairs_of(result) for result in runs]
     lab.note(pairs_table(pairs))
