@@ -1,8 +1,8 @@
-"""Does a method know what it knows? What it said an answer is worth, beside whether the answer was right.
+"""Does a method know what it knows? What it said of an answer, beside whether the answer was right.
 
-A *signal* is a number that a method gave before anybody looked at the gold answer: the reward of a judge, the share of
-samples that agree, the worth or the prior of a step in a search tree. Beside it stands what the data set's own verifier
-says of that answer; beside a step, the share of the finished solutions below it that are correct.
+A *signal* is a number that a method gave before anybody looked at the gold answer: a judge's reward, the share of
+samples that agree, the worth or the prior of a step in a search tree. Beside an answer stands the verdict of the data
+set's own verifier. Beside a step stands the share of right ones among the finished solutions at or below it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def diagrams(found: Sequence[tuple[Any, Signal]]) -> list[dict[str, Any]]:
 
 
 def _bins(edges: np.ndarray, scores: np.ndarray, right: np.ndarray) -> list[list[float]]:
-    """[number of the bin, sum of scores, sum of outcomes, n] of each bin that is not empty."""
+    """[number of the bin, sum of scores, sum of outcomes, n] for each bin that has something in it."""
     which = np.digitize(scores, edges)
     sums = [np.bincount(which, weights, BINS) for weights in (scores, right, np.ones(len(scores)))]
     return [
@@ -86,7 +86,7 @@ def _bins(edges: np.ndarray, scores: np.ndarray, right: np.ndarray) -> list[list
 
 
 def _trees(place: Place) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Signals of the nodes of a pass's trees that have a checked solution at or below them."""
+    """Signals of the nodes of a pass's trees. A node counts that has a checked solution at or below it."""
     found: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
     names = ("parent", "prior", "value", "terminal", "status")
     columns = [f"tree.list.element.{name}" for name in names]
@@ -127,7 +127,7 @@ def _add(tree: dict[str, list[Any]], found: dict[str, list[tuple[float, float]]]
 
 
 def _graded(run: RunData, training: Sequence[Place], checks: int) -> list[Signal]:
-    """Rewards of the verifier that a run trained on, beside what the data set's own says of the same answers."""
+    """Rewards of the training verifier, beside the verdicts of the data set's own on the same answers."""
     own, used = run.config["dataset"]["verifier"], training_verifier(run.config)
     if used != own and training and (said := trust.refusal(own, "dataset.verifier")):
         log.warning("%s: rewards are shown beside no grades: %s", run.path, said)
@@ -178,7 +178,7 @@ def _answers(place: Place, most: int) -> Iterable[tuple[str, str, float]]:
 
 
 def differs(config: dict[str, Any]) -> bool:
-    """Whether training was verified by something else than the data set's own check, and that check may be called."""
+    """Whether training had another verifier than the data set's own check, and that check may be called."""
     own: dict[str, Any] = config["dataset"]["verifier"]
     return training_verifier(config) != own and not trust.refusal(own) and not is_group(own)
 

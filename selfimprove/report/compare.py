@@ -109,7 +109,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Groups of runs, what is to be said of them, and their tables."""
+    """Groups of runs, lines to say about them, and their tables."""
 
     groups: list[Group]
     baseline: Group | None
@@ -213,7 +213,7 @@ def flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def differing(runs: Sequence[RunData]) -> list[str]:
-    """The keys in which runs differ, of those that say what was done. An absent key is as one that is null."""
+    """The keys in which runs differ, of those that say what was done. A missing key counts as null."""
     each = [flat(run.config) for run in runs]
     keys = dict.fromkeys(itertools.chain.from_iterable(each))
     aside = tuple(f"{key}." for key in _ASIDE)
@@ -225,7 +225,7 @@ def differing(runs: Sequence[RunData]) -> list[str]:
 
 
 def _short(keys: Sequence[str]) -> list[str]:
-    """Keys without those that follow from a named part: of a method, its name alone."""
+    """Keys without those that follow from a named part. Of a method only its name is left."""
     named = {part for part in _NAMED if f"{part}.name" in keys}
     return [key for key in keys if key.split(".")[0] not in named or key.endswith(".name")]
 
@@ -268,7 +268,7 @@ def _names(runs: Sequence[RunData]) -> list[str]:
 
 
 def _in_short(config: Mapping[str, Any], keys: Sequence[str]) -> str:
-    """Where a section names another function, that function's name stands for the whole section."""
+    """Where a section names another function, the function's name stands for the section."""
     other = [key.removesuffix("_target_") for key in keys if key.endswith("._target_")]
     shown = [key for key in keys if key.endswith("._target_") or not key.startswith(tuple(other))]
     parts = []
@@ -373,7 +373,7 @@ _VERDICTS = "verdicts: " + "/".join(STATUSES)
 
 
 def aside(groups: Sequence[Group]) -> list[Table]:
-    """Drift from the base policy and what was forgotten, at the end, where any run measured it."""
+    """Drift from the base policy and forgetting, at the end, where a run measured them."""
     columns = [("group", "text"), ("seeds", "text"), ("nats a token", "nats"), ("nats an answer", "nats")]
     columns += [("second data set before", "percent"), ("after", "percent"), ("change", "points")]
     rows: list[list[Cell]] = []
@@ -407,7 +407,7 @@ def aside(groups: Sequence[Group]) -> list[Table]:
 
 
 def base_samples(groups: Sequence[Group], ask: Sampler | None) -> compute.Base | None:
-    """The base policy's sampled answers; with `ask`, as many as the dearest group's tokens pay for."""
+    """The base policy's sampled answers. With `ask` there are as many as the tokens of the dearest group pay for."""
     runs = [run for group in groups for run in group.runs]
     run = max(runs, key=lambda run: 0 if (table := compute.samples(run)) is None else compute.per_problem(table))
     if ask:
@@ -424,7 +424,7 @@ def base_samples(groups: Sequence[Group], ask: Sampler | None) -> compute.Base |
 
 
 def equal(groups: Sequence[Group], baseline: Group | None, kind: str, samples: compute.Base | None) -> Table:
-    """Each round of each group beside what the base policy and the baseline do with the same tokens or operations."""
+    """Each round of each group, beside the base policy and the baseline at the same tokens or operations."""
     what, form = ("sampled tokens", "number") if kind == "sampled" else ("FLOPs", "flops")
     unit = groups[0].unit
     columns = [("group", "text"), ("seeds", "text"), ("round", "number"), (what, form), (unit.label, unit.kind)]
@@ -458,7 +458,7 @@ def equal(groups: Sequence[Group], baseline: Group | None, kind: str, samples: c
 
 
 def _at_no_more(group: Group, baseline: Group, kind: str, index: int, budget: float) -> list[Cell]:
-    """The baseline's score after the last round that was paid for by `budget`, and the difference from it."""
+    """The baseline's score after its last round within `budget`, and the difference from it."""
     if group is baseline:
         return [None, None]
     spent = [baseline.budget(kind, number) or 0.0 for number in range(baseline.rounds + 1)]
@@ -483,7 +483,7 @@ def curves(samples: compute.Base | None) -> dict[str, list[tuple[float, Estimate
 
 
 def shown(cell: Cell, kind: str) -> str:
-    """A cell as text: accuracies in %, differences in points. A star: the interval of a difference leaves out 0."""
+    """A cell as text: accuracies in %, differences in points. A star marks a difference whose interval leaves out 0."""
     if cell is None:
         return "-"
     if isinstance(cell, Estimate) and kind == "nats":

@@ -33,8 +33,7 @@ FILE = "base_samples.parquet"  # in a run folder: answers of its base policy tha
 def samples(run: RunData) -> pa.Table | None:
     """The sampled answers of a run's base policy to its held-out problems, in the columns of `RunData.answers`.
 
-    Those that eval.samples gave, or those that a comparison had sampled, whichever are more; None where there are none.
-    Raises Damaged.
+    They come from eval.samples or from an earlier comparison, whichever has more. None: there are none. Raises Damaged.
     """
     table = run.answers(0) if run.evaluations else None
     found = table.filter(pc.field("decoding") == "sampled") if table else None
@@ -44,8 +43,11 @@ def samples(run: RunData) -> pa.Table | None:
 
 
 def sample(run: RunData, n: int, sampler: Sampler) -> pa.Table:
-    """At least n answers of a run's base policy to each held-out problem, kept in the run folder: asked of `sampler`
-    where there are not so many. Raises ConfigError where the run's configuration or its model cannot be used."""
+    """At least n answers of a run's base policy to each held-out problem, kept in the run folder.
+
+    Where there are fewer, `sampler` is asked. Raises ConfigError where the run's configuration or its model cannot be
+    used.
+    """
     found = samples(run)
     if found is None or per_problem(found) < n:
         config = configuration.read(run.path / "config.yaml")
@@ -80,7 +82,7 @@ def per_problem(table: pa.Table) -> int:
 
 
 class Base:
-    """Accuracy of the base policy's answers, for any n up to how many there are of each problem."""
+    """Accuracy of the base policy's answers, for any n up to the number of answers to each problem."""
 
     def __init__(self, table: pa.Table, parameters: int | None = None) -> None:
         order = table.sort_by("problem_id")

@@ -1,7 +1,7 @@
-"""Accuracy over tokens, of candidates that build on one another and of plain samples beside them.
+"""Accuracy over tokens, of candidates that build on each other, and of plain samples beside them.
 
-A problem's candidates are its attempts with `right`, whether each is; a rule of selfimprove.verify.answers chooses one.
-Samples that several candidates share are one sample, known by its role, seed and ids: it was paid for once.
+A problem's candidates are its attempts; `right` says of each whether it is right. A rule of selfimprove.verify.answers
+chooses one. Several candidates may share a sample. It is known by its role, seed and ids, and is paid for once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Trace = dict[int, Point]  # of one problem, by stage
 
 
 def samples_of(trajectories: Iterable[Trajectory]) -> list[Sample]:
-    """A problem's samples, each once, in the order in which they are met."""
+    """A problem's samples, each once, in order of appearance."""
     return list({_key(s): s for t in trajectories for s in t.samples}.values())
 
 
@@ -60,7 +60,8 @@ def trace(group: Sequence[Attempt], right: Sequence[bool], rule: Rule) -> Trace:
 
 
 def worth(group: Sequence[Attempt], tokens: float) -> int:
-    """How many first of a problem's plain samples have at least so many tokens together; all where they have fewer."""
+    """How many of a problem's plain samples, from the first on, have `tokens` tokens together. All, where they have
+    fewer."""
     spent = np.cumsum([attempt.trajectory.sampled_tokens for attempt in group])
     return min(int(np.searchsorted(spent, tokens)) + 1, len(group))
 

@@ -1,7 +1,7 @@
-"""What a user sees while a run goes on: progress of the phase, a table after each round, a summary at the end.
+"""What a user sees of a run: progress of each phase, a table after each round, a summary at the end.
 
-On a terminal the progress is a live bar on standard error. Elsewhere (a file, a cluster's log) it is plain lines, in
-ASCII, without colour: one at a phase's start, at most one each 15 s, one at its end. run.log has those lines always.
+On a terminal progress is a live bar on standard error. Elsewhere (a file, a cluster's log) it is plain lines in ASCII:
+one at a phase's start, at most one each 15 s, one at its end. run.log always has those lines.
 """
 
 from __future__ import annotations
@@ -83,14 +83,14 @@ def setup_logging(run_dir: Path | None, console: Console | None = None) -> None:
 
 
 class _Printable(logging.Formatter):
-    """For a terminal, and for a file that is going to be shown in one."""
+    """Text for a terminal, or for a file that will be shown in one."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
 
 
 class _RunLog(logging.FileHandler):
-    """run.log. That the disk is full is said by what fails for it, not by each line that is not written."""
+    """run.log. A full disk is reported by the write that fails for it, not by each line that is lost."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         problem = sys.exc_info()[1]
@@ -312,7 +312,7 @@ def _called(number: int) -> str:
 
 
 def alarms(summary: Mapping[str, Any], number: int) -> list[str]:
-    """What is wrong with a round by its figures alone: (nearly) no answer ends, or accuracy has fallen to nothing."""
+    """What a round's figures alone show to be wrong: hardly any answer ends, or accuracy has fallen to nothing."""
     rounds = {row["round"]: row["evaluation"] for row in summary["rounds"] if row["evaluation"]}
     if not (now := evaluation_of(summary, number)):
         return []

@@ -1,8 +1,8 @@
-"""What the report's explorer shows of one run: problems, every round's answers with verdicts, and search trees.
+"""What the report's explorer shows of a run: problems, each round's answers with verdicts, and search trees.
 
-It is made to be small: texts are stored once and named by their number, rows are lists, token ids and log-probabilities
-stay in the run folder. Where a run holds more than its share of the report, some of its problems are left out; the ones
-kept are chosen by a hash of their id, so that runs on the same problems show the same ones.
+It is made to be small. A text is stored once and named by its number. Token ids and log-probabilities stay in the run
+folder. Where a run holds more than its share of the report, some problems are left out. A hash of their ids chooses
+them, so that runs on the same problems show the same ones.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ Decode = Callable[[list[int]], str | None]
 
 
 def _decoder(run: RunData) -> Decode:
-    """The text of token ids, by the base policy's tokenizer; None where that is not on this machine."""
+    """A function from token ids to text, by the base policy's tokenizer. None: the tokenizer is not on this machine."""
 
     @cache
     def tokenizer() -> Any:
@@ -238,13 +238,13 @@ def _add_prompts(rows: list[list[Any]], column: pa.ChunkedArray, texts: Texts, d
 
 
 def _columns(file: pq.ParquetFile) -> list[str]:
-    """The columns wanted that this file has: an older version may not have written all."""
+    """Those of the wanted columns that this file has. An older version may lack some."""
     there = [file.schema.column(i).path for i in range(len(file.schema))]
     return [name for name in _COLUMNS if any(path == name or path.startswith(f"{name}.") for path in there)]
 
 
 def _used(path: Path) -> dict[str, int]:
-    """Trajectory id -> 1 where training imitates it, 2 where it is the one not preferred."""
+    """Trajectory id -> 1 where training imitates it, 2 where it is the rejected side of a pair."""
     if not path.exists():
         return {}
     named = read_columns(path, Example, ["trajectory_ids"])["trajectory_ids"].to_pylist()

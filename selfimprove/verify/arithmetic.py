@@ -19,12 +19,12 @@ OPERATORS: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult
 def check(
     text: str, gold: str | None, metadata: dict[str, Any], *, form: Form = "solve", partial: bool = False
 ) -> Outcome:
-    """What a completion is worth: 1 when its answer is `gold`, or without a gold the chain's own result.
+    """1 where a completion's answer is `gold`, or without a gold the chain's own result; else 0.
 
-    `solve` and `choice` read the last "The answer is X"; `expression` evaluates the last line, which may hold only
-    whole numbers, + - * and parentheses. partial: a solution with a wrong answer is rewarded with the share of its
-    lines that are right, else with 0. Where nothing can be read the status is `unparseable`; a gold answer that is
-    neither a number nor, for `choice`, a letter is an `error`.
+    `solve` and `choice` read the last "The answer is X". `expression` evaluates the last line, which may hold only
+    whole numbers, + - * and parentheses. With `partial` a wrong solution earns the share of its lines that are right. A
+    completion without an answer is `unparseable`. A gold answer that is no number, nor for `choice` a letter, is an
+    `error`.
     """
     chain = Chain.of(metadata)
     expected = str(chain.answer) if gold is None else gold

@@ -1,5 +1,8 @@
-"""A cgroup for each sandboxed program, where this process may make one: the kernel then counts what its processes hold
-together, whoever they share it with, and files in memory and its own buffers too."""
+"""A cgroup for each sandboxed program, where this process may make one.
+
+The kernel then counts the memory of all its processes together. Shared memory, files in memory and kernel buffers count
+too.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ def _above() -> list[Path]:
 
 
 def make(stack: ExitStack, memory_mb: int) -> Path | None:
-    """A new cgroup with this limit, which the stack removes; None where there can be none."""
+    """A new cgroup with this limit; the exit stack removes it. None: none can be made."""
     above = parent()
     if above is None:
         return None
@@ -64,6 +67,6 @@ def _remove(folder: Path) -> None:
 
 
 def ran_out(folder: Path) -> bool:
-    """Whether the kernel has ended processes in it for want of memory."""
+    """Whether the kernel ended processes of the cgroup for lack of memory."""
     events = dict(line.split() for line in (folder / "memory.events").read_text().splitlines())
     return events["oom_kill"] != "0"

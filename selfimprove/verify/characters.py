@@ -1,4 +1,4 @@
-"""One form for characters that say the same: full-width digits, other scripts' digits, curly quotes, dashes."""
+"""One form for characters that mean the same: full-width digits, digits of other scripts, curly quotes, dashes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-r"""A stated answer in the form in which it is compared: without delimiters, currency, separators and units.
+r"""A stated answer in the form that is compared: without delimiters, currency, separators and units.
 
-math-verify reads "18 dollars" as a product of letters and "50\%" not at all, so gold answer and answer are cleaned
-alike before it sees them. Nothing here imports it: what only groups answers cleans them too.
+math-verify reads "18 dollars" as a product of letters, and cannot read "50\%". So the gold answer and the answer are
+cleaned alike before it sees them. Nothing here imports math-verify, because what only groups answers cleans them too.
 """
 
 from __future__ import annotations
@@ -109,9 +109,9 @@ _NOT_PROSE = re.compile(
 
 
 def clean(answer: str) -> str | None:
-    """An answer in the form both ways of comparing read; a plain number comes out as `-?digits[.digits]%?`.
+    """An answer in the form that is compared. A plain number becomes `-?digits[.digits]%?`.
 
-    None for one that says no one thing: prose without a number, or with several that it does not choose from.
+    None: the text says no single thing. It is prose without a number, or with several of which it chooses none.
     """
     if _DONE.fullmatch(answer):
         return answer
@@ -153,7 +153,7 @@ def clean(answer: str) -> str | None:
 
 
 def is_prose(text: str) -> bool:
-    """Whether there are words in a text that are no part of a formula."""
+    """Whether a text has words that are not part of a formula."""
     bare = TEXT.sub("", text)
     return bool(_OTHER_LETTER.search(bare)) or any(
         not _NOT_PROSE.fullmatch(word.lower()) for word in _WORD.findall(bare)
@@ -161,7 +161,7 @@ def is_prose(text: str) -> bool:
 
 
 def _unspanned(text: str) -> str:
-    """Mathematics between dollar signs or their like, without them."""
+    """The mathematics without its dollar signs or other delimiters."""
     if "$" not in text and "\\" not in text:
         return text
     spans: list[str] = [next(group for group in span if group) for span in SPAN.findall(text)]
@@ -223,7 +223,7 @@ def same_time(one: str, other: str) -> bool | None:
 
 
 def _from_prose(text: str) -> str | None:
-    """The number that a sentence begins with, or what it says after its last equals sign, or its only number."""
+    """The number at the start of a sentence, else the one after its last equals sign, else its only one."""
     if match := _LEADING.match(text):
         return None if _HEDGED.match(text, match.end()) else clean(match[1])
     if "=" in text:

@@ -43,7 +43,7 @@ RELATIVE = 1e-9  # of a printed number, where that is more than the tolerance
 
 
 def require(*, sandbox: str = "bubblewrap", image: str = IMAGE, **options: Any) -> dict[str, str]:
-    """What guards the programs, for the run's record. Raises ConfigError when the sandbox cannot run one here."""
+    """The guards of the programs, for the run's record. Raises ConfigError where the sandbox cannot run here."""
     sandboxes.require(sandbox, image)
     return sandboxes.describe(sandbox, image)
 
@@ -93,7 +93,7 @@ _decided: dict[bytes, Outcome] = {}  # by programs, tests and limits, oldest fir
 
 
 def _remembered(task: dict[str, Any], limits: Limits, where: dict[str, Any], partial: bool) -> Outcome:
-    """The outcome of running a task, the known one where this process has run it before and it was decided."""
+    """The outcome of a task. It is taken from memory where this process has run the task to a decision before."""
     key = hashlib.blake2b(json.dumps([task, asdict(limits), where, partial]).encode()).digest()
     if key in _decided:
         return _decided[key]
@@ -187,7 +187,7 @@ def _asserted(task: dict[str, Any], limits: Limits, where: dict[str, Any], parti
 def _verdict(
     task: dict[str, Any], limits: Limits, where: dict[str, Any], partial: bool, follow: bool
 ) -> dict[str, Any] | Outcome:
-    """What the tests' process said, or what it means that it said nothing."""
+    """The verdict that the tests' process gave, or that its silence means."""
     sides = _sides(sandboxes.runs_bytecode(where["sandbox"]))
     task = task | {"partial": partial, "follow": follow}
     result = run_pair(*sides, stdin=json.dumps(task), limits=limits, **where)
@@ -272,7 +272,7 @@ def _reward(status: Status, passed: int, total: int, partial: bool) -> float:
 
 
 def _stopped(result: Result, limits: Limits) -> Outcome:
-    """What it means that the tests' own process did not end by itself."""
+    """The outcome where the tests' own process did not end by itself."""
     if result.status == "timeout":
         return Outcome("timeout", 0.0, reason=f"took more than {limits.seconds:g} s")
     if result.status == "memory":

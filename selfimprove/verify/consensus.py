@@ -1,8 +1,7 @@
-"""Agreement among a problem's samples as the verdict; whether an answer is right by the gold one is not looked at.
+"""Agreement among a problem's samples as the verdict. The gold answer is not looked at.
 
-Self-consistency (Wang et al. 2022, arXiv 2203.11171) takes the answer that most sampled solutions state. LMSI (Huang et
-al. 2022, arXiv 2210.11610) fine-tunes on the solutions that state it, TTRL (Zuo et al. 2025, arXiv 2504.16084) rewards
-them.
+Self-consistency (Wang et al. 2022, arXiv 2203.11171) takes the answer that most samples state. LMSI (Huang et al. 2022,
+arXiv 2210.11610) fine-tunes on the solutions that state it. TTRL (Zuo et al. 2025, arXiv 2504.16084) rewards them.
 """
 
 from __future__ import annotations
@@ -91,5 +90,5 @@ def read(text: str, metadata: dict[str, Any], fallback: Fallback) -> str | None:
 
 
 def form(said: str) -> str | None:
-    """The one form of an answer as it stands in a text, "$18" or "18 dollars a day"."""
+    """The single form of an answer that stands in a text, such as "$18" or "18 dollars a day"."""
     return canonical(cleaning.clean(said) or said)

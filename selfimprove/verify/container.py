@@ -128,5 +128,5 @@ def _ask(engine: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _line(text: str) -> str:
-    """The end of what a command said, as one line."""
+    """The end of a command's output, as one line."""
     return " ".join(text.split())[-300:]
