@@ -34,6 +34,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from selfimprove.datasets import arithmetic as data
 from selfimprove.datasets.arithmetic import Chain
+from selfimprove.studies.tiny import batched
 from selfimprove.types import Message
 from selfimprove.verify import arithmetic as verifier
 
@@ -258,21 +259,8 @@ def batches(
     """Endless (input_ids, labels) of about `tokens` tokens, right-padded, documents of like length together."""
     source = documents(rng, mixed, choosing)
     while True:
-        rows = sorted(encode(tokenizer, [next(source) for _ in range(2000)]), key=lambda row: len(row[0]))
-        groups: list[list[tuple[list[int], list[int]]]] = [[]]
-        for row in rows:
-            if (len(groups[-1]) + 1) * len(row[0]) > tokens:
-                groups.append([])
-            groups[-1].append(row)
-        rng.shuffle(groups)
-        for group in groups:
-            width = len(group[-1][0])
-            inputs = torch.full((len(group), width), tokenizer.pad_token_id)
-            targets = torch.full((len(group), width), -100)
-            for i, (ids, labels) in enumerate(group):
-                inputs[i, : len(ids)] = torch.tensor(ids)
-                targets[i, : len(ids)] = torch.tensor(labels)
-            yield inputs, targets
+        rows = encode(tokenizer, [next(source) for _ in range(2000)])
+        yield from batched(rng, rows, tokens, tokenizer.pad_token_id)
 
 
 def train(

@@ -82,20 +82,8 @@ def row(tokenizer: Any, rng: random.Random, dialogues: int) -> Row:
 def batches(tokenizer: Any, rng: random.Random, tokens: int, dialogues: int) -> Iterator[tuple[Any, Any]]:
     """Endless (input_ids, labels) of about `tokens` tokens, right-padded, rows of like length together."""
     while True:
-        rows = sorted((row(tokenizer, rng, dialogues) for _ in range(1000)), key=lambda one: len(one[0]))
-        groups: list[list[Row]] = [[]]
-        for one in rows:
-            if (len(groups[-1]) + 1) * len(one[0]) > tokens:
-                groups.append([])
-            groups[-1].append(one)
-        rng.shuffle(groups)
-        for group in groups:
-            width = len(group[-1][0])
-            inputs = torch.full((len(group), width), tokenizer.pad_token_id)
-            targets = torch.full((len(group), width), -100)
-            for i, (ids, labels) in enumerate(group):
-                inputs[i, : len(ids)], targets[i, : len(ids)] = torch.tensor(ids), torch.tensor(labels)
-            yield inputs, targets
+        rows = [row(tokenizer, rng, dialogues) for _ in range(1000)]
+        yield from tiny.batched(rng, rows, tokens, tokenizer.pad_token_id)
 
 
 def train(model: LlamaForCausalLM, source: Iterator[tuple[Any, Any]], steps: int, lr: float) -> Iterator[int]:

@@ -81,7 +81,9 @@ class Reflection:
         temperatures = [rows.temperatures[i] for i in chosen]
         corrected = self.reflect(rows, chosen, temperatures)
         for i, after in zip(chosen, entropy(corrected, temperatures).tolist(), strict=True):
-            rows.hooks[i].found.append((rows.positions[i], float(before[i]), after))  # type: ignore[attr-defined]
+            own = rows.hooks[i]
+            assert isinstance(own, Reflection)
+            own.found.append((rows.positions[i], float(before[i]), after))
         logits = rows.logits.clone()
         logits[chosen] = corrected
         return logits

@@ -480,20 +480,30 @@ class TransformersEngine(chat.Speaker):
                     [row.request.temperature for row in rows],
                     [row.request.hook for row in rows if row.request.hook is not None],
                     [row.note for row in rows],
-                    partial(self._hidden, ids),
+                    partial(self._hidden, ids, logits[places]),
                     self._head,
                 )
             )
         return found
 
-    def _hidden(self, every: Sequence[Sequence[int]], numbers: Sequence[int]) -> list[torch.Tensor]:
+    def _hidden(
+        self, every: Sequence[Sequence[int]], logits: torch.Tensor, numbers: Sequence[int]
+    ) -> list[torch.Tensor]:
+        """Hidden states of some rows. Raises ValueError where `_head` does not make the rows' logits of them: a model
+        may scale its logits behind its head."""
         sequences = [every[i] for i in numbers]
         output = self.model.base_model(
             input_ids=_pad(sequences, self.device),
             use_cache=False,  # padding on the right, which no token attends to
         )
-        states = output.last_hidden_state
-        return [states[i, : len(ids)] for i, ids in enumerate(sequences)]
+        states = [output.last_hidden_state[i, : len(ids)] for i, ids in enumerate(sequences)]
+        known = logits[list(numbers)]
+        if (self._head(torch.stack([one[-1] for one in states])) - known).abs().max() > 0.05 * known.abs().max():
+            raise ValueError(
+                f"{self.base}: hidden states and output head do not give this model's logits, so no hook "
+                "can work on them"
+            )
+        return states
 
     def _head(self, states: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.model.get_output_embeddings()(states.to(self.model.dtype)).float()

@@ -17,7 +17,7 @@ from selfimprove.report.statistics import Estimate
 from selfimprove.studies import Claim, Lab, Result, advantage, difference, gain, measured, overall
 from selfimprove.studies.arms import arms_table, run_arms
 from selfimprove.studies.solving import Groups, attempts, right, solve, solved
-from selfimprove.studies.staged import GRADE, MAX_TOKENS, bounded, chosen_rates, votes
+from selfimprove.studies.staged import GRADE, MAX_TOKENS, below, bounded, chosen_rates, votes
 from selfimprove.studies.tiny import shipped
 from selfimprove.verify.answers import last, vote
 
@@ -63,12 +63,6 @@ def common_claims(lab: Lab, name: str, runs: Runs, command: str) -> Iterator[Cla
     text = f"one greedy answer is right more often than the majority of {n} answers of the start"
     ahead = difference([r.heldout() for r in mine], [solved(groups, vote) for groups in samples])
     yield bounded(text, ahead, 0.0, "as many tokens as learning sampled", command)
-
-
-def below(claim: str, estimate: Estimate, most: float, control: str, command: str) -> Claim:
-    """A claim that a difference is below `most`: yes or no where its whole interval is on one side, else not clear."""
-    holds = True if estimate.high < most else False if estimate.low > most else None
-    return measured(claim, holds, estimate, control, command)
 
 
 def alike(claim: str, estimate: Estimate, control: str, command: str) -> Claim:

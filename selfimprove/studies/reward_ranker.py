@@ -22,8 +22,8 @@ from selfimprove.made import Made
 from selfimprove.methods.reward_ranker import enlarged, fails, passes
 from selfimprove.studies import Claim, Lab, Result, claim_sign, difference, overall
 from selfimprove.studies.arms import arms_table
-from selfimprove.studies.rewards import Groups, by_problem, over, pooled, rated
-from selfimprove.studies.solving import ByProblem
+from selfimprove.studies.rewards import by_problem, over, pooled, rated
+from selfimprove.studies.solving import ByProblem, Groups
 from selfimprove.studies.staged import bounded
 from selfimprove.studies.tiny import SHIPPED
 from selfimprove.train import TrainContext

@@ -16,7 +16,7 @@ from selfimprove.attempt import pair
 from selfimprove.methods import upo
 from selfimprove.report.statistics import Estimate
 from selfimprove.studies import Result
-from selfimprove.studies.solving import ByProblem
+from selfimprove.studies.solving import ByProblem, Groups
 from selfimprove.studies.staged import GRADE
 from selfimprove.types import Attempt, Problem, Share, Trajectory
 from selfimprove.verify import Context, Opening, Outcome
@@ -51,8 +51,6 @@ def auroc(groups: Sequence[Sequence[tuple[float, bool]]]) -> Estimate:
 
 
 # Measures: each a value a problem, of the problems that have one
-
-Groups = list[list[Attempt]]
 
 
 def by_problem(groups: Groups, measure: Callable[[list[Attempt]], float | None]) -> ByProblem:

@@ -16,12 +16,12 @@ from rich.table import Table
 
 from selfimprove.drift import kl
 from selfimprove.generate.turns import by_turn
-from selfimprove.report.statistics import Estimate, ratio
-from selfimprove.studies import Claim, Lab, Result, difference, measured
+from selfimprove.report.statistics import ratio
+from selfimprove.studies import Claim, Lab, Result, difference
 from selfimprove.studies.arms import arms_table, run_arms
 from selfimprove.studies.made import anew
 from selfimprove.studies.solving import ByProblem, Solver, attempts, solve, solved, waiting
-from selfimprove.studies.staged import GRADE, MAX_TOKENS, at_stage, bounded, chosen_rates, votes
+from selfimprove.studies.staged import GRADE, MAX_TOKENS, at_stage, below, bounded, chosen_rates, minus, votes
 from selfimprove.studies.tiny import shipped
 from selfimprove.types import Sample
 from selfimprove.verify.answers import last
@@ -72,7 +72,7 @@ def study(lab: Lab) -> Iterator[Claim]:
     held = [after_stage_one(r, start, solver) for r in runs["SCoRe"]]
     for arm, name in (("imitation", "fine-tuning on corrections"), ("plain RL", "plain two-turn RL")):
         claim = f"after {name} second answers gain less than {100 * CORRECTS:.0f} points on first ones"
-        yield below(claim, difference(second[arm], first[arm]), CORRECTS, "its first answers")
+        yield below(claim, difference(second[arm], first[arm]), CORRECTS, "its first answers", COMMAND)
     away = ratio(np.concatenate([nats for _, nats, _ in held]), np.concatenate([tokens for _, _, tokens in held]))
     for claim, estimate, least, control in (
         (
@@ -130,17 +130,8 @@ def study(lab: Lab) -> Iterator[Claim]:
         away,
         0.05,
         "base policy",
+        COMMAND,
     )
-
-
-def below(claim: str, estimate: Estimate, most: float, control: str) -> Claim:
-    """A claim that a figure is below `most`: yes or no where its whole interval is on one side, else not clear."""
-    holds = True if estimate.high < most else False if estimate.low > most else None
-    return measured(claim, holds, estimate, control, COMMAND)
-
-
-def minus(values: ByProblem, others: ByProblem) -> ByProblem:
-    return {name: value - others[name] for name, value in values.items()}
 
 
 def after_stage_one(result: Result, base: str, solver: Solver) -> tuple[ByProblem, np.ndarray, np.ndarray]:

@@ -87,6 +87,12 @@ def bounded(claim: str, estimate: Estimate, least: float, control: str, command:
     return measured(claim, holds, estimate, control, command)
 
 
+def below(claim: str, estimate: Estimate, most: float, control: str, command: str) -> Claim:
+    """A claim that a figure is below `most`: yes or no where its whole interval is on one side, else not clear."""
+    holds = True if estimate.high < most else False if estimate.low > most else None
+    return measured(claim, holds, estimate, control, command)
+
+
 def votes(n: int) -> Solver:
     """n answers to the problem, each by itself, at temperature 1."""
     from selfimprove.generate.best_of_n import best_of_n

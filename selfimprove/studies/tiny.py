@@ -6,9 +6,10 @@ What such a model learns is in `studies/made/`, a file a model: its documents, a
 from __future__ import annotations
 
 import logging
+import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,30 @@ def llama(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     log.info("study: training a model of %d parameters", model.num_parameters())
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def batched(
+    rng: random.Random, rows: Iterable[tuple[list[int], list[int]]], tokens: int, padding: int
+) -> Iterator[tuple[Any, Any]]:
+    """(input_ids, labels) of about `tokens` tokens each, padded on the right, rows of like length together, shuffled.
+
+    A row is its ids, and labels that are -100 where nothing is learnt.
+    """
+    import torch
+
+    groups: list[list[tuple[list[int], list[int]]]] = [[]]
+    for row in sorted(rows, key=lambda row: len(row[0])):
+        if (len(groups[-1]) + 1) * len(row[0]) > tokens:
+            groups.append([])
+        groups[-1].append(row)
+    rng.shuffle(groups)
+    for group in groups:
+        width = len(group[-1][0])
+        inputs = torch.full((len(group), width), padding)
+        targets = torch.full((len(group), width), -100)
+        for i, (ids, labels) in enumerate(group):
+            inputs[i, : len(ids)], targets[i, : len(ids)] = torch.tensor(ids), torch.tensor(labels)
+        yield inputs, targets
 
 
 def make_tokenizer(texts: Iterable[str], vocabulary: int, window: int, words: bool = False) -> Any:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict
 
 from selfimprove.errors import ConfigError
-from selfimprove.policy.models import load_model
+from selfimprove.policy.models import is_adapter, load_model
 from selfimprove.schema import Training
 from selfimprove.train.checkpoints import checkpoint as checkpoint
 from selfimprove.train.checkpoints import unfinished as unfinished
@@ -233,13 +233,11 @@ def load(context: TrainContext) -> tuple[Any, PreTrainedTokenizerBase]:
     require(context.lora, context.training, context.device)
     set_seed(seed32(context))
     tokenizer = AutoTokenizer.from_pretrained(context.start)
-    adapter = (Path(context.start) / "adapter_config.json").exists()
+    adapter = is_adapter(context.start)
     if context.lora is None:
         if adapter:
             raise ConfigError(f"{context.start} holds a LoRA adapter and model.lora is null: set model.lora or merge")
         return _kernels(load_model(context.start, dtype="float32", device="cpu"), context), tokenizer
-
-    from peft import LoraConfig, PeftModel, get_peft_model
 
     if not adapter and context.start != context.base:
         raise ConfigError(
@@ -249,8 +247,18 @@ def load(context: TrainContext) -> tuple[Any, PreTrainedTokenizerBase]:
         model: Any = _quantized(context)
     else:
         model = load_model(context.base, dtype=context.dtype, device="cpu")
-    model = _kernels(model, context)
-    if adapter:
+    return adapted(_kernels(model, context), context, "CAUSAL_LM"), tokenizer
+
+
+def adapted(model: Any, context: TrainContext, task: str, **more: Any) -> Any:
+    """A frozen base with the adapter in `start`, or a new one where `start` holds none. `more` is of a new one.
+
+    Raises ConfigError for an adapter of another rank.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    assert context.lora is not None
+    if is_adapter(context.start):
         model = PeftModel.from_pretrained(model, context.start, is_trainable=True)
         rank = model.peft_config["default"].to_dict()["r"]
         if rank != context.lora["r"]:
@@ -261,14 +269,15 @@ def load(context: TrainContext) -> tuple[Any, PreTrainedTokenizerBase]:
             lora_alpha=context.lora["alpha"],
             lora_dropout=context.lora["dropout"],
             target_modules=context.lora["target_modules"],
-            task_type="CAUSAL_LM",
+            task_type=task,
+            **more,
         )
         model = get_peft_model(model, config)
     made = model.peft_config["default"]
     made.base_model_name_or_path = context.base
     if isinstance(made.target_modules, set):  # which would be written in another order by each process
         made.target_modules = sorted(made.target_modules)
-    return model, tokenizer
+    return model
 
 
 def _quantized(context: TrainContext) -> Any:

@@ -18,12 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from selfimprove.errors import ConfigError
 from selfimprove.policy.models import adapter_base, is_adapter, load_tokenizer, not_found
-from selfimprove.train import Optimization, TrainContext, arguments, planned, require, seed32
+from selfimprove.train import Optimization, TrainContext, adapted, arguments, planned, require, seed32
 from selfimprove.train.fitting import run
 from selfimprove.types import Example, NonNegative
 
@@ -184,7 +183,10 @@ def load(context: TrainContext) -> tuple[Any, PreTrainedTokenizerBase]:
         text.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     if context.lora is None:
         return model, tokenizer
-    return _adapted(model, context, adapter), tokenizer
+    from selfimprove.verify.scoring import HEADS
+
+    head = [name for name in HEADS if hasattr(model, name)]
+    return adapted(model, context, "SEQ_CLS", modules_to_save=head), tokenizer
 
 
 def _with_head(path: str, dtype: str) -> Any:
@@ -211,25 +213,4 @@ def _with_head(path: str, dtype: str) -> Any:
         raise ConfigError(f"{path}: has {model.config.num_labels} labels, and a reward model is trained with one")
     if missing := sorted(set(info["missing_keys"]) - {"score.weight"}):
         raise ConfigError(f"{path}: a reward model cannot start from it, its weights lack {', '.join(missing)}")
-    return model
-
-
-def _adapted(model: Any, context: TrainContext, adapter: bool) -> Any:
-    from peft import LoraConfig, PeftModel, get_peft_model
-
-    assert context.lora is not None
-    if adapter:
-        model = PeftModel.from_pretrained(model, context.start, is_trainable=True)
-    else:
-        head = [name for name in ("score", "classifier") if hasattr(model, name)]
-        config = LoraConfig(
-            r=context.lora["r"],
-            lora_alpha=context.lora["alpha"],
-            lora_dropout=context.lora["dropout"],
-            target_modules=context.lora["target_modules"],
-            modules_to_save=head,
-            task_type="SEQ_CLS",
-        )
-        model = get_peft_model(model, config)
-    model.peft_config["default"].base_model_name_or_path = str(Path(context.base))
     return model

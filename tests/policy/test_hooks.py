@@ -88,6 +88,19 @@ def test_equal_hooks_are_called_together_and_keep_their_notes(engine):
         assert all(note["tokens"] > place for note, place in zip(rows.notes, rows.positions, strict=True))
 
 
+def test_a_model_that_changes_logits_behind_its_head_is_refused(engine, monkeypatch):
+    @dataclass(frozen=True)
+    class Reads:
+        def logits(self, rows):
+            rows.hidden([0])
+            return rows.logits
+
+    head = TransformersEngine._head
+    monkeypatch.setattr(TransformersEngine, "_head", lambda self, states: head(self, states) / 4)
+    with pytest.raises(ValueError, match="hidden states and output head do not give this model's logits"):
+        drawn(engine, [Reads()])
+
+
 def test_hidden_states_that_are_read_anew_make_the_logits_of_the_cache(engine):
     @dataclass(frozen=True)
     class Reads:

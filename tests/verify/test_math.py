@@ -409,3 +409,14 @@ def test_a_looping_sample_hangs_no_check(unit):
     assert check(text, "17", {}).status != "correct"
     assert exact(text, "17", {}).status != "correct"
     assert choice.check(text, "B", {"options": ["x1", "x2"]}).status != "correct" or unit == "B, "
+
+
+@pytest.mark.parametrize("digits", ["0", "7", "007", "1,234", "0.50", "123456789012345678901234567890"])
+def test_a_number_is_read_as_sympy_reads_it(digits):
+    from latex2sympy2_extended import latex2sympy2
+    from sympy import Number
+
+    plain = digits.replace(",", "")
+    expected = Number(plain.lstrip("0") or "0") if plain.isdigit() else Number(plain)
+    found = latex2sympy2._Latex2Sympy.parse_number(None, digits)
+    assert (type(found), found) == (type(expected), expected)
