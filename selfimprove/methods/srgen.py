@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -40,6 +40,8 @@ from selfimprove.policy.hooks import Rows
 from selfimprove.types import Count, NonNegative, Problem, Trajectory
 
 NEEDS = ("hooks",)
+
+LOGITS = 2**26  # of a batch of reflections: 256 MiB in float32, a few times over
 
 Share = Annotated[float, Ge(0), Le(1)]
 
@@ -78,14 +80,14 @@ class Reflection:
             known.append(now)
         if not chosen or not self.steps:
             return rows.logits
-        temperatures = [rows.temperatures[i] for i in chosen]
-        corrected = self.reflect(rows, chosen, temperatures)
-        for i, after in zip(chosen, entropy(corrected, temperatures).tolist(), strict=True):
-            own = rows.hooks[i]
-            assert isinstance(own, Reflection)
-            own.found.append((rows.positions[i], float(before[i]), after))
         logits = rows.logits.clone()
-        logits[chosen] = corrected
+        for part in parts(chosen, [len(ids) for ids in rows.ids], logits.shape[-1]):
+            temperatures = [rows.temperatures[i] for i in part]
+            logits[part] = self.reflect(rows, part, temperatures)
+            for i, after in zip(part, entropy(logits[part], temperatures).tolist(), strict=True):
+                own = rows.hooks[i]
+                assert isinstance(own, Reflection)
+                own.found.append((rows.positions[i], float(before[i]), after))
         return logits
 
     def reflect(self, rows: Rows, chosen: Sequence[int], temperatures: Sequence[float]) -> torch.Tensor:
@@ -110,6 +112,17 @@ class Reflection:
                 optimizer.step()
             last = (states[each, counts] + delta[:, 0]).detach()
         return rows.head(last).detach()
+
+
+def parts(chosen: Sequence[int], lengths: Sequence[int], vocabulary: int) -> Iterator[list[int]]:
+    """The rows in batches whose logits, padded to the longest row, are at most LOGITS numbers, or of one row."""
+    part: list[int] = []
+    for i in sorted(chosen, key=lambda i: lengths[i]):
+        if part and (len(part) + 1) * lengths[i] * vocabulary > LOGITS:
+            yield part
+            part = []
+        part.append(i)
+    yield part
 
 
 def entropy(logits: torch.Tensor, temperatures: Sequence[float]) -> torch.Tensor:

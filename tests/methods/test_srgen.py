@@ -10,7 +10,7 @@ import torch
 from selfimprove.config import compose
 from selfimprove.errors import ConfigError
 from selfimprove.generate.best_of_n import best_of_n
-from selfimprove.methods.srgen import Reflection, entropy, generate
+from selfimprove.methods.srgen import LOGITS, Reflection, entropy, generate, parts
 from selfimprove.policy import Policy
 from selfimprove.policy.hooks import Rows
 from selfimprove.studies.tiny import shipped
@@ -126,3 +126,10 @@ def test_an_evaluation_of_it_ends_whole(tmp_path):
     summary = evaluate_solver(None, [*words, "method.generate.n=2"], tmp_path / "eval")
     assert summary["status"] == "complete"
     assert json.loads((tmp_path / "eval" / "summary.json").read_text())["kind"] == "eval"
+
+
+def test_reflections_go_in_batches_that_fit():
+    lengths = [10, 40, 20, 30]
+    assert list(parts([0, 1, 2, 3], lengths, 100)) == [[0, 2, 3, 1]]
+    assert list(parts([0, 1, 2, 3], lengths, LOGITS // 40)) == [[0, 2], [3], [1]]
+    assert list(parts([1], lengths, LOGITS)) == [[1]], "one row goes whatever it takes"
