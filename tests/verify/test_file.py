@@ -8,6 +8,7 @@ from selfimprove.types import STATUSES, Problem
 from selfimprove.verify.file import check_gold, verify_file
 from selfimprove.verify.pool import Pool
 from tests.conftest import SCRIPT
+from tests.waiting import PATIENCE
 
 MATH = "selfimprove.verify.math.check"
 CHOICE = "selfimprove.verify.choice.check"
@@ -107,7 +108,7 @@ def test_a_reader_that_goes_away_is_no_mistake_of_the_user(cli, tmp_path):
     rows = [{"id": i, "gold": "7", "completion": "The answer is 7."} for i in range(5000)]
     (tmp_path / "big.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = f"{SCRIPT} verify big.jsonl verifier=consensus | head -1"
-    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     assert json.loads(done.stdout)["status"] == "correct"
     assert "selfimprove:" not in done.stderr
     assert "Traceback" not in done.stderr
