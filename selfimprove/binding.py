@@ -37,7 +37,7 @@ def function(node: Target, where: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-_FRAME = ("_target_", "name", "gives", "verifier", "score")  # keys that are not arguments
+_FRAME = ("_target_", "name", "gives", "verifier", "score", "sealed_size")  # keys that are not arguments
 
 
 # Keyword arguments that the runner gives to a function that has them (selfimprove.supplies).

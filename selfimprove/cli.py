@@ -1,4 +1,4 @@
-"""The command line: run · resume · eval · compare · report · verify · study · show · methods · doctor.
+"""The command line: run · resume · eval · compare · tune · report · verify · study · show · methods · doctor.
 
 Importing this loads neither torch nor Hydra.
 """
@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import sys
 import tempfile
 import traceback
@@ -21,7 +22,7 @@ from selfimprove import trust
 from selfimprove.errors import ConfigError, RunError, of_the_disk
 from selfimprove.printable import one_line, printable
 
-_COMMANDS = ("run", "resume", "eval", "compare", "report", "verify", "study", "show", "methods", "doctor")
+_COMMANDS = ("run", "resume", "eval", "compare", "tune", "report", "verify", "study", "show", "methods", "doctor")
 
 
 def main() -> None:
@@ -107,12 +108,20 @@ def _parser() -> argparse.ArgumentParser:
         "--baseline", metavar="GROUP", help="a group's name or a part of it; default: rejection_sampling"
     )
     compare.add_argument("--baselines", action="store_true", help="sample the base policy's answers at equal compute")
+    compare.add_argument(
+        "--sealed", action="store_true", help="read the sealed problems, once, for the verdict; each look is noted"
+    )
     compare.add_argument("--out", type=Path, metavar="report.html", help="write the report: tables, curves, answers")
     compare.add_argument(
         "--export", type=Path, metavar="DIR", help="write tables (CSV, LaTeX, JSON) and plots (PDF, PNG)"
     )
     compare.add_argument("--allow", **_ALLOW)
     compare.set_defaults(do=_compare, restricted=True)
+
+    tune = commands.add_parser("tune", help="each method's learning rate, by the dev problems of a sweep")
+    tune.add_argument("folder", type=Path, metavar="SWEEP_DIR", help="of `selfimprove run -m eval.side=dev ...`")
+    tune.add_argument("--out", type=Path, metavar="FILE.yaml", help="write the rates, e.g. to conf/rates/NAME.yaml")
+    tune.set_defaults(do=_tune, restricted=True, allow=[])
 
     report = commands.add_parser("report", help="one HTML file of a run: tables, curves, answers (of many: compare)")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
@@ -387,6 +396,11 @@ def _compare(chosen: argparse.Namespace) -> int:
 
     setup_logging(None)
     found = compare.compare(chosen.runs, chosen.by, chosen.baseline, base_answers if chosen.baselines else None)
+    if chosen.sealed:
+        from selfimprove.evaluation import evaluate_sealed
+        from selfimprove.report import verdict
+
+        found = verdict.with_sealed(found, evaluate_sealed, shlex.join(["selfimprove", *sys.argv[1:]]))
     compare.print_tables(found)
     if chosen.export:
         from selfimprove.report.export import export
@@ -398,6 +412,18 @@ def _compare(chosen: argparse.Namespace) -> int:
 
         runs = [run for group in found.groups for run in group.runs]
         print(printable(write_report(runs, chosen.out, comparison=found.as_json(runs))))
+    return 0
+
+
+def _tune(chosen: argparse.Namespace) -> int:
+    _require_out_file(chosen.out)
+    from selfimprove import tune
+
+    choices, unit = tune.choose(chosen.folder)
+    tune.show(choices, unit)
+    if chosen.out:
+        tune.write(choices, unit, chosen.folder, chosen.out)
+        print(printable(chosen.out))
     return 0
 
 

@@ -14,6 +14,7 @@ from selfimprove import integrity, store
 from selfimprove.config import CONF
 from selfimprove.errors import ConfigError
 from selfimprove.schema import Config
+from selfimprove.sides import evaluated
 from selfimprove.types import Problem
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def evaluate_policy(policy: str | None, overrides: Sequence[str]) -> dict[str, A
         overrides = [*overrides, "eval.samples=8"]
     chosen = choose(policy, overrides)
     with tempfile.TemporaryDirectory(prefix="selfimprove-eval-") as scratch:
-        return _evaluate(chosen.config, chosen.problems, chosen.base, chosen.policies, Path(scratch), show=True)
+        return _evaluate(chosen.config, evaluated(chosen.config, chosen.problems), chosen.base, chosen.policies, Path(scratch), show=True)
 
 
 def base_answers(config: Config, heldout: list[Problem], n: int) -> pa.Table:
@@ -122,15 +123,24 @@ def base_answers(config: Config, heldout: list[Problem], n: int) -> pa.Table:
     return table.filter(pc.field("decoding") == "sampled")
 
 
+def evaluate_sealed(path: Path) -> None:
+    """The base and the last policy of a finished run on its sealed problems: `sealed/` in the run folder."""
+    from selfimprove.report.verdict import FINAL, FOLDER, START
+
+    chosen = choose(str(path), ["eval.samples=0", "eval.consistency=null"])
+    problems = [problem for problem in chosen.problems if problem.split == "sealed"]
+    for name, policies in ((START, chosen.base), (FINAL, chosen.policies)):
+        _evaluate(chosen.config, problems, chosen.base, policies, path / FOLDER / name, show=False)
+
+
 def _evaluate(
-    config: Config, problems: list[Problem], base: Policies, policies: Policies, folder: Path, show: bool
+    config: Config, heldout: list[Problem], base: Policies, policies: Policies, folder: Path, show: bool
 ) -> dict[str, Any]:
     from selfimprove.heldout import evaluate
     from selfimprove.plan import BASE
     from selfimprove.report.display import Display
     from selfimprove.session import Session
 
-    heldout = [p for p in problems if p.split == "test"]
     display = Display(folder, config)
     session = Session(config, store.Run(folder), display, [], heldout, base)
     try:

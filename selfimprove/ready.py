@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from selfimprove import fit
-from selfimprove.binding import Target, bind, is_group, module_of, options_of
+from selfimprove import fit, sides
+from selfimprove.binding import Target, is_group, module_of, options_of
 from selfimprove.errors import ConfigError
 from selfimprove.schema import Config
 from selfimprove.session import open_pool
@@ -30,7 +30,7 @@ def prepare(
     lacks a file.
     """
     require_verifiers(config)
-    problems: list[Problem] = list(bind(config.dataset.model_dump(by_alias=True), "dataset")(seed=config.seed))
+    problems = sides.load(config.dataset, config.seed)
     reader = fit.open_reader(config, trains)
     dropped: dict[str, str] = {}
     said: list[str] = []
@@ -56,17 +56,19 @@ def prepare(
 
 def require_sides(config: Config, problems: list[Problem], dropped: dict[str, str], trains: bool) -> None:
     """Raises ConfigError where a side that is needed has no problem left."""
-    sides = {problem.split for problem in problems}
+    there = {problem.split for problem in problems}
     why = f" (of {len(dropped)} left out, {next(iter(dropped))}: {next(iter(dropped.values()))})" if dropped else ""
-    if trains and "train" not in sides:
+    if trains and "train" not in there:
         raise ConfigError(
             f"dataset={config.dataset.name} has no train problem left{why}: it is for `selfimprove eval`, or give "
             "dataset.path a file of which a share is held out",
             "dataset.train_size",
         )
-    if trains and any(stage.probe for stage in config.stages.values()) and "dev" not in sides:
+    if trains and any(stage.probe for stage in config.stages.values()) and "dev" not in there:
         raise ConfigError(f"method={config.method.name} tunes itself on dev problems: set dataset.dev_size", "dataset")
-    if "test" not in sides:
+    if config.eval.side == "dev" and "dev" not in there:
+        raise ConfigError(f"eval.side=dev: there is no dev problem{why}; set dataset.dev_size", "dataset.dev_size")
+    if "test" not in there:
         raise ConfigError(f"dataset={config.dataset.name} has no held-out problem left{why}", "dataset.heldout_size")
 
 
@@ -145,7 +147,7 @@ def check_training_gold(config: Config, problems: list[Problem], said: list[str]
             f"training is verified by {name}, and held-out accuracy by {other}, the data set's own; "
             "for one in both places: verifier@dataset.verifier=NAME"
         )
-    ours = [problem for problem in problems if problem.split != "test"]
+    ours = [problem for problem in problems if problem.split in ("train", "dev")]
     return _failing(config, node, ours, f"verifier={name}: {{}} of {{}} gold answers of training fail it", said)
 
 
@@ -208,7 +210,7 @@ def like_heldout(config: Config, own: list[Problem], heldout: list[Problem]) -> 
 def repeated(problems: list[Problem]) -> list[str]:
     """A line for each side that holds a question more than once."""
     lines = []
-    for side, called in (("train", "train"), ("dev", "dev"), ("test", "held-out")):
+    for side, called in (("train", "train"), ("dev", "dev"), ("test", "held-out"), ("sealed", "sealed")):
         ours = [p for p in problems if p.split == side and "question" in p.metadata]
         first: dict[tuple[str, str], Problem] = {}
         pairs = []
@@ -230,8 +232,10 @@ def check_overlap(config: Config, problems: list[Problem], said: list[str]) -> d
     Raises ConfigError where the configuration refuses such problems.
     """
     options = config.overlap
-    own = [p for p in problems if p.split != "test"]
-    like = like_heldout(config, own, [p for p in problems if p.split == "test"])
+    kept = sides.apart(config, problems)
+    names = {problem.id for problem in kept}
+    own = [p for p in problems if p.id not in names]
+    like = like_heldout(config, own, kept)
     if not like:
         return {}
     shown = "; ".join(f"{name} is {why}" for name, why in list(like.items())[:3])

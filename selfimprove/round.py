@@ -179,7 +179,7 @@ def make(session: Session, step: Pass, node: Target) -> None:
                 )
             problem.id, problem.split = f"{session.run.prefix(step)}/{number}", "train"
             found.append(problem)
-        like = like_heldout(config, found, [*session.heldout, *session.dev])
+        like = like_heldout(config, found, session.apart)
         wrong = failing_gold(config, [p for p in found if p.gold is not None and p.id not in like])
         count = store.write_records(path, [p for p in found if p.id not in like and p.id not in wrong], Problem)
         if like or wrong:

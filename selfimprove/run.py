@@ -28,6 +28,7 @@ from selfimprove.ready import also_heldout, prepare, require_engine, require_tra
 from selfimprove.round import attempts, run_pass
 from selfimprove.schema import Budget, Config
 from selfimprove.session import Ending, Policies, Session, base_policies, ending
+from selfimprove.sides import evaluated
 from selfimprove.summary import PHASES, Summary, round_metrics
 from selfimprove.types import Problem
 from selfimprove.update import restore
@@ -154,7 +155,7 @@ def _run(config: Config, run: store.Run, notes: Sequence[str] = ()) -> dict[str,
     problems = list(store.read_records(run.path / "problems.parquet", Problem))
     train = [p for p in problems if p.split == "train"]
     dev = [p for p in problems if p.split == "dev"]
-    heldout = [p for p in problems if p.split == "test"]
+    heldout = evaluated(config, problems)
     if (run.path / "dropped_problems.json").exists():
         dropped = store.read_json(run.path / "dropped_problems.json")
         log.warning("%d problems are left out, listed with the reason in dropped_problems.json", len(dropped))
@@ -163,6 +164,7 @@ def _run(config: Config, run: store.Run, notes: Sequence[str] = ()) -> dict[str,
     display.start(train=len(train), heldout=len(heldout))
     tracker = function(config.tracker, "tracker")(config.tracker, run.path, config)
     session = Session(config, run, display, train, heldout, base, dev)
+    session.apart = [p for p in problems if p.split != "train"]
     if config.eval.also:
         session.also = list(store.read_records(run.path / "also.parquet", Problem))
     session.log_step = tracker.step

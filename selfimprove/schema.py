@@ -113,6 +113,7 @@ class Dataset(BaseModel):
     gives: list[str]
     verifier: Target
     score: str = "accuracy"  # the unit of a held-out problem's score: a name in selfimprove.scores.UNITS
+    sealed_size: Annotated[int, Field(ge=0)] = 0  # the last held-out problems, for `compare --sealed` alone
 
 
 class Role(Section):
@@ -184,6 +185,12 @@ class Evaluation(Section):
     consistency: Consistency | None = None
     drift: Annotated[int, Field(ge=2)] | None = None  # held-out problems on which KL from the base policy is estimated
     also: Dataset | None = None  # a second data set, on whose held-out problems forgetting is measured
+    side: Literal["heldout", "dev"] = "heldout"  # dev: for choices, so that held-out problems stay unseen
+
+    @property
+    def called(self) -> str:
+        """What the evaluated problems are called."""
+        return "dev" if self.side == "dev" else "held-out"
 
     @field_validator("also", mode="before")
     @classmethod
@@ -247,6 +254,7 @@ class Config(Section):
     handover: Handover = Handover()
     verify: Verification
     overlap: Overlap
+    rates: dict[str, Share] = {}  # learning rate of each method, as `selfimprove tune` chose it; see conf/rates
 
     @cached_property
     def stages(self) -> dict[str, Stage]:

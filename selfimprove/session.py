@@ -54,6 +54,7 @@ class Session:
     base: Policies
     dev: list[Problem] = field(default_factory=list)
     also: list[Problem] = field(default_factory=list)  # held-out problems of eval.also
+    apart: list[Problem] = field(default_factory=list)  # what made problems may not be like: dev, held-out, sealed
     log_step: Callable[[int, dict[str, float]], None] = lambda number, record: None  # a training step, for the tracker
     phase_done: Callable[[], object] = lambda: None  # called after each phase that was done now
     restore: Callable[[Weights], object] = lambda weights: None  # makes a policy's folder again that was not kept

@@ -41,6 +41,7 @@ from selfimprove.report.metrics import mean_over_problems, paired_difference
 from selfimprove.report.solving import show
 from selfimprove.schema import Config
 from selfimprove.session import Ending, Policies, Session, Weights, base_policies, ending
+from selfimprove.sides import evaluated
 from selfimprove.types import Attempt, Problem, Verdict
 from selfimprove.verify.answers import vote
 
@@ -75,7 +76,7 @@ def evaluate_solver(policy: str | None, overrides: Sequence[str], path: Path | N
     verifiers = require_verifiers(config)
     folder = Folder(path)
     with folder.lock():
-        problems = [problem for problem in chosen.problems if problem.split != "train"]
+        problems = [problem for problem in chosen.problems if problem.split in ("dev", "test")]
         weights = chosen.policies["policy"]
         if Path(weights.path).exists():  # so that it is found again from elsewhere
             weights = replace(weights, path=str(Path(weights.path).resolve()))
@@ -135,7 +136,7 @@ def _problems(config: Config, path: Path) -> list[Problem]:
     key, whole = integrity.sealed(path)
     file = path / "problems.parquet"
     if not whole:
-        problems = [problem for problem in prepare(config)[0] if problem.split != "train"]
+        problems = [problem for problem in prepare(config)[0] if problem.split in ("dev", "test")]
         if key not in (None, problems_key(problems)):
             raise Damaged(file, "is damaged or missing, and the data set gives other problems than it did")
         store.write_records(file, problems, Problem)
@@ -161,7 +162,7 @@ def _run(config: Config, folder: Folder, problems: list[Problem], weights: Weigh
     log.info("evaluation folder: %s", folder.path)
     integrity.base_digests(folder.path, {"policy": weights.path})
     base = base_policies(config)
-    heldout, dev = ([p for p in problems if p.split == side] for side in ("test", "dev"))
+    heldout, dev = evaluated(config, problems), [p for p in problems if p.split == "dev"]
     session = Session(config, folder, Display(folder.path, config, outside="evaluation"), [], heldout, base, dev)
     end, figures = Ending(), dict[str, Any]()
     try:

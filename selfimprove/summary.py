@@ -77,6 +77,7 @@ class Summary:
             "seed": self.config.seed,
             "control": self.config.control,
             "unit": unit,
+            "side": self.config.eval.called,
             "base": base,
             "final": last or base,
             "change": last and {f"{unit}{end}": last[f"change{end}"] for end in ("", "_low", "_high")},

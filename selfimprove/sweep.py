@@ -29,7 +29,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from selfimprove import config as configuration
 from selfimprove import store, trust
@@ -99,6 +99,10 @@ def _members(config: DictConfig) -> list[list[str]] | None:
             raise ConfigError(
                 "hydra.sweeper.sampler.seed: needs a number, or the sweep could not be resumed; the sampler "
                 f"{sampler.get('_target_', '?')} {'has none set' if 'seed' in sampler else 'takes none'}"
+            )
+        if OmegaConf.select(config, "eval.side") != "dev":
+            raise ConfigError(
+                "eval.side: what chooses must not see the held-out problems; give eval.side=dev dataset.dev_size=200"
             )
         return None
     words = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]

@@ -48,7 +48,7 @@ class Problem:
     id: str
     prompt: str | list[Message]
     gold: str | None = None
-    split: Literal["train", "dev", "test"] = "train"
+    split: Literal["train", "dev", "test", "sealed"] = "train"
     metadata: dict[str, Any] = field(default_factory=dict)
 
 

@@ -140,6 +140,7 @@ def test_joblib_runs_members_in_its_workers_and_their_results_come_back(cli, tmp
 
 def test_optuna_is_given_the_accuracy_and_asks_for_the_same_members_again(cli, tmp_path):
     space = ["hydra/sweeper=tune", "hydra.sweeper.n_trials=3", "method.generate.temperature=interval(0.7,1.3)"]
+    space += ["eval.side=dev", "dataset.dev_size=50"]
     cli("run", "-m", *TABLE, *space, "method.generate.n=2")
     folder = tmp_path / "sweep"
     best = (folder / "optimization_results.yaml").read_text()
@@ -169,6 +170,7 @@ def test_other_launchers(cli, tmp_path, launcher):
         (["seed=interval(0,9)"], "hydra/sweeper=tune takes intervals"),
         (["hydra/sweeper=optuna", "seed=0,1"], "hydra.sweeper.direction: the objective is the score"),
         (["hydra/sweeper=tune", "hydra.sweeper.sampler.seed=null", "seed=0,1"], "hydra.sweeper.sampler.seed: needs a"),
+        (["hydra/sweeper=tune", "method.generate.n=choice(2,3)"], "eval.side: what chooses must not see the held-out"),
     ],
 )
 def test_a_sweep_that_is_refused_leaves_nothing(cli, tmp_path, arguments, said):

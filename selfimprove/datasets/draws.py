@@ -13,23 +13,26 @@ from typing import Any
 import numpy as np
 
 from selfimprove import seeds
+from selfimprove.datasets import Size
 from selfimprove.types import Count, Problem
 
 OUTCOMES = 20
 MODES, RADIUS, SPREAD = 8, 2.0, 0.2
 
 
-def categories(*, train_size: Count, heldout_size: Count, seed: int) -> list[Problem]:
+def categories(*, train_size: Count, dev_size: Size = 0, heldout_size: Count, seed: int) -> list[Problem]:
     """Real data: one of OUTCOMES outcomes, the probability of outcome k proportional to 1 / (k + 1)."""
     return _problems(
-        train_size, heldout_size, seed, lambda rng: {"completion_ids": [int(rng.choice(OUTCOMES, p=zipf()))]}
+        (train_size, dev_size, heldout_size),
+        seed,
+        lambda rng: {"completion_ids": [int(rng.choice(OUTCOMES, p=zipf()))]},
     )
 
 
-def points(*, train_size: Count, heldout_size: Count, seed: int) -> list[Problem]:
+def points(*, train_size: Count, dev_size: Size = 0, heldout_size: Count, seed: int) -> list[Problem]:
     """Real data: a point of the plane, from a mixture of MODES equal Gaussians of standard deviation SPREAD, with means
     evenly on a circle of radius RADIUS, the first at (RADIUS, 0)."""
-    return _problems(train_size, heldout_size, seed, lambda rng: {"array": mixture(rng)})
+    return _problems((train_size, dev_size, heldout_size), seed, lambda rng: {"array": mixture(rng)})
 
 
 def zipf() -> np.ndarray:
@@ -54,11 +57,12 @@ def mixture_log_density(points: np.ndarray) -> np.ndarray:
 
 
 def _problems(
-    train_size: int, heldout_size: int, seed: int, real: Callable[[np.random.Generator], dict[str, Any]]
+    sizes: tuple[int, int, int], seed: int, real: Callable[[np.random.Generator], dict[str, Any]]
 ) -> list[Problem]:
     rng = np.random.default_rng(seeds.derive(seed, "draws"))
-    train = [_problem("train", i, {"real": real(rng)}) for i in range(train_size)]
-    return train + [_problem("test", i, {}) for i in range(heldout_size)]
+    train, dev, heldout = sizes
+    found = [_problem("train", i, {"real": real(rng)}) for i in range(train)]
+    return found + [_problem(side, i, {}) for side, size in (("dev", dev), ("test", heldout)) for i in range(size)]
 
 
 def _problem(split: Any, number: int, metadata: dict[str, Any]) -> Problem:

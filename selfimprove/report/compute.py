@@ -22,6 +22,7 @@ from selfimprove.report import metrics as measure
 from selfimprove.report.runs import RunData, flops
 from selfimprove.report.statistics import Estimate
 from selfimprove.schema import Config
+from selfimprove.sides import evaluated
 from selfimprove.types import Problem, Verdict
 
 # Of a configuration's base policy n sampled answers to each problem, graded, in the columns of `RunData.answers`.
@@ -52,7 +53,7 @@ def sample(run: RunData, n: int, sampler: Sampler) -> pa.Table:
     if found is None or per_problem(found) < n:
         config = configuration.read(run.path / "config.yaml")
         path = run.files.file(run.path / "problems.parquet")
-        heldout = [p for p in store.read_records(path, Problem) if p.split == "test"]
+        heldout = evaluated(config, list(store.read_records(path, Problem)))
         found = sampler(config, heldout, n)
         marked = found.replace_schema_metadata({"checksum": store.digest(found.to_pydict())})
         with store.new_file(run.path / FILE) as temporary:

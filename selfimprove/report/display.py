@@ -175,7 +175,7 @@ class Display:
         """Say what is run: `train` and `heldout` are numbers of problems."""
         c = self._config
         what = f"method={c.method.name} model={c.model.name} dataset={c.dataset.name} seed={c.seed} rounds={c.rounds}"
-        log.info("%s: %s training and %s held-out problems", what, f"{train:,}", f"{heldout:,}")
+        log.info("%s: %s training and %s %s problems", what, f"{train:,}", f"{heldout:,}", c.eval.called)
         log.info("run folder: %s", self._run_dir)
 
     @contextmanager
@@ -200,15 +200,15 @@ class Display:
 
     def round(self, summary: Mapping[str, Any], number: int) -> None:
         """The table of the last rounds, from what summary.json holds; for the base model (-1), one line."""
-        unit, base = unit_of(summary), summary["base"]
+        unit, base, side = unit_of(summary), summary["base"], self._config.eval.called
         if number >= 0:
-            self._print(rounds_table(base, [row for row in summary["rounds"] if row["round"] <= number], unit))
+            self._print(rounds_table(base, [row for row in summary["rounds"] if row["round"] <= number], unit, side))
             if (earlier := summary.get("rounds_done", 0) - len(summary["rounds"])) > 0:
                 log.info("%d earlier rounds are in summary.json", earlier)
         elif base:
-            log.info("base model: held-out %s %s (n=%d)", unit.label, unit.headline(base), base["n"])
+            log.info("base model: %s %s %s (n=%d)", side, unit.label, unit.headline(base), base["n"])
         if turns := by_turn(evaluation_of(summary, number), unit):
-            log.info("%s: held-out %s by turn: %s", _called(number), unit.label, turns)
+            log.info("%s: %s %s by turn: %s", _called(number), side, unit.label, turns)
         for line in alarms(summary, number):
             log.warning(line)
 
@@ -250,7 +250,7 @@ class Display:
                 name, unit.show(figures[name]), unit.interval(figures[f"{name}_low"], figures[f"{name}_high"])
             )
         console = console or Console()
-        title = f"{policy} on {config.dataset.name}: {int(figures['n']):,} held-out problems"
+        title = f"{policy} on {config.dataset.name}: {int(figures['n']):,} {config.eval.called} problems"
         console.print(printable(title), markup=False, highlight=False, soft_wrap=True)
         console.print(table)
 
@@ -263,12 +263,17 @@ class Display:
             log.info("\n%s", text)
 
 
-def rounds_table(base: Mapping[str, Any] | None, rounds: Sequence[Mapping[str, Any]], unit: Unit) -> Table:
-    """One row a round, from the `base` and `rounds` of a summary.json; scores and changes as the unit writes them."""
+def rounds_table(
+    base: Mapping[str, Any] | None, rounds: Sequence[Mapping[str, Any]], unit: Unit, side: str = "held-out"
+) -> Table:
+    """One row a round, from the `base` and `rounds` of a summary.json; scores and changes as the unit writes them.
+
+    `side` is what the evaluated problems are called.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("round")
     for name in (
-        f"held-out {unit.label}\n[95 %]",
+        f"{side} {unit.label}\n[95 %]",
         "change\nfrom base",
         "examples\nkept",
         "verdicts: correct/wrong/\nunparseable/timeout/error",
@@ -316,17 +321,17 @@ def alarms(summary: Mapping[str, Any], number: int) -> list[str]:
     rounds = {row["round"]: row["evaluation"] for row in summary["rounds"] if row["evaluation"]}
     if not (now := evaluation_of(summary, number)):
         return []
-    who, lines = _called(number), list[str]()
+    who, lines, side = _called(number), list[str](), summary.get("side", "held-out")
     if (cut := now.get("completion/truncated", 0.0)) >= MOSTLY:
         lines.append(
-            f"{who}: {100 * cut:.0f} % of the held-out answers were cut off at their limit of tokens: either the limit "
+            f"{who}: {100 * cut:.0f} % of the {side} answers were cut off at their limit of tokens: either the limit "
             "(model.max_tokens, eval.max_tokens) is too low, or the model does not end its answers"
         )
     before = [found for found in (summary["base"], *(rounds[n] for n in rounds if n < number)) if found]
     best = max((found.get("accuracy", 0.0) for found in before), default=0.0)
     if number >= 0 and now.get("accuracy", 1.0) <= best / 10 and best * now["n"] >= 2:
         lines.append(
-            f"{who}: held-out accuracy fell to {100 * now['accuracy']:.1f} %, from {100 * best:.1f} %: training has "
+            f"{who}: {side} accuracy fell to {100 * now['accuracy']:.1f} %, from {100 * best:.1f} %: training has "
             "spoilt the policy; the learning rate may be too high"
         )
     return lines

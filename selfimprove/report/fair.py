@@ -21,9 +21,14 @@ def refuse(runs: Sequence[RunData], other_models: bool) -> None:
     `other_models`: different base policies are what is compared, as in `--by model`.
     """
     first = runs[0]
-    heldout = first.prompts("test")
+    heldout = first.evaluated
     for run in runs[1:]:
-        same_problems(first, run, heldout, run.prompts("test"))
+        if run.side != first.side:
+            raise ConfigError(
+                f"{first.path} was evaluated on {first.side} problems and {run.path} on {run.side} ones (eval.side): "
+                "compare runs of one side"
+            )
+        same_problems(first, run, heldout, run.evaluated)
         if run.config["dataset"]["verifier"] != first.config["dataset"]["verifier"]:
             raise ConfigError(
                 f"{first.path} and {run.path} grade held-out answers differently: dataset.verifier differs"
@@ -34,7 +39,7 @@ def refuse(runs: Sequence[RunData], other_models: bool) -> None:
                 f"{run.config['model']['path']}): compare them with --by model"
             )
     for run in runs:
-        seen(run, heldout)
+        seen(run, heldout | run.prompts("sealed"))
 
 
 def same_problems(one: RunData, other: RunData, mine: Mapping[str, str], theirs: Mapping[str, str]) -> None:
@@ -58,7 +63,7 @@ def seen(run: RunData, heldout: Mapping[str, str]) -> None:
     """
     asked = {_words(prompt) for prompt in heldout.values()}
     for trained in (run, *ancestors(run)):
-        own = trained.prompts("train") | trained.prompts("dev")
+        own = trained.prompts("train") | ({} if run.side == "dev" else trained.prompts("dev"))
         named = trained.config["dataset"]["name"] == run.config["dataset"]["name"]
         leaked = sorted(p for p, prompt in own.items() if _words(prompt) in asked or (named and p in heldout))
         if leaked:

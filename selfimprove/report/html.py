@@ -386,6 +386,7 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     """What was run, as name and value."""
     config, environment = run.config, run.environment
     splits = Counter(run.problems["split"].to_pylist())
+    sealed = f", {splits['sealed']} sealed" if splits["sealed"] else ""
     verifier = calibration.training_verifier(config)["_target_"].removeprefix("selfimprove.verify.")
     versions = environment.get("versions", {})
     facts = {
@@ -394,7 +395,7 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         "command": environment.get("command"),
         "method": f"{run.method}: {config['method'].get('title', '')} ({config['method'].get('paper', '')})",
         "model": f"{_name(run, 'model')} ({config['model'].get('path', '')})",
-        "data": f"{_name(run, 'dataset')}: {splits['train']} train, {splits['dev']} dev, {splits['test']} held-out",
+        "data": f"{_name(run, 'dataset')}: {splits['train']} train, {splits['dev']} dev, {splits['test']} held-out{sealed}",
         "seed": str(run.seed),
         "trained on verdicts of": verifier,
         "control": config.get("control"),

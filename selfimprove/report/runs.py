@@ -142,7 +142,7 @@ class RunData:
 
     @cached_property
     def problems(self) -> pa.Table:
-        """Columns `id`, `prompt` (text or messages, as JSON), `gold`, `split` (train, dev, test): the problems used."""
+        """Columns `id`, `prompt` (text or messages, as JSON), `gold`, `split` (train, dev, test, sealed): the problems used."""
         path = self.files.file(self.path / "problems.parquet")
         return read_columns(path, Problem, ["id", "prompt", "gold", "split"])
 
@@ -167,6 +167,16 @@ class RunData:
         `extracted` (null where no answer was read); `prompt_tokens` and `sampled_tokens`, over the answer's samples.
         """
         return answers(self.evaluations[index], self.files)
+
+    @property
+    def side(self) -> str:
+        """What the problems of the evaluations are called: held-out, or dev of a run with eval.side=dev."""
+        return "dev" if self.config["eval"].get("side") == "dev" else "held-out"
+
+    @property
+    def evaluated(self) -> dict[str, str]:
+        """Problem id -> prompt as JSON, of the problems of the evaluations."""
+        return self.prompts("dev" if self.side == "dev" else "test")
 
     @property
     def unit(self) -> Unit:

@@ -162,6 +162,24 @@ def student(freedom: int) -> float:
     return float(stdtrit(freedom, 0.975))
 
 
+def p_value(estimate: Estimate) -> float:
+    """Two-sided p of a difference of 0, read off its 95 % interval as if the estimate were normal (Altman and Bland
+    2011, BMJ 343:d2304)."""
+    half = estimate.value - estimate.low if estimate.value > 0 else estimate.high - estimate.value
+    if half <= 0:
+        return 0.0 if estimate.value else 1.0
+    return 2 * NormalDist().cdf(-Z * abs(estimate.value) / half)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """P-values corrected for their number, in the same order (Holm 1979)."""
+    corrected, least = [0.0] * len(ps), 0.0
+    for done, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
+        least = max(least, min(1.0, (len(ps) - done) * ps[i]))
+        corrected[i] = least
+    return corrected
+
+
 def matrix(runs: Sequence[Mapping[str, float]]) -> np.ndarray:
     """Problem id -> value, a mapping a seed, as a table of shape (seeds, problems), problems sorted by id.
 

@@ -1,0 +1,117 @@
+"""`selfimprove tune SWEEP_DIR`: each method's learning rate, from one grid, by dev problems.
+
+A learning rate is a part of a method, and moves its result more than the choice of the method does. So all methods of
+a comparison get the same grid, the same seeds and the same dev problems. The sweep is one of `selfimprove run -m` with
+`eval.side=dev`; what is chosen here is a file for conf/rates/, which `rates=NAME` gives to later runs.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from selfimprove import store
+from selfimprove.errors import ConfigError
+from selfimprove.report.runs import RunData, find
+from selfimprove.units import Unit
+
+Trials = dict[float, dict[int, float]]  # learning rate -> seed -> final score on dev
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a sweep says of one method. `means`: rate -> mean final score over seeds; `start`: of the base policy."""
+
+    method: str
+    rate: float
+    means: Mapping[float, float]
+    start: float
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the best rate is the least or the greatest of the grid, so that a better one may lie outside."""
+        return len(self.means) > 1 and self.rate in (min(self.means), max(self.means))
+
+
+def choose(folder: Path) -> tuple[list[Choice], Unit]:
+    """The best rate of each method in a sweep, the smaller one of equals.
+
+    Raises ConfigError for runs that did not end or were not evaluated on dev, and for methods with unequal trials.
+    """
+    runs = [RunData(path) for path in find([folder])]
+    trials: defaultdict[str, Trials] = defaultdict(lambda: defaultdict(dict))
+    starts: defaultdict[str, list[float]] = defaultdict(list)
+    for run in runs:
+        if run.side != "dev":
+            raise ConfigError(f"{run.path}: was evaluated on {run.side} problems; rates are chosen with eval.side=dev")
+        if not run.ended:
+            raise ConfigError(f"{run.path}: is {run.status}; `selfimprove resume {folder}` goes on with the sweep")
+        trials[run.method][_rate(run)][run.seed] = float(np.mean(list(run.heldout[-1].values())))
+        starts[run.method].append(float(np.mean(list(run.heldout[0].values()))))
+    _require_equal(trials)
+    found = []
+    for method, rates in trials.items():
+        means = {rate: float(np.mean(list(rates[rate].values()))) for rate in sorted(rates)}
+        best = max(means, key=lambda rate: (means[rate], -rate))
+        found.append(Choice(method, best, means, float(np.mean(starts[method]))))
+    return found, runs[0].unit
+
+
+def _rate(run: RunData) -> float:
+    train = run.config["method"].get("train") or {}
+    if "learning_rate" not in train:
+        raise ConfigError(f"{run.path}: method={run.method} has no method.train.learning_rate to choose")
+    return float(train["learning_rate"])
+
+
+def _require_equal(trials: Mapping[str, Trials]) -> None:
+    """Raises ConfigError unless all methods were tried with the same rates and seeds."""
+    tried = {method: {(rate, seed) for rate in rates for seed in rates[rate]} for method, rates in trials.items()}
+    every = set().union(*tried.values())
+    for method, own in tried.items():
+        if lacking := sorted(every - own):
+            rate, seed = lacking[0]
+            raise ConfigError(
+                f"method={method} was not tried at learning rate {rate:g} with seed {seed}, as others were: all methods "
+                "get the same trials"
+            )
+
+
+def _yaml(rate: float) -> str:
+    """A number as YAML reads it: 1e-05 alone would be text."""
+    text = f"{rate:g}"
+    return text if "." in text else text.replace("e", ".0e")
+
+
+def show(choices: list[Choice], unit: Unit) -> None:
+    """The table on standard output: a row a method, a column a rate."""
+    from rich.table import Table
+
+    from selfimprove.report.display import standard_output
+
+    rates = sorted(choices[0].means)
+    table = Table("method", "base", *(f"{rate:g}" for rate in rates), "chosen", title=f"Final {unit.label} on dev")
+    for choice in choices:
+        chosen = f"{choice.rate:g}" + (" (an end of the grid)" if choice.at_edge else "")
+        cells = (unit.show(choice.means[rate]) for rate in rates)
+        table.add_row(choice.method, unit.show(choice.start), *cells, chosen)
+    standard_output().print(table)
+
+
+def write(choices: list[Choice], unit: Unit, folder: Path, path: Path) -> None:
+    """Write a file of conf/rates/: the chosen rates, and above each what all rates came to."""
+    command = f"selfimprove tune {shlex.quote(str(folder))} --out {shlex.quote(str(path))}"
+    seeds = sorted({RunData(run).seed for run in find([folder])})
+    lines = [
+        f"# Made by `{command}`: the rate of the best final {unit.label} on dev problems.",
+        f"# Mean over seeds {', '.join(map(str, seeds))}, which no comparison is to use.",
+    ]
+    for choice in choices:
+        tried = ", ".join(f"{rate:g}: {unit.show(mean)}" for rate, mean in choice.means.items())
+        lines += [f"# base {unit.show(choice.start)}; {tried}", f"{choice.method}: {_yaml(choice.rate)}"]
+    store.write_text(path, "\n".join(lines) + "\n")
