@@ -22,6 +22,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -41,6 +42,7 @@ from selfimprove.units import unit_of
 MANIFEST, MEMBER, STOP, OUTPUT = "sweep.json", "member.json", "stop", "console.log"
 
 _opened: list[Path] = []  # the sweep that this process drives, once Hydra knows its folder
+_held = ExitStack()  # its lock: two processes must not drive one sweep
 
 
 class Refused(BaseException):
@@ -72,6 +74,7 @@ def _open(config: DictConfig) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would tell its makers about each use
     members = _members(config)
     _require_one(members or [])
+    _held.enter_context(store.Run(folder).lock())
     manifest = configuration.redact({"arguments": sys.argv[1:], "members": members})
     if (folder / MANIFEST).exists():
         if _same(store.read_json(folder / MANIFEST), manifest):
@@ -162,10 +165,12 @@ def close(failed: bool) -> int | None:
     if not _opened:
         return None
     folder = _opened.pop()
+    _held.close()
     (folder / "multirun.yaml").unlink(missing_ok=True)  # a copy of the configuration by Hydra, secrets and all
     if failed and not any(folder.glob(f"*/{MEMBER}")):  # refused as a whole: leave nothing behind
         (folder / MANIFEST).unlink()
-        (folder / STOP).unlink(missing_ok=True)
+        for name in (STOP, ".lock"):
+            (folder / name).unlink(missing_ok=True)
         for empty in (*folder.iterdir(), folder, folder.parent):
             _remove_if_empty(empty)
         return None
@@ -395,10 +400,10 @@ def _run_apart(
     process = context.Process(target=_child, args=(theirs, config, path, command, choices, quiet))
     process.start()
     theirs.close()
-    parent, told = os.getppid(), False
+    worker, parent, told = not is_open(), os.getppid(), False  # who drives a sweep may outlive the user's shell
     while process.is_alive():
         process.join(0.2)
-        if os.getppid() != parent and not (sweep / STOP).exists():  # whoever started the sweep is gone
+        if worker and os.getppid() != parent and not (sweep / STOP).exists():  # whoever drives it is gone
             _stop(sweep, "SIGTERM")
         if (sweep / STOP).exists() and not told and process.pid:
             told = True

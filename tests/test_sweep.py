@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -101,6 +102,8 @@ def test_a_sweep_that_was_killed_and_then_stopped_is_finished_by_resume(cli, tmp
 
     process = launch(tmp_path, "resume", "sweep")
     wait_for((second / "base/evaluate.manifest.json").exists, process)
+    (line,) = cli("resume", "sweep", check=2).stderr.splitlines()
+    assert f"sweep is in use by process {process.pid}: wait for it or stop it" in line
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.SIGINT, err
@@ -112,6 +115,17 @@ def test_a_sweep_that_was_killed_and_then_stopped_is_finished_by_resume(cli, tmp
     assert "2 of 2 members are done" in done.stdout
     assert "selfimprove compare sweep" in done.stdout
     assert [member.summary["seed"] for member in sweep.members(folder)] == [0, 1]
+
+
+def test_a_sweep_goes_on_when_the_shell_that_started_it_ends(tmp_path):
+    folder = tmp_path / "sweep"
+    first = folder / "0_curated_loop_categorical_categories_s0" / "base" / "evaluate.manifest.json"
+    command = shlex.join([str(SCRIPT), "run", "-m", *TABLE, "seed=0,1", "rounds=20"])
+    script = f"{command} >out 2>&1 & while [ ! -e {shlex.quote(str(first))} ]; do sleep 0.02; done"
+    env = environment_of(tmp_path / "home")
+    subprocess.run(["sh", "-c", script], cwd=tmp_path, env=env, check=True, timeout=PATIENCE)
+    wait_for((folder / "report.html").exists)
+    assert statuses(folder) == [("complete", 0)] * 2, (tmp_path / "out").read_text()
 
 
 def test_a_member_ended_by_a_signal_ends_the_sweep(tmp_path):
