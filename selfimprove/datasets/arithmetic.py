@@ -25,8 +25,7 @@ from selfimprove.types import Count, Message, Problem
 Form = Literal["solve", "choice", "expression"]
 Step = tuple[str, int]  # ("+", 5): operator and operand
 
-LEVELS = (2, 3, 4, 5, 6)  # what the shipped policy learned from
-HARD = (7, 8)  # what it never saw
+LEVELS = (2, 3, 4, 5, 6)
 MAX_VALUE = 99
 MAX_OPERAND = 9
 MAX_START = 30
@@ -209,9 +208,8 @@ def load(
     """
     if form not in ("solve", "choice", "expression"):
         raise ConfigError(f"dataset.form: {form!r} is unknown; use solve, choice or expression")
-    if not levels or len(set(levels)) < len(levels) or not set(levels) <= {*LEVELS, *HARD}:
-        there = [*LEVELS, *HARD]
-        raise ConfigError(f"dataset.levels: {list(levels)} should be different numbers of steps from {there}")
+    if not levels or len(set(levels)) < len(levels) or not set(levels) <= set(LEVELS):
+        raise ConfigError(f"dataset.levels: {list(levels)} should be different numbers of steps from {list(LEVELS)}")
     problems = []
     sizes: tuple[tuple[Side, int, str], ...] = (
         ("train", train_size, "train_size"),
