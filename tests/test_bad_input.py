@@ -184,7 +184,7 @@ def test_options_of_training_that_do_not_go_together(raw):
     [
         ("missing.jsonl", "No such file"),
         ("good.jsonl/x", "Not a directory"),
-        ("nothing", "is a folder, and what is read is one file"),
+        ("nothing", "is a folder; it must be one file"),
         ("shards", "a-00.jsonl is the first of 2"),
         ("empty.jsonl", "no row"),
         ("blank.jsonl", "no row"),

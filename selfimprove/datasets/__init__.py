@@ -1,7 +1,7 @@
-"""What every source of problems shares: reading rows, the two sides, and the prompt.
+"""The parts that all sources of problems share: reading rows, choosing sides, and rendering prompts.
 
 A source is a function `load(*, ..., seed, **common) -> list[Problem]` in one file. It reads its own format into `Row`s
-and hands them to `finish`, which checks them, draws the train, dev and held-out problems, and renders the prompts.
+and passes them to `finish`. That checks them, chooses the train, dev and held-out problems, and renders the prompts.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """A worked example that is shown before the problem."""
+    """A worked example, shown before the problem."""
 
     question: str
     answer: str
-    options: list[str] = field(default_factory=list)  # of a choice question
+    options: list[str] = field(default_factory=list)  # for a choice question
 
 
 @dataclass(slots=True)
 class Row:
-    """One problem as its source gives it. `side` is None where the source has no split of its own."""
+    """One problem from a source. `side` is None if the source has no splits."""
 
     id: str
     question: str
@@ -49,11 +49,11 @@ class Row:
     where: str  # file and line, for messages
     side: Side | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
-    before: list[Message] = field(default_factory=list)  # a conversation that the question ends
+    before: list[Message] = field(default_factory=list)  # the conversation before the question
 
 
 class Common(TypedDict, total=False):
-    """The options that every source has. Sizes of None take all there are."""
+    """The options of every source. A size of None takes all problems."""
 
     prompt: Required[str]  # a template with {question}, and {options} for choice questions
     system: str | None
@@ -61,14 +61,14 @@ class Common(TypedDict, total=False):
     train_size: int | None
     dev_size: int | None  # default 0
     heldout_size: int | None
-    heldout_share: Share  # of a source without a split; default 0.2
+    heldout_share: Share  # for a source without splits; default 0.2
 
 
 Size = Annotated[int, Ge(0)]
 
 
 class Generated(TypedDict, total=False):
-    """The options of a source that is generated in the sizes that are asked for."""
+    """The options of a source that generates as many problems as are requested."""
 
     prompt: Required[str]
     system: str | None
@@ -79,20 +79,20 @@ class Generated(TypedDict, total=False):
 
 
 def sizes_of(options: Generated) -> dict[Side, int]:
-    """How many problems of each side are asked for."""
+    """The requested number of problems for each side."""
     return {"train": options["train_size"], "dev": options.get("dev_size", 0), "test": options["heldout_size"]}
 
 
 def finish(rows: Iterable[Row], *, name: str, seed: int, **common: Unpack[Common]) -> list[Problem]:
     """The train problems, then the dev ones, then the held-out ones (split "test").
 
-    Rows without a side are put on one by a hash of their normalised question, `heldout_share` of them held out: a
-    question is on the same side whatever the seed, the sizes and the order. A source without dev problems of its own
-    gives `dev_size` of its train problems. The seed chooses the train problems, and a larger size keeps those of a
-    smaller one; dev and held-out problems are the same for every seed, so that runs can be compared problem by problem.
+    A row without a side gets one by a hash of its normalised question: `heldout_share` of them are held out. So a
+    question's side does not depend on the seed, the sizes or the order. A source without dev problems gives `dev_size`
+    of its train problems. The seed chooses the train problems, and a larger size keeps those of a smaller one. Dev and
+    held-out problems are the same for every seed, so that runs can be compared problem by problem.
 
-    Raises ConfigError for an id that comes twice, no held-out problem, a size larger than its side, or a prompt
-    template without {question}.
+    Raises ConfigError when an id occurs twice, there is no held-out problem, a size is larger than its side, or the
+    prompt template has no {question}.
     """
     prompt = common["prompt"]
     if "{question}" not in prompt:
@@ -111,9 +111,9 @@ def finish(rows: Iterable[Row], *, name: str, seed: int, **common: Unpack[Common
         heldout = place < common.get("heldout_share", 0.2)
         sides[row.side or ("test" if heldout else "train")].append((place, row))
     if not ids:
-        raise ConfigError(f"{name}: there is no problem, for what was read has no row", "dataset.path")
-    for found in sides.values():
-        found.sort(key=lambda pair: (pair[0], pair[1].id))
+        raise ConfigError(f"{name}: there is no problem: the source has no rows", "dataset.path")
+    for placed in sides.values():
+        placed.sort(key=lambda pair: (pair[0], pair[1].id))
     if not sides["dev"]:
         cut = common.get("dev_size", 0) or 0
         sides["dev"], sides["train"] = sides["train"][:cut], sides["train"][cut:]
@@ -145,23 +145,23 @@ def messages(
     options: Sequence[str] = (),
     before: Sequence[Message] = (),
 ) -> list[Message]:
-    """Chat messages for one question: the system message if any, each shot as a turn of both, what the conversation
-    says `before` the question, then the question.
+    """Chat messages for one question: the system message if any, the shots as two turns each, `before`, the question.
 
-    Every question stands in the same template; nothing but {question} and {options} is replaced in it, so braces are
-    safe. Raises ConfigError where the template has {options} and a question has none.
+    `before` is the conversation that leads to the question. All questions have the same template. Only {question} and
+    {options} are replaced in it, so braces are safe. Raises ConfigError when the template has {options} and a question
+    has none.
     """
-    own = [message for message in before if message["role"] == "system"]  # the first at most
-    chat = [{"role": "system", "content": system}] if system else own
+    from_row = [message for message in before if message["role"] == "system"]  # at most the first message
+    chat = [{"role": "system", "content": system}] if system else from_row
     for shot in shots:
         chat.append({"role": "user", "content": _fill(prompt, shot.question, shot.options)})
         chat.append({"role": "assistant", "content": shot.answer})
-    chat += before[len(own) :]
+    chat += before[len(from_row) :]
     return [*chat, {"role": "user", "content": _fill(prompt, question, options).strip()}]
 
 
 def lettered(options: Sequence[str]) -> str:
-    """Up to 26 options, one a line: "A) ..."."""
+    """Up to 26 options, each on a line: "A) ..."."""
     return "\n".join(f"{string.ascii_uppercase[i]}) {option}" for i, option in enumerate(options))
 
 
@@ -169,20 +169,19 @@ def _fill(prompt: str, question: str, options: Sequence[str]) -> str:
     parts = {"{question}": question}
     if "{options}" in prompt:
         if not 1 <= len(options) <= 26:
-            said = f"has {{options}}, but the question {question!r:.60} has {len(options)} of them, not 1 to 26"
-            raise ConfigError(f"dataset.prompt: {said}", "dataset.prompt")
+            fault = f"has {{options}}, but the question {question!r:.60} has {len(options)} of them, not 1 to 26"
+            raise ConfigError(f"dataset.prompt: {fault}", "dataset.prompt")
         parts["{options}"] = lettered(options)
     return re.sub("|".join(map(re.escape, parts)), lambda match: parts[match[0]], prompt)
 
 
 def normalise(text: str) -> str:
-    """A question without case, punctuation and spacing; digits, signs and letters of any script stay."""
+    """A question without case, punctuation and extra spaces. Digits, signs and letters of any script stay."""
     return " ".join(re.findall(r"[\w+*/=<>^-]+", text.lower()))
 
 
 def field_of(fields: dict[str, Any], name: str, key: str, where: str) -> str:
-    """A row's field as text, as `look_up` finds it. Raises ConfigError when it is missing, empty, or neither text nor a
-    number that is one."""
+    """A row's field (`look_up`) as text. Raises ConfigError when it is missing, empty, or not text or a number."""
     value = look_up(fields, name, key, where)
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not (number or isinstance(value, str)) or not str(value).strip() or "\0" in str(value):
@@ -190,7 +189,7 @@ def field_of(fields: dict[str, Any], name: str, key: str, where: str) -> str:
         if value is None or value == "":
             shown = "empty"
         elif isinstance(value, dict):
-            shown = f"an object; a field of it is {', '.join(f'{name}.{inner}' for inner in value) or 'not there'}"
+            shown = f"an object; its fields are {', '.join(f'{name}.{inner}' for inner in value) or 'none'}"
         elif isinstance(value, str):
             shown = "a text with a NUL in it" if "\0" in value else "blank"
         raise ConfigError(f"{where}: field {name!r} ({key}) is {shown}; it must be text or a number", key)
@@ -202,33 +201,34 @@ def _kind(value: Any) -> str:
 
 
 def look_up(fields: dict[str, Any], name: str, key: str, where: str) -> Any:
-    """A row's field; `reward_model.ground_truth` is a field inside another one, `answers.0` the first of a list.
+    """A row's field. `reward_model.ground_truth` is a field inside another one, `answers.0` the first item of a list.
 
-    Raises ConfigError when it is not there.
+    Raises ConfigError when there is no such field.
     """
     if name in fields:
         return fields[name]
-    found: Any = fields
+    value: Any = fields
     for part in name.split("."):
-        if isinstance(found, dict) and part in found:
-            found = found[part]
-        elif isinstance(found, list) and part.isdecimal() and int(part) < len(found):
-            found = found[int(part)]
+        if isinstance(value, dict) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
         else:
-            inside = f", and {part!r} is not in what stands before it" if "." in name else ""
-            there = ", ".join(map(repr, fields))
-            raise ConfigError(f"{where}: no field {name!r} ({key}){inside}; the row has {there}", key)
-    return found
+            inside = f", since {part!r} is missing" if "." in name else ""
+            names = ", ".join(map(repr, fields))
+            raise ConfigError(f"{where}: no field {name!r} ({key}){inside}; the row has {names}", key)
+    return value
 
 
 def split_rows(
     name: str, path: str | None, hub: str, config: str | None, splits: dict[Side, str]
 ) -> Iterator[tuple[Side | None, str, dict[str, Any]]]:
-    """(side, "file:line", fields) of each row of a source with splits of its own, side by side.
+    """(side, "file:line", fields) of each row of a source with splits, one side after the other.
 
-    `path` is a folder with one file a split, named by it (train*.jsonl, .jsonl.gz or .parquet, also in subfolders, of
-    several in that named `config`), or one such file, whose rows have no side. A folder may have the test split only.
-    None is the local cache, then the hub's `hub`. Raises ConfigError for files that are missing or of another format.
+    `path` is a file, whose rows have no side, or a folder with one file for each split, named by it (train*.jsonl,
+    .jsonl.gz or .parquet). The files may be in subfolders; if several fit, the one in a folder named `config` is read.
+    A folder may have only the test split. With None, the local cache is read, or else `hub` on the hub. Raises
+    ConfigError when files are missing or of another format.
     """
     local = Path(path).expanduser() if path else cached(name)
     if local is not None and not local.is_dir():
@@ -241,32 +241,32 @@ def split_rows(
         elif file := _split_file(local, split, config, side == "test"):
             rows = read_rows(file)
         else:
-            _log.info("%s: no %s problems, for %s has no file %s*.jsonl or .parquet", name, side, local, split)
+            _log.info("%s: no %s problems: %s has no file %s*.jsonl or .parquet", name, side, local, split)
             continue
         for where, fields in rows:
             yield side, where, fields
 
 
 def _split_file(folder: Path, split: str, config: str | None, needed: bool) -> Path | None:
-    found = [p for p in sorted(folder.rglob(f"{split}*")) if is_data(p)]
-    found = [p for p in found if config in p.relative_to(folder).parts] or found
-    if len(found) > 1 or (needed and not found):
-        more = f": {found[0].name} and others; join them into one" if found else ""
+    files = [p for p in sorted(folder.rglob(f"{split}*")) if is_data(p)]
+    files = [p for p in files if config in p.relative_to(folder).parts] or files
+    if len(files) > 1 or (needed and not files):
+        names = f": {files[0].name} and others; join them into one" if files else ""
         raise ConfigError(
-            f"dataset.path={folder}: needs one file named {split}*.jsonl or .parquet, found {len(found)}{more}",
+            f"dataset.path={folder}: needs one file named {split}*.jsonl or .parquet, found {len(files)}{names}",
             "dataset.path",
         )
-    return found[0] if found else None
+    return files[0] if files else None
 
 
 def cached(name: str) -> Path | None:
-    """The cache's folder for a data set, if it is there (scripts/fetch.py puts it there)."""
+    """A data set's folder in the local cache, which scripts/fetch.py fills; None if there is none."""
     folder = cache_root() / "datasets" / name
     return folder if folder.is_dir() else None
 
 
 def from_hub(repository: str, config: str | None, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("repository split:row", fields) of each row of a hub data set, rows counted from 1.
+    """("repository split:row", fields) of each row of a hub data set, with rows counted from 1.
 
     Raises ConfigError when the hub does not provide it.
     """
@@ -275,14 +275,14 @@ def from_hub(repository: str, config: str | None, split: str) -> Iterator[tuple[
     quiet_hub()
     try:
         table = load_dataset(repository, config, split=split)
-    except Exception as error:  # of a dozen libraries' types; the cause is chained
+    except Exception as error:  # many libraries raise here, each its own types; the cause is chained
         raise not_provided(repository, error) from error
     for number, fields in enumerate(table, start=1):
         yield f"{repository} {split}:{number}", fields
 
 
 def not_provided(what: str, error: Exception) -> ConfigError:
-    """For what is not in the local cache, and the hub did not give either."""
+    """The error for data that is neither in the local cache nor provided by the hub."""
     reason = str(error).strip().split("\n")[0]
     return ConfigError(
         f"dataset: {what} is not in the local cache and the Hugging Face hub did not provide it ({reason}); set "
@@ -292,7 +292,7 @@ def not_provided(what: str, error: Exception) -> ConfigError:
 
 
 def _take(rows: list[tuple[float, Row]], size: int | None, key: str, what: str) -> list[tuple[float, Row]]:
-    least = 1 if key == "dataset.heldout_size" else 0  # a benchmark may be for evaluation only
+    least = 1 if key == "dataset.heldout_size" else 0  # a benchmark may have no train problems
     if len(rows) < least:
         raise ConfigError(f"{what} side has no problem; give it a file of its own, or change heldout_share", key)
     if size is not None and not least <= size <= len(rows):
@@ -303,5 +303,5 @@ def _take(rows: list[tuple[float, Row]], size: int | None, key: str, what: str) 
 
 
 def _fraction(text: str) -> float:
-    """A number in [0, 1) that is a text's own, evenly spread over texts."""
+    """A hash of a text as a number in [0, 1), evenly spread over texts."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / 2**48

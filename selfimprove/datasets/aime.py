@@ -1,4 +1,4 @@
-"""AIME, the American Invitational Mathematics Examination: 30 problems a year, each answer a whole number 0 to 999."""
+"""AIME, the American Invitational Mathematics Examination: 30 problems a year, with whole-number answers 0 to 999."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def load(
     seed: int,
     **common: Unpack[Common],
 ) -> list[Problem]:
-    """Problems of the hub's sets, ids "aime25-17"; or of `path`, a file or folder in the form of any of them."""
+    """Problems of the hub's sets, with ids "aime25-17", or of `path`, a file or folder in the format of one of them."""
     records = _local(path) if path or cached("aime") else chain(_hub("train", train_sets), _hub("test", heldout_sets))
     return finish((_row(*record) for record in records), name="aime", seed=seed, **common)
 
 
 def _hub(side: Side, sets: Sequence[Set]) -> Iterator[tuple[str, Side | None, str, dict[str, Any]]]:
     for name in sets:
-        found = chain.from_iterable(from_hub(*place) for place in HUB[name])
-        for number, (where, fields) in enumerate(found, start=1):
+        rows = chain.from_iterable(from_hub(*place) for place in HUB[name])
+        for number, (where, fields) in enumerate(rows, start=1):
             yield f"{name}-{number}", side, where, fields
 
 
@@ -44,7 +44,7 @@ def _local(path: str | None) -> Iterator[tuple[str, Side | None, str, dict[str, 
 
 
 def _row(name: str, side: Side | None, where: str, fields: dict[str, Any]) -> Row:
-    fields = {key.lower(): value for key, value in fields.items()}  # one set writes Problem and Answer
+    fields = {key.lower(): value for key, value in fields.items()}  # one set has Problem and Answer
     question, gold = (
         field_of(fields, field, "aime's own", where)
         for field in ("question" if "question" in fields else "problem", "answer")

@@ -1,7 +1,7 @@
-"""Instructions without a gold answer, in the form of AlpacaEval (Li et al. 2023, tatsu-lab/alpaca_eval).
+"""Instructions without a gold answer, in the format of AlpacaEval (Li et al. 2023, tatsu-lab/alpaca_eval).
 
-A row has `instruction` and perhaps `output`, one answer to it, and `generator`, which model that is from. They become
-`reference` and `generator` in the metadata, where a judge may compare with them.
+A row has `instruction`. It may also have `output`, an answer to it, and `generator`, the model that wrote the answer.
+They become `reference` and `generator` in the metadata, where a judge can compare with them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def load(
 ) -> list[Problem]:
     """Problems with the ids "alpacaeval-17", rows counted from 1, and those of `train_path`, "instruction-17".
 
-    Files are .json (one list), .jsonl, .jsonl.gz or .parquet. Raises ConfigError for a file that cannot be read.
+    Files are .json (one list), .jsonl, .jsonl.gz or .parquet. Raises ConfigError when a file cannot be read.
     """
     rows = [*_rows(_file(path), "alpacaeval", "test" if train_path else None)]
     if train_path:
@@ -40,9 +40,9 @@ def _file(path: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
     quiet_hub()
-    try:  # the repository's loading script is of a kind that `datasets` no longer runs
+    try:  # `datasets` no longer runs loading scripts such as this repository's
         return Path(hf_hub_download(HUB, FILE, repo_type="dataset"))
-    except Exception as error:  # of several libraries' types; the cause is chained
+    except Exception as error:  # several libraries raise here, each its own types; the cause is chained
         raise not_provided(f"{FILE} of {HUB}", error) from error
 
 

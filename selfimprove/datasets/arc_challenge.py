@@ -1,6 +1,6 @@
 """ARC-Challenge, Clark et al. 2018 (arXiv 1803.05457): school science questions that retrieval gets wrong.
 
-`choice_rows` reads the form that this and other choice data sets share on the hub.
+`choice_rows` reads the format that this and other choice data sets share on the hub.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SPLITS: dict[Side, str] = {"train": "train", "dev": "validation", "test": "test"
 
 
 def load(*, path: str | None = None, seed: int, **common: Unpack[Common]) -> list[Problem]:
-    """The data set's own train, validation (dev) and test rows; ids are "arc_challenge-train-17"."""
+    """The data set's train, validation (dev) and test rows. Ids are "arc_challenge-train-17"."""
     rows = choice_rows("arc_challenge", path, HUB, "ARC-Challenge", SPLITS)
     return finish(rows, name="arc_challenge", seed=seed, **common)
 
@@ -28,8 +28,8 @@ def choice_rows(
 ) -> Iterator[Row]:
     """Rows by `split_rows` with a field `stem`, `choices` {"text": [...], "label": [...]} and `answerKey`, a label.
 
-    The gold answer is a letter, A for the first option, whatever the labels are; the other fields become metadata.
-    Raises ConfigError naming the row of another form.
+    The gold answer is a letter, A for the first option, whatever the labels are. The other fields become metadata.
+    Raises ConfigError, with the row, when a row has another format.
     """
     for side, where, fields in split_rows(name, path, hub, config, splits):
         question, key = (field_of(fields, field, f"{name}'s own", where) for field in (stem, "answerKey"))
@@ -47,6 +47,6 @@ def choice_rows(
 
 
 def _choices(choices: Any) -> tuple[list[str], list[str]]:
-    found = choices if isinstance(choices, dict) else {}
-    texts, labels = found.get("text") or [], found.get("label") or []
+    lists = choices if isinstance(choices, dict) else {}
+    texts, labels = lists.get("text") or [], lists.get("label") or []
     return [str(text).strip() for text in texts], [str(label) for label in labels]

@@ -1,12 +1,12 @@
-"""Chains of whole-number arithmetic: the embedded task family, made on the fly, the same on every machine.
+"""Chains of whole-number arithmetic: the embedded task family, generated alike on every machine.
 
-"Start with 7. Add 5. Multiply by 3. Subtract 8. What is the result?" Every value on the way lies in 0..99. The level of
-a problem is its number of steps. Three forms ask for the same chain: `solve` wants one step a line and "The answer is
-28.", `choice` wants a letter, `expression` wants one Python expression for a calculator. The builders for `verify` and
-`refine` ask a policy about a solution it is shown.
+"Start with 7. Add 5. Multiply by 3. Subtract 8. What is the result?" Every value on the way is in 0..99. A problem's
+level is its number of steps. Three forms ask for the same chain: `solve` wants one step a line and "The answer is 28.",
+`choice` wants a letter, `expression` wants one Python expression for a calculator. The builders for `verify` and
+`refine` show a solution to a policy and ask about it.
 
-A hash of the chain says whether it is a train or a held-out problem, so the two never meet, whatever the seed, sizes or
-form, and neither was the held-out side seen when the tiny model was made.
+A hash of the chain decides whether it is a train, dev or held-out problem. So the sides never overlap, whatever the
+seed, sizes or form. The tiny model never saw the held-out side either.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def apply(value: int, step: Step) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A start value and the steps from it."""
+    """A start value and the steps after it."""
 
     start: int
     steps: tuple[Step, ...]
@@ -53,7 +53,7 @@ class Chain:
 
     @property
     def values(self) -> list[int]:
-        """Start and the value after each step, length len(steps) + 1."""
+        """The start and the value after each step, length len(steps) + 1."""
         values = [self.start]
         for step in self.steps:
             values.append(apply(values[-1], step))
@@ -70,7 +70,7 @@ class Chain:
 
     @property
     def digest(self) -> str:
-        """Hex hash of the canonical chain; it names the problem and decides its side."""
+        """A hex hash of the canonical chain. It names the problem and decides its side."""
         text = str(self.start) + "".join(f"{op}{operand}" for op, operand in self.steps)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -80,7 +80,7 @@ class Chain:
 
     @property
     def side(self) -> Side:
-        """A fifth of all chains is held out, a fifth is for dev, whatever the seed."""
+        """The chain's side for every seed: a fifth of all chains is held out, and a fifth is for dev."""
         return _SIDES.get(int(self.digest, 16) % 5, "train")
 
 
@@ -88,7 +88,7 @@ _SIDES: dict[int, Side] = {0: "test", 1: "dev"}
 
 
 def random_chain(rng: random.Random, level: int) -> Chain:
-    """A chain of `level` steps: the kind of each step is drawn first, among those that stay within 0..99."""
+    """A chain of `level` steps. Each step's operator is drawn first, among those that keep the value in 0..99."""
     start = value = rng.randint(1, MAX_START)
     steps: list[Step] = []
     for _ in range(level):
@@ -116,9 +116,9 @@ def expression(chain: Chain, steps: int | None = None) -> str:
 
 
 def options(chain: Chain) -> list[str]:
-    """Four distinct answers for the choice form, the right one among them; the same for a chain every time.
+    """Four distinct answers for the choice form, one of them right. They are always the same for a chain.
 
-    The wrong ones are what a slip gives: a few off, or the last step forgotten or undone. No two end in the same digit.
+    The wrong ones come from slips: a few off, or the last step forgotten or undone. No two end in the same digit.
     """
     rng = random.Random(chain.digest)
     answer, before = chain.answer, chain.values[-2]
@@ -132,23 +132,23 @@ def options(chain: Chain) -> list[str]:
 
 
 def solve_prompt(question: str) -> list[Message]:
-    """Asks for a solution, one step a line."""
+    """A prompt for a solution, one step a line."""
     return [{"role": "user", "content": question}]
 
 
 def choice_prompt(question: str, options: Sequence[str]) -> list[Message]:
-    """Asks for one of four options by its letter."""
+    """A prompt for one of four options by its letter."""
     lines = [f"{letter}) {option}" for letter, option in zip(LETTERS, options, strict=True)]
     return [{"role": "user", "content": "\n".join([question, *lines])}]
 
 
 def expression_prompt(question: str) -> list[Message]:
-    """Asks for one Python expression that a calculator can evaluate."""
+    """A prompt for one Python expression that a calculator can evaluate."""
     return [{"role": "user", "content": f"{question}\nAnswer with one Python expression."}]
 
 
 def verify_prompt(question: str, solution: str) -> list[Message]:
-    """Asks whether a solution is right: a reason, then a line "Verdict: correct" or "Verdict: incorrect"."""
+    """A prompt for a verdict on a solution: a reason, then a line "Verdict: correct" or "Verdict: incorrect"."""
     return [
         *solve_prompt(question),
         {"role": "assistant", "content": solution},
@@ -157,7 +157,7 @@ def verify_prompt(question: str, solution: str) -> list[Message]:
 
 
 def refine_prompt(question: str, solution: str, feedback: str | None = None) -> list[Message]:
-    """Asks for a corrected full solution; `feedback` is, for instance, the reason a verifier gave."""
+    """A prompt for a corrected full solution. `feedback` is, for instance, a verifier's reason."""
     request = "Improve this solution." if feedback is None else f"{feedback}\nImprove this solution."
     return [
         *solve_prompt(question),
@@ -167,7 +167,7 @@ def refine_prompt(question: str, solution: str, feedback: str | None = None) -> 
 
 
 def problem(chain: Chain, form: Form) -> Problem:
-    """The chain as a problem of one form. `gold` is a number, or for `choice` a letter."""
+    """A chain as a problem of one form. `gold` is a number; for `choice`, a letter."""
     metadata: dict[str, Any] = {
         "form": form,
         "level": len(chain.steps),
@@ -200,11 +200,11 @@ def load(
     heldout_size: Count,
     seed: int,
 ) -> list[Problem]:
-    """`train_size` train, `dev_size` dev and `heldout_size` test problems, levels evenly filled, no problem twice.
+    """Different problems, evenly spread over the levels: train, then dev, then held-out ones (split "test").
 
-    A larger size keeps the problems of a smaller one. The seed chooses the train problems; dev and held-out ones are
-    the same for every seed, so that runs can be compared problem by problem. Raises ConfigError for an unknown form or
-    level, or when the levels do not hold as many different problems as are asked for.
+    A larger size keeps the problems of a smaller one. The seed chooses the train problems. Dev and held-out ones are
+    the same for every seed, so that runs can be compared problem by problem. Raises ConfigError when a form or level is
+    unknown, or when the levels do not have enough different problems.
     """
     if form not in ("solve", "choice", "expression"):
         raise ConfigError(f"dataset.form: {form!r} is unknown; use solve, choice or expression")
@@ -233,7 +233,7 @@ def load(
 
 
 def _distinct(rng: random.Random, level: int, split: Side, count: int) -> list[Chain]:
-    """Up to `count` chains of one side with different ids; fewer when many draws in a row bring nothing new."""
+    """Up to `count` chains of one side with different ids; fewer if many draws in a row give nothing new."""
     chains: dict[str, Chain] = {}
     misses = 0
     while len(chains) < count and misses < 2000:
@@ -248,5 +248,5 @@ def _distinct(rng: random.Random, level: int, split: Side, count: int) -> list[C
 
 
 def gives(*, form: Form = "solve", **options: Any) -> tuple[str, ...]:
-    """What problems of a form have beside what all have."""
+    """The metadata keys that only problems of this form have."""
     return ("options",) if form == "choice" else ()

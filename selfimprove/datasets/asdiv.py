@@ -1,7 +1,7 @@
 """ASDiv, Miao et al. 2020 (arXiv 2106.15772): 2,305 grade-school word problems, easier than GSM8K.
 
-Answers carry a unit, "9 (apples)", and some are no single number: "5:6", "Mrs. Hilt", "13 years; 17 years". Problems of
-the latter kind are left out, and how many is logged.
+Answers have a unit, "9 (apples)". Some are not a single number: "5:6", "Mrs. Hilt", "13 years; 17 years". Their
+problems are left out, and their number is logged.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from selfimprove.types import Problem
 HUB = "EleutherAI/asdiv"
 FILES = (".jsonl", ".jsonl.gz", ".parquet", ".xml")
 
-_NUMBER = re.compile(r"(-?\d[\d,]*(?:\.\d+)?)(?:\s[^;]*)?")  # with a unit, and no second answer after it
+_NUMBER = re.compile(r"(-?\d[\d,]*(?:\.\d+)?)(?:\s[^;]*)?")  # with or without a unit, and without a second answer
 _log = logging.getLogger(__name__)
 
 
 def load(*, path: str | None = None, seed: int, **common: Unpack[Common]) -> list[Problem]:
-    """Problems with one number as gold; ids are "asdiv-0001" in the order of the published file.
+    """Problems with one number as gold. Ids are "asdiv-0001", in the order of the published file.
 
-    `path` is a file, or a folder with one, in a form ASDiv is published in: the authors' XML, the hub's Parquet (body,
-    question, answer), or JSON lines (passage or body, question, answer). None is the local cache, then the hub. The
-    source has no split: `heldout_share` is held out. Raises ConfigError for a path of no such form.
+    `path` is a file, or a folder with one, in a published format: the authors' XML, the hub's Parquet (body, question,
+    answer), or JSON lines (passage or body, question, answer). With None, the source is the local cache, else the hub.
+    There are no splits: `heldout_share` is held out. Raises ConfigError when `path` has another format.
     """
     return finish(_rows(path), name="asdiv", seed=seed, **common)
 
@@ -57,12 +57,12 @@ def _rows(path: str | None) -> Iterator[Row]:
 
 
 def _file(folder: Path) -> Path:
-    found = [p for p in sorted(folder.rglob("*")) if p.name.lower().endswith(FILES)]
-    if len(found) != 1:
+    files = [p for p in sorted(folder.rglob("*")) if p.name.lower().endswith(FILES)]
+    if len(files) != 1:
         raise ConfigError(
-            f"dataset.path={folder}: needs one file of {', '.join(FILES)}, found {len(found)}", "dataset.path"
+            f"dataset.path={folder}: needs one file of {', '.join(FILES)}, found {len(files)}", "dataset.path"
         )
-    return found[0]
+    return files[0]
 
 
 def _read_xml(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,8 +1,8 @@
-"""Graphs to colour, generated, each with a colouring: train, dev and held-out graphs differ in more than their labels.
+"""Generates graphs to colour. Graphs of different sides differ in more than their labels.
 
-`load`: every vertex is given a colour, and then each pair of different colours an edge with the same probability (the
-planted model), so that the colouring exists. `planar`: random graphs that are planar, with as few colours as they need.
-The gold answer is one proper colouring; any other is as right.
+`load` uses the planted model: every vertex gets a colour, then each pair of vertices with different colours gets an
+edge with the same probability. So a colouring exists. `planar` makes random planar graphs, with as few colours as they
+need. The gold answer is one proper colouring; every other is right too.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from selfimprove.types import Count, Problem, Share
 Edges = list[list[int]]
 
 _SIDES: dict[int, Side] = {0: "test", 1: "dev"}
-_MISSES = 2000  # draws in a row that bring nothing new, after which there is taken to be nothing
-_REDRAWS = 2_000_000  # of a graph that is not planar: half a minute
+_MISSES = 2000  # after this many draws in a row without a new graph, the search ends
+_REDRAWS = 2_000_000  # most draws of a graph until it is planar: half a minute
 
 
 def load(
@@ -35,11 +35,11 @@ def load(
     seed: int,
     **options: Unpack[Generated],
 ) -> list[Problem]:
-    """Graphs of `vertices[0]` to `vertices[1]` vertices that `colours` colours suffice for, no graph twice.
+    """Different graphs of `vertices[0]` to `vertices[1]` vertices that can be coloured with `colours` colours.
 
     probability: of an edge between two vertices of different planted colours. A fifth of all graphs is held out and a
-    fifth is for dev, by a hash that relabelling the vertices does not change. The seed chooses the train graphs only.
-    Raises ConfigError when there are not as many graphs as are asked for.
+    fifth is for dev, by a hash that does not depend on the vertices' labels. The seed chooses the train graphs only.
+    Raises ConfigError when there are not enough graphs.
     """
     least, most = vertices
     if not colours <= least <= most:
@@ -54,12 +54,12 @@ def load(
 def planar(
     *, vertices: tuple[Count, Count], probability: Share, seed: int, **options: Unpack[Generated]
 ) -> list[Problem]:
-    """Planar graphs of `vertices[0]` to `vertices[1]` vertices, with as many colours as each needs, no graph twice.
+    """Different planar graphs of `vertices[0]` to `vertices[1]` vertices, with as many colours as each needs.
 
-    Each pair of vertices has an edge with the same probability, and the whole graph is drawn again until it is planar:
-    the graphs of Stechly et al. 2023 (arXiv 2310.12397), generate_random_graph in their graph_coloring.py. Four colours
-    are always enough, and the gold answer has as few as there can be. Sides and errors are those of `load`. At
-    probability 0.4 a graph of 14 vertices takes a tenth of a second, and each vertex more about four times as long.
+    Each pair of vertices has an edge with the same probability, and the whole graph is drawn again until it is planar.
+    These are the graphs of Stechly et al. 2023 (arXiv 2310.12397), generate_random_graph in their graph_coloring.py.
+    Four colours are always enough, and the gold answer has as few as possible. Sides and errors are as in `load`. At
+    probability 0.4 a graph of 14 vertices takes a tenth of a second; each further vertex takes about four times longer.
     """
     least, most = vertices
     if not 1 < least <= most:
@@ -74,25 +74,25 @@ def _generate(draw: Callable[[random.Random], Row], seed: int, options: Generate
     rows: list[Row] = []
     for side, size in sizes_of(options).items():
         rng = random.Random(seeds.derive(seed if side == "train" else 0, "colouring", side))
-        found: dict[str, Row] = {}
+        distinct: dict[str, Row] = {}
         misses = 0
-        while len(found) < size and misses < _MISSES:
+        while len(distinct) < size and misses < _MISSES:
             row = draw(rng)
-            if row.side == side and row.id not in found and row.metadata["edges"]:
-                found[row.id], misses = row, 0
+            if row.side == side and row.id not in distinct and row.metadata["edges"]:
+                distinct[row.id], misses = row, 0
             else:
                 misses += 1
-        if len(found) < size:
+        if len(distinct) < size:
             key = f"dataset.{'heldout' if side == 'test' else side}_size"
             raise ConfigError(
-                f"{key}={size}: only {len(found)} such graphs were found; ask for fewer, or for more vertices", key
+                f"{key}={size}: only {len(distinct)} such graphs were found; ask for fewer, or for more vertices", key
             )
-        rows += found.values()
+        rows += distinct.values()
     return finish(rows, name="colouring", seed=seed, **options)
 
 
 def planted(rng: random.Random, vertices: int, colours: int, probability: float) -> Row:
-    """One graph of `load`, on the side that it belongs to."""
+    """One graph of `load`, with its side."""
     colour = [i % colours for i in range(vertices)]
     rng.shuffle(colour)
     edges = [
@@ -111,7 +111,7 @@ def _planar(rng: random.Random, vertices: int, probability: float) -> Row:
         edges = [[u, v] for u, v in itertools.combinations(range(1, vertices + 1), 2) if rng.random() < probability]
         if len(edges) <= max(1, 3 * vertices - 6) and networkx.check_planarity(networkx.Graph(edges))[0]:
             enough = ((colours, colouring(vertices, edges, colours)) for colours in (1, 2, 3, 4))
-            return next(_row(edges, found, colours) for colours, found in enough if found)
+            return next(_row(edges, coloured, colours) for colours, coloured in enough if coloured)
     raise ConfigError(
         f"dataset.probability={probability}: of {_REDRAWS} graphs of {vertices} vertices none was planar; lower it, or "
         "dataset.vertices",
@@ -120,9 +120,9 @@ def _planar(rng: random.Random, vertices: int, probability: float) -> Row:
 
 
 def colouring(vertices: int, edges: Edges, colours: int) -> list[int] | None:
-    """The first proper colouring in the order of the dictionary, colours from 1, by backtracking; None: there is none.
+    """The first proper colouring in lexicographic order, with colours from 1, by backtracking; None if there is none.
 
-    Vertices are 1 to `vertices`; the list holds the colour of vertex v at v - 1.
+    Vertices are 1 to `vertices`; the list has the colour of vertex v at index v - 1.
     """
     lower = [[min(edge) - 1 for edge in edges if max(edge) == v] for v in range(1, vertices + 1)]
     chosen: list[int] = []
@@ -154,10 +154,10 @@ def _row(edges: Edges, coloured: list[int], colours: int) -> Row:
 
 
 def _shape(vertices: int, edges: Edges) -> int:
-    """A hash of the graph that does not change when its vertices are renamed.
+    """A hash of a graph that does not depend on its vertices' labels.
 
-    Each vertex's colour is refined by those of its neighbours as often as there are vertices (Weisfeiler and Leman
-    1968), so that only graphs which this cannot tell apart, isomorphic ones among them, hash alike.
+    Each vertex's colour is refined by its neighbours' colours, as many times as there are vertices (Weisfeiler and
+    Leman 1968). Isomorphic graphs hash alike, and so do others that this refinement cannot tell apart.
     """
     neighbours: list[list[int]] = [[] for _ in range(vertices)]
     for u, v in edges:

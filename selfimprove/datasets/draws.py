@@ -1,7 +1,7 @@
-"""Problems that ask nothing: each is one draw, for policies that are no language models.
+"""Problems without a question, for policies that are not language models: each stands for one draw.
 
-A train problem carries one draw of the real data in its metadata, under `real`, in the form that an example for the
-trainer has. Held-out problems carry none: they are as many fresh draws of the policy.
+A train problem has one draw of the real data in its metadata, as `real`, in the form of a trainer's example. Held-out
+problems have none: each is one fresh draw of the policy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MODES, RADIUS, SPREAD = 8, 2.0, 0.2
 
 
 def categories(*, train_size: Count, dev_size: Size = 0, heldout_size: Count, seed: int) -> list[Problem]:
-    """Real data: one of OUTCOMES outcomes, the probability of outcome k proportional to 1 / (k + 1)."""
+    """Real data: one of OUTCOMES outcomes. Outcome k has a probability proportional to 1 / (k + 1)."""
     return _problems(
         (train_size, dev_size, heldout_size),
         seed,
@@ -30,8 +30,10 @@ def categories(*, train_size: Count, dev_size: Size = 0, heldout_size: Count, se
 
 
 def points(*, train_size: Count, dev_size: Size = 0, heldout_size: Count, seed: int) -> list[Problem]:
-    """Real data: a point of the plane, from a mixture of MODES equal Gaussians of standard deviation SPREAD, with means
-    evenly on a circle of radius RADIUS, the first at (RADIUS, 0)."""
+    """Real data: points in the plane from a mixture of MODES equal Gaussians with standard deviation SPREAD.
+
+    Their means are evenly spaced on a circle of radius RADIUS, the first at (RADIUS, 0).
+    """
     return _problems((train_size, dev_size, heldout_size), seed, lambda rng: {"array": mixture(rng)})
 
 

@@ -1,4 +1,4 @@
-"""Rows of a file: JSON lines, also gzipped, and Parquet, told apart by what is in them and not by their names alone."""
+"""Reads rows of JSON lines (also gzipped) and Parquet files. The content, not only the name, decides the format."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from typing import IO, Any
 from selfimprove.errors import ConfigError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".pq")
-DEEP = 100  # levels of lists and objects in a row: more than anybody's data, less than what Python's JSON takes
+DEEP = 100  # most levels of lists and objects in a row: more than real data has, less than Python's JSON can read
 
 
 def read_rows(path: Path, key: str = "dataset.path") -> Iterator[tuple[str, dict[str, Any]]]:
     """("file:line", fields) of each row of a .jsonl, .jsonl.gz or .parquet file, one at a time, without blank lines.
 
-    What JSON has no word for, in Parquet, becomes text: dates as in ISO 8601, decimals digit by digit, bytes that are
-    UTF-8 as they read and others in base64. Raises ConfigError for a file that cannot be read, or a line that is no
-    JSON object; `key` is the key that names the file.
+    Values of Parquet that JSON lacks become text: dates in ISO 8601, decimals digit by digit, bytes as UTF-8 if they
+    are, else in base64. Raises ConfigError when the file cannot be read or a line is not a JSON object; `key` is the
+    key that names the file.
     """
     require_file(path, key)
     rows = _parquet(path) if _is_parquet(path) else _lines(path, key)
@@ -31,35 +31,33 @@ def read_rows(path: Path, key: str = "dataset.path") -> Iterator[tuple[str, dict
         yield from rows
     except UnicodeDecodeError as error:
         wide = error.object[:2] in (b"\xff\xfe", b"\xfe\xff")
-        said = "it is UTF-16; save it as UTF-8" if wide else f"it is no UTF-8 text: {error.reason}"
-        raise ConfigError(f"{key}: {path} cannot be read ({said})", key) from error
+        fault = "it is UTF-16; save it as UTF-8" if wide else f"it is no UTF-8 text: {error.reason}"
+        raise ConfigError(f"{key}: {path} cannot be read ({fault})", key) from error
     except (OSError, EOFError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         raise ConfigError(f"{key}: {path} cannot be read ({reason})", key) from error
-    except (ValueError, OverflowError, NotImplementedError) as error:  # pyarrow's
+    except (ValueError, OverflowError, NotImplementedError) as error:  # from pyarrow
         reason = " ".join(str(error).split())
         raise ConfigError(f"{key}: {path} cannot be read as Parquet ({reason:.200})", key) from error
 
 
 def require_file(path: Path, key: str) -> None:
-    """Raises ConfigError for a path that is no file, saying what would be one."""
+    """Raises ConfigError when a path is not a readable file, and says what would be right."""
     if path.is_dir():
-        found = sorted(p.name for p in path.rglob("*") if is_data(p))
-        inside = f"; of those in it, {found[0]} is the first of {len(found)}: name one, or join them" if found else ""
-        raise ConfigError(
-            f"{key}: {path} is a folder, and what is read is one file ({', '.join(SUFFIXES)}){inside}", key
-        )
+        files = sorted(p.name for p in path.rglob("*") if is_data(p))
+        inside = f"; it has {len(files)}, the first is {files[0]}: name one, or join them" if files else ""
+        raise ConfigError(f"{key}: {path} is a folder; it must be one file ({', '.join(SUFFIXES)}){inside}", key)
     if path.exists() and not path.is_file():
-        raise ConfigError(f"{key}: {path} is a device or a pipe, and what is read is a file", key)
+        raise ConfigError(f"{key}: {path} is a device or a pipe; it must be a file", key)
     try:
         path.open("rb").close()
-    except (OSError, ValueError) as error:  # ValueError: of a name with a NUL
+    except (OSError, ValueError) as error:  # ValueError: the name has a NUL
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{key}: {path} cannot be read ({reason})", key) from None
 
 
 def is_data(path: Path) -> bool:
-    """Whether a name is that of a file of rows."""
+    """Whether a path has the suffix of a file of rows."""
     return path.name.lower().endswith(SUFFIXES)
 
 
@@ -78,7 +76,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _plain(value: Any) -> Any:
-    """A value of Parquet as JSON has it."""
+    """A value from Parquet as one that JSON has."""
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, Decimal):
@@ -115,7 +113,7 @@ def _parse(line: str, where: str, key: str) -> dict[str, Any]:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{where}: not JSON ({error.msg} at column {error.colno})", key) from None
-    except ValueError as error:  # a number of thousands of digits
+    except ValueError as error:  # a number with thousands of digits
         raise ConfigError(f"{where}: cannot be read ({error})", key) from None
     except RecursionError:
         raise ConfigError(f"{where}: is nested too deeply, {DEEP} levels at most", key) from None

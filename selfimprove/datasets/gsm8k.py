@@ -1,6 +1,6 @@
 """GSM8K, Cobbe et al. 2021 (arXiv 2110.14168): 7,473 train and 1,319 test grade-school problems with solutions.
 
-The gold answer is the number after "####"; the written solution is in the metadata.
+The gold answer is the number after "####". The written solution is in the metadata.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _GOLD = re.compile(r"####(.+)")
 
 
 def load(*, path: str | None = None, seed: int, **common: Unpack[Common]) -> list[Problem]:
-    """The data set's own train and test rows, by `split_rows`; ids are "gsm8k-train-17", rows counted from 1."""
+    """The data set's train and test rows, by `split_rows`. Ids are "gsm8k-train-17", with rows counted from 1."""
     return finish(_rows(path), name="gsm8k", seed=seed, **common)
 
 

@@ -1,6 +1,6 @@
 r"""MATH, Hendrycks et al. 2021 (arXiv 2103.03874): 7,500 train and 5,000 test competition problems in seven subjects.
 
-The gold answer is what the solution's last \boxed holds; the solution, subject and level are in the metadata.
+The gold answer is the content of the solution's last \boxed. The solution, subject and level are in the metadata.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ def load(
     seed: int,
     **common: Unpack[Common],
 ) -> list[Problem]:
-    """The data set's own train and test rows of these subjects and levels (None: all); ids are "math-train-algebra-17".
+    """The data set's train and test rows of these subjects and levels (None: all). Ids are "math-train-algebra-17".
 
-    `path` may be the hub's folder, with one folder a subject, or a file or folder of all subjects together. A problem
-    without a box has no gold answer.
+    `path` may be the hub's folder, with one folder for each subject, or a file or folder of all subjects together. A
+    problem without a box has no gold answer.
     """
     return finish(rows(path, subjects, levels), name="math", seed=seed, **common)
 
 
 def rows(path: str | None, subjects: Sequence[str], levels: Sequence[int] | None) -> Iterator[Row]:
-    """Rows of MATH, each subject by `split_rows` for itself."""
+    """The rows of MATH, read by `split_rows` for one subject after the other."""
     for subject in subjects:
         for side, where, fields in split_rows("math", path, HUB, subject, SPLITS):
             digit = re.search(r"\d", field_of(fields, "level", _KEY, where))
@@ -62,12 +62,12 @@ _KEY = "math's own"
 
 
 def subject_of(fields: dict[str, Any], field: str, where: str) -> str:
-    """A subject as the hub names its configuration: counting_and_probability for "Counting & Probability"."""
+    """The subject as the hub's configuration name: counting_and_probability for "Counting & Probability"."""
     return field_of(fields, field, _KEY, where).lower().replace("&", "and").replace(" ", "_")
 
 
 def boxed(solution: str) -> str | None:
-    """What the last box in a solution holds; None without one."""
+    """The content of the last box in a solution; None without one."""
     if (content := last_box(solution)[1]) is not None:
         return content
     bare = _BARE_BOX.findall(solution)

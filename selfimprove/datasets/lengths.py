@@ -1,7 +1,7 @@
-"""Limits on the number of words of a text: how one is asked for, which lengths it allows, and how well a text keeps it.
+"""Word limits of a text: the sentence that states one, the lengths it allows, and the score of keeping it.
 
-The four kinds, the lengths that they allow and the score are those of the LonGen benchmark (Quan et al. 2024, arXiv
-2410.23933). The constraint is a sentence behind the instruction, where the paper has a model weave it in.
+The four kinds, the allowed lengths and the score are those of the LonGen benchmark (Quan et al. 2024, arXiv
+2410.23933). Here the limit is a sentence after the instruction; in the paper a model weaves it in.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ _ASKED = {
 
 
 class Limit(TypedDict):
-    """`words` has two numbers for a range, else one."""
+    """A limit of `kind`. `words` has two numbers for a range, else one."""
 
     kind: Kind
     words: list[int]
 
 
 def asked(limit: Limit) -> str:
-    """The sentence that asks for it."""
+    """The sentence that states the limit."""
     return _ASKED[limit["kind"]].format(*limit["words"])
 
 
 def allowed(limit: Limit) -> tuple[float, float]:
-    """The least and the greatest number of words that have the full score."""
+    """The least and the greatest number of words with the full score."""
     first, last = limit["words"][0], limit["words"][-1]
     return {
         "about": (0.8 * first, 1.2 * first),
@@ -44,7 +44,7 @@ def allowed(limit: Limit) -> tuple[float, float]:
 
 
 def score(words: int, limit: Limit) -> float:
-    """1 within [a, b] = `allowed`; below it max(2 L / a - 1, 0), above it max(3 - 2 L / b, 0)."""
+    """The score of L = `words`: 1 within [a, b] = `allowed`, below max(2 L / a - 1, 0), above max(3 - 2 L / b, 0)."""
     a, b = allowed(limit)
     if words < a:
         return max(2 * words / a - 1, 0.0)
@@ -52,9 +52,9 @@ def score(words: int, limit: Limit) -> float:
 
 
 def drawn(rng: random.Random, words: int, unit: int) -> Limit:
-    """A limit that a text of so many words keeps, or nearly so: in multiples of `unit`, and now and then of twice that.
+    """A random limit that a text of `words` words keeps, or nearly, in multiples of `unit` or sometimes of 2 `unit`.
 
-    Kinds come in the shares of the paper's add_length_control.py: .4 about, .25 range, .1 above, .25 below.
+    Kinds have the shares of the paper's add_length_control.py: .4 about, .25 range, .1 above, .25 below.
     """
     unit *= 2 if rng.random() < 0.2 else 1
     low, high = max(unit, words // unit * unit), max(unit, math.ceil(words / unit) * unit)

@@ -1,6 +1,6 @@
-"""MATH-500, Lightman et al. 2023 (arXiv 2305.20050): 500 of MATH's test problems, which models are compared on.
+"""MATH-500, Lightman et al. 2023 (arXiv 2305.20050): 500 of MATH's test problems, a common benchmark.
 
-The authors trained on the other 12,000 of MATH; its 7,500 train problems can be had beside the 500.
+The authors trained on the other 12,000 problems of MATH. Its 7,500 train problems can be added to the 500.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _KEY = "math500's own"
 
 
 def load(*, path: str | None = None, train_math: bool = False, seed: int, **common: Unpack[Common]) -> list[Problem]:
-    """The 500 as held-out problems, ids "math500-17"; with `train_math` those of `dataset=math` as train problems."""
+    """The 500 held-out problems, with ids "math500-17". `train_math` adds the train problems of `dataset=math`."""
     return finish(_rows(path, train_math), name="math500", seed=seed, **common)
 
 

@@ -1,7 +1,7 @@
-"""MBPP, Austin et al. 2021 (arXiv 2108.07732): Python functions asked for in a sentence, with assertions.
+"""MBPP, Austin et al. 2021 (arXiv 2108.07732): Python functions described in a sentence, with assertions.
 
-The question shows the assertions, as in the paper, for without them the function's name is not known. A problem's side
-follows from its number: 11 to 510 test, 511 to 600 dev, 601 to 974 train; 1 to 10 are the paper's worked examples.
+The question shows the assertions, as in the paper: they are what names the function. A problem's number decides its
+side: 11 to 510 test, 511 to 600 dev, 601 to 974 train; 1 to 10 are the paper's worked examples.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def load(
     seed: int,
     **common: Unpack[Common],
 ) -> list[Problem]:
-    """Problems with the ids "mbpp-601"; those numbered in `examples`, of 1 to 10, are put before `shots`.
+    """Problems with the ids "mbpp-601". Those numbered in `examples`, 1 to 10, are put before `shots`.
 
-    config: `sanitized` is the hub's subset of 427 whose sentences were checked by hand. Raises ConfigError where
-    `split_rows` does, or for an example that is not there.
+    config: `sanitized` is the hub's subset of 427 with sentences checked by hand. Raises ConfigError as `split_rows`
+    does, or when an example is missing.
     """
     shown = (
         {int(row.id.removeprefix("mbpp-")): row for row in _rows(path, config, {"test": "prompt"})} if examples else {}

@@ -1,4 +1,4 @@
-"""OpenBookQA, Mihaylov et al. 2018 (arXiv 1809.02789): science questions, each made from one fact of an open book."""
+"""OpenBookQA, Mihaylov et al. 2018 (arXiv 1809.02789): science questions, each made from one fact in an open book."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ HUB = "allenai/openbookqa"
 
 
 def load(*, path: str | None = None, facts: bool = False, seed: int, **common: Unpack[Common]) -> list[Problem]:
-    """The data set's own train, validation (dev) and test rows; ids are "openbookqa-train-17".
+    """The data set's train, validation (dev) and test rows. Ids are "openbookqa-train-17".
 
-    `facts` puts the fact that a question was made from (`fact1` of the hub's configuration "additional") before it.
+    `facts` puts each question's fact (`fact1` of the hub's configuration "additional") before the question.
     """
     return finish(_rows(path, facts), name="openbookqa", seed=seed, **common)
 

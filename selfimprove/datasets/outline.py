@@ -1,11 +1,11 @@
-"""Instructions to write about two or three topics, in a small language with an exact grammar, with a limit of words.
+"""Instructions to write about two or three topics, within a word limit, in a small language with an exact grammar.
 
-"Write about animals, tools and plants. Use about 40 words." A text is a sentence a line: "The wolf waits quietly." Its
-grammar is that of `sentence`, and each sentence has to be about a thing of one of the topics. So a text of any length
-can be right, and whether it is can be told.
+"Write about animals, tools and plants. Use about 40 words." A text has one sentence a line: "The wolf waits quietly."
+It follows the grammar of `sentence`, and each sentence must be about a thing of one of the topics. So a text of any
+length can be right, and this can be checked.
 
-A hash of the topics says whether an instruction is for training, dev or held out. Only held-out and dev instructions
-have a limit.
+A hash of the topics decides whether an instruction is for training, for dev or held out. Only held-out and dev
+instructions have a limit.
 """
 
 from __future__ import annotations
@@ -51,38 +51,38 @@ _SIDES: dict[int, Side] = {0: "test", 1: "dev"}
 
 
 def instruction(topics: Sequence[str]) -> str:
-    """Asks for a text about these."""
+    """The instruction to write about these topics."""
     return f"Write about {', '.join(topics[:-1])} and {topics[-1]}."
 
 
 def side(topics: Sequence[str]) -> Side:
-    """A fifth of all sets of topics is held out, a fifth is for dev, whatever their order."""
+    """The side of a set of topics, whatever their order: a fifth of all sets is held out, a fifth is for dev."""
     return _SIDES.get(int(hashlib.blake2b(" ".join(sorted(topics)).encode()).hexdigest(), 16) % 5, "train")
 
 
 def topics_of(question: str) -> list[str]:
-    """The topics of an instruction; none where it is no instruction of this grammar."""
-    found = _INSTRUCTION.match(question)
-    return re.findall(rf"\b{_TOPIC}\b", found[0]) if found else []
+    """The topics of an instruction; none if it does not follow this grammar."""
+    match = _INSTRUCTION.match(question)
+    return re.findall(rf"\b{_TOPIC}\b", match[0]) if match else []
 
 
 def valid(text: str, question: str) -> list[bool]:
-    """Of each line, whether it is a sentence of the grammar about one of the topics; one False for an empty text."""
+    """For each line, whether it is a sentence of the grammar about one of the topics; [False] for an empty text."""
     things = {thing for topic in topics_of(question) for thing in TOPICS[topic]}
     lines = (_SENTENCE.fullmatch(line) for line in text.strip().split("\n"))
     return [line is not None and line["thing"] in things for line in lines]
 
 
 def sentence(rng: random.Random, topics: Sequence[str]) -> str:
-    """A sentence about a thing of one of these topics."""
+    """A random sentence about a thing of one of these topics."""
     return f"The {rng.choice(TOPICS[rng.choice(topics)])} {rng.choice(VERBS)} {rng.choice(MANNERS)}."
 
 
 def load(*, words: tuple[Count, Count], unit: Count, seed: int, **options: Unpack[Generated]) -> list[Problem]:
     """Instructions, no two alike on a side.
 
-    `words`: the smallest and the largest number of words that dev and held-out problems ask for, in multiples of
-    `unit`. Raises ConfigError for sizes that are too large, or bounds that hold no multiple.
+    `words`: the least and the greatest number of words that dev and held-out problems ask for, in multiples of `unit`.
+    Raises ConfigError when a size is too large, or no multiple is within the bounds.
     """
     wanted = range(-(-words[0] // unit) * unit, words[1] + 1, unit)
     if not wanted:
@@ -92,19 +92,19 @@ def load(*, words: tuple[Count, Count], unit: Count, seed: int, **options: Unpac
     rows: list[Row] = []
     for where, size in sizes_of(options).items():
         rng = random.Random(seeds.derive(seed if where == "train" else 0, "outline", where))
-        found: dict[str, Row] = {}
+        distinct: dict[str, Row] = {}
         misses = 0
-        while len(found) < size and misses < 2000:
+        while len(distinct) < size and misses < 2000:
             topics = rng.sample(list(TOPICS), rng.choice((2, 3)))
             limit = None if where == "train" else lengths.drawn(rng, rng.choice(wanted), unit)
             row = _row(topics, limit)
             misses += 1
-            if row.side == where and row.id not in found:
-                found[row.id], misses = row, 0
-        if len(found) < size:
+            if row.side == where and row.id not in distinct:
+                distinct[row.id], misses = row, 0
+        if len(distinct) < size:
             key = f"dataset.{'heldout' if where == 'test' else where}_size"
-            raise ConfigError(f"{key}={size}: there are only {len(found)} such instructions", key)
-        rows += found.values()
+            raise ConfigError(f"{key}={size}: there are only {len(distinct)} such instructions", key)
+        rows += distinct.values()
     return finish(rows, name="outline", seed=seed, **options)
 
 

@@ -1,9 +1,9 @@
-"""Train problems that equal, or nearly equal, a held-out one.
+"""Finds train problems that equal, or nearly equal, a held-out one.
 
-Two questions are near-duplicates when they share a large part of their word n-grams. Contamination reports of corpora
-look for 13 words in a row (GPT-3, Brown et al. 2020, arXiv 2005.14165, appendix C); questions have 10 to 50 words in
-all, and one changed word in the middle spoils n of their n-grams, so n is smaller here. A template filled with other
-numbers is another question: the numbers of the one must be among those of the other. Code of figures does not count.
+Two questions are near-duplicates if they share a large part of their word n-grams. Contamination reports of corpora
+look for 13 words in a row (GPT-3, Brown et al. 2020, arXiv 2005.14165, appendix C). Here n is smaller, because a
+question has only 10 to 50 words, and one changed word in the middle spoils n of its n-grams. A template filled with
+other numbers is another question: the numbers of one question must all be in the other. Code of figures is ignored.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from selfimprove.types import Problem
 
 
 def overlap(train: Sequence[Problem], heldout: Sequence[Problem], n: int, share: float) -> dict[str, tuple[str, float]]:
-    """Train problem id -> (the held-out problem it is most like, share of n-grams in common), from `share` upwards.
+    """Train problem id -> (id of the most similar held-out problem, share of common n-grams), from `share` upwards.
 
-    The share is |A & B| / min(|A|, |B|) over the questions' sets of word n-grams, so that a question inside a longer
-    one counts; questions of fewer than n words are compared whole. Time grows with the number of words, plus that of
-    the n-grams in common.
+    The share is |A & B| / min(|A|, |B|) over the questions' sets of word n-grams, so a question inside a longer one
+    counts. Questions of fewer than n words are compared whole. Time grows with the number of words plus that of common
+    n-grams.
     """
     holders: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
     sizes, numbers = [], []
@@ -33,18 +33,18 @@ def overlap(train: Sequence[Problem], heldout: Sequence[Problem], n: int, share:
         for gram in grams:
             holders[gram].append(i)
     common = {gram for gram, held in holders.items() if len(held) > _PHRASE * len(heldout) + 1}
-    for gram in common:  # words of the data set's own, "how many are left in the", which say nothing
+    for gram in common:  # phrases of the data set, such as "how many are left in the", mean nothing
         del holders[gram]
-    found = {}
+    duplicates = {}
     for problem in train:
         words = _words(problem)
-        grams, own = _ngrams(words, n), _numbers(words)
+        grams, here = _ngrams(words, n), _numbers(words)
         hits = Counter(i for gram in grams for i in holders.get(gram, ()))
-        alike = ((hits[i] / min(len(grams), sizes[i]), -i) for i in hits if own <= numbers[i] or numbers[i] <= own)
+        alike = ((hits[i] / min(len(grams), sizes[i]), -i) for i in hits if here <= numbers[i] or numbers[i] <= here)
         most, i = max(alike, default=(0.0, 0))
         if most >= share:
-            found[problem.id] = (heldout[-i].id, most)
-    return found
+            duplicates[problem.id] = (heldout[-i].id, most)
+    return duplicates
 
 
 _PHRASE = 0.01  # an n-gram in more than this share of the held-out questions is a phrase of the data set
@@ -56,7 +56,7 @@ _FIGURE = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)  # Asymptote code, in MAT
 def _words(problem: Problem) -> list[str]:
     text = _FIGURE.sub(" ", str(problem.metadata["question"]))
     options = problem.metadata.get("options")
-    if isinstance(options, list):  # "Which of these is a mammal?" is a question only with its options
+    if isinstance(options, list):  # "Which of these is a mammal?" is incomplete without its options
         text += " " + " ".join(map(str, options))
     return normalise(text).split()
 

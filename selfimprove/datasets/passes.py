@@ -1,4 +1,4 @@
-"""Which problems a pass uses: rules for `problems` of a stage."""
+"""Rules that choose the problems of a pass, for a stage's `problems`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from selfimprove.types import Count, Problem
 
 
 def part(problems: list[Problem], *, step: Pass) -> list[Problem]:
-    """The pass's part of the training problems: all of them over the parts of a round. What a stage does by default."""
+    """The pass's part of the training problems. A round's parts cover all of them. This is a stage's default."""
     return problems[step.part * len(problems) // step.parts : (step.part + 1) * len(problems) // step.parts]
 
 
 def drawn(problems: list[Problem], *, seed: int, count: Count) -> list[Problem]:
-    """`count` training problems drawn at random without replacement, in the order of the data set; all where there are
-    no more."""
+    """`count` random training problems without replacement, in the order of the data set; all if there are no more."""
     chosen = sorted(random.Random(seed).sample(range(len(problems)), min(count, len(problems))))
     return [problems[i] for i in chosen]
 
@@ -24,12 +23,12 @@ def drawn(problems: list[Problem], *, seed: int, count: Count) -> list[Problem]:
 def made_by(
     problems: list[Problem], *, step: Pass, seed: int, made: Made, stage: str, count: Count | None = None
 ) -> list[Problem]:
-    """The problems that the last pass of `stage` made: this pass's part of them, or with `count` so many at random."""
-    found = made.problems(stage)
-    return part(found, step=step) if count is None else drawn(found, seed=seed, count=count)
+    """The problems that the last pass of `stage` made: this pass's part of them, or `count` of them at random."""
+    new = made.problems(stage)
+    return part(new, step=step) if count is None else drawn(new, seed=seed, count=count)
 
 
 def fold(problems: list[Problem], *, step: Pass, folds: Count, held: bool = False) -> list[Problem]:
-    """All training problems but those of a fold, the pass's part modulo `folds`; with `held`, those alone."""
+    """All training problems but those of one fold; with `held`, only those. The fold is the pass's part mod `folds`."""
     k = step.part % folds
     return [problem for i, problem in enumerate(problems) if (i % folds == k) == held]

@@ -1,7 +1,7 @@
-"""Any task of reasoning-gym, or a mixture of them, generated (Stojanovski et al. 2025, arXiv 2505.24760).
+"""Generated problems of any reasoning-gym task, or a mixture of tasks (Stojanovski et al. 2025, arXiv 2505.24760).
 
-The three sides are generated from different seeds, held-out and dev problems first; a question that has been given to
-one of them is not given to another, nor twice.
+The three sides have different seeds. Held-out and dev problems are generated first. No question occurs twice, on one
+side or on two.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from selfimprove.errors import ConfigError
 from selfimprove.types import Problem
 from selfimprove.verify.reasoning_gym import library, pack
 
-# Where a task has no answer of its own, its record may show one.
+# If a task has no answer, its record may show one under these keys.
 _EXAMPLES = ("example_answer", "example_correct_answer", "possible_answer")
 _NONSENSE = "no such answer"
-_TRIES = 20  # seeds in a row that bring nothing new, after which there is taken to be nothing
+_TRIES = 20  # after this many seeds in a row without a new question, the search ends
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task with its part in the mixture and its own options; a bare name has weight 1 and no options."""
+    """A task with its weight in the mixture and its options. A bare name has weight 1 and no options."""
 
     name: str
     weight: float = 1.0
@@ -40,12 +40,12 @@ def load(
     seed: int,
     **options: Unpack[Generated],
 ) -> list[Problem]:
-    """Problems with the ids "<task>-<hash of the question>", tasks drawn by their weights.
+    """Problems with the ids "<task>-<hash of the question>". Tasks are drawn by their weights.
 
     The seed chooses the train problems; dev and held-out ones are the same for every seed. The gold answer is the
     task's, or one that its record shows; `boxnet` and `rush_hour` have none. Raises ConfigError when the package is not
-    installed, for a task or an option that it does not have, for a task that calls nonsense right, and when the tasks
-    do not give as many different problems as are asked for.
+    installed, has no such task or option, when a task's scorer accepts nonsense, or when the tasks do not give enough
+    different problems.
     """
     mixture = {task.name: task for task in (Task(task) if isinstance(task, str) else task for task in tasks)}
     if not tasks or len(mixture) < len(tasks):
@@ -79,21 +79,21 @@ def _require(mixture: dict[str, Task]) -> None:
             raise ConfigError(f"{key}: reasoning-gym has no such task; it has {', '.join(close)}", "dataset.tasks")
         if not task.weight > 0:
             raise ConfigError(f"{key}: weight={task.weight} should be above 0", "dataset.tasks")
-        if own := {"seed", "size"} & task.config.keys():
-            raise ConfigError(f"{key}: config.{min(own)} is given by the data set; leave it out", "dataset.tasks")
+        if reserved := {"seed", "size"} & task.config.keys():
+            raise ConfigError(f"{key}: config.{min(reserved)} is set by the data set; leave it out", "dataset.tasks")
         try:
             made = library().create_dataset(name, size=1, seed=0, **task.config)
             entry = made[0]
         except (TypeError, ValueError, AssertionError) as error:
             raise ConfigError(f"{key}: config: {error or 'not valid'}", "dataset.tasks") from None
-        with suppress(ValueError):  # some scorers raise on what they cannot read, which is as good
+        with suppress(ValueError):  # some scorers raise on an answer they cannot read, which is fine
             if made.score_answer(_NONSENSE, entry) >= 1.0:
-                said = f"its scorer calls {_NONSENSE!r} right, so its verdicts mean nothing"
-                raise ConfigError(f"{key}: {said}", "dataset.tasks")
+                fault = f"its scorer calls {_NONSENSE!r} right, so its verdicts mean nothing"
+                raise ConfigError(f"{key}: {fault}", "dataset.tasks")
 
 
 def _draw(mixture: dict[str, Task], seed: int, size: int, side: Side) -> list[Row]:
-    """`size` problems of one seed."""
+    """`size` problems from one seed."""
     specs = [
         library().composite.DatasetSpec(name=name, weight=task.weight, config=task.config)
         for name, task in mixture.items()

@@ -1,6 +1,6 @@
-"""StrategyQA, Geva et al. 2021 (arXiv 2101.02235): yes/no questions whose steps must be thought of first.
+"""StrategyQA, Geva et al. 2021 (arXiv 2101.02235): yes/no questions whose steps the reader must find first.
 
-The authors' test answers are not public; the hub's set divides their 2,290 train questions.
+The authors' test answers are not public. The hub's set splits their 2,290 train questions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SPLITS: dict[Side, str] = {"train": "train", "test": "test"}
 
 
 def load(*, path: str | None = None, seed: int, **common: Unpack[Common]) -> list[Problem]:
-    """The hub's train and test rows, with "Yes" or "No" as gold and as options; ids are "strategyqa-train-17"."""
+    """The hub's train and test rows, with "Yes" or "No" as gold and as options. Ids are "strategyqa-train-17"."""
     return finish(_rows(path), name="strategyqa", seed=seed, **common)
 
 

@@ -1,4 +1,4 @@
-"""SVAMP, Patel et al. 2021 (arXiv 2103.07191): 1,000 word problems of one step, varied so that shortcuts fail."""
+"""SVAMP, Patel et al. 2021 (arXiv 2103.07191): 1,000 one-step word problems, varied so that shortcuts fail."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SPLITS: dict[Side, str] = {"train": "train", "test": "test"}
 
 
 def load(*, path: str | None = None, seed: int, **common: Unpack[Common]) -> list[Problem]:
-    """The hub's train and test rows, by `split_rows`; ids are "svamp-train-17", rows counted from 1."""
+    """The hub's train and test rows, by `split_rows`. Ids are "svamp-train-17", with rows counted from 1."""
     return finish(_rows(path), name="svamp", seed=seed, **common)
 
 

@@ -1,7 +1,7 @@
-"""The policy: what a solver asks for samples and log-probabilities.
+"""The policy: solvers ask it for samples and log-probabilities.
 
-A solver is a coroutine for one problem; thousands run at once. Each awaits the policy, the policy passes requests on to
-an engine, and the engine answers whatever is waiting in one batch.
+A solver is a coroutine for one problem; thousands run at once. Each awaits the policy. The policy passes requests on to
+an engine, and the engine answers all waiting requests in one batch.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from selfimprove.types import Message, Problem, Sample
 if TYPE_CHECKING:
     from selfimprove.policy.hooks import Hook
 
-Prompt = str | list[Message] | Sequence[int]  # text, chat messages, or token ids as they are
-Base = tuple[str, tuple[str, ...], tuple[int, ...]]  # what keys and values depend on beside the weights
+Prompt = str | list[Message] | Sequence[int]  # text, chat messages, or token ids
+Base = tuple[str, tuple[str, ...], tuple[int, ...]]  # adapter, media, prompt ids: with the weights, these fix the cache
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Asks an engine for one completion of `prompt_ids`.
+    """A request to an engine for one completion of `prompt_ids`.
 
-    temperature 0 is greedy; top_k 0 and top_p 1 truncate nothing; sampling stops after the end token, or as soon as
-    the completion's text contains one of `stop` (which is kept, ids and text), or at `max_tokens`.
+    temperature 0 is greedy; top_k 0 and top_p 1 truncate nothing. Sampling stops after the end token, at `max_tokens`,
+    or as soon as the completion's text contains one of `stop`, which stays in ids and text.
 
-    A request says all that its answer depends on. `media` are digests of pictures or arrays that the prompt shows,
-    `adapter` names an adapter that is used for this request alone, and `hook` acts inside the decoder. An engine that
-    does not have what a request asks for raises ValueError.
+    The answer depends on the request and the weights alone. `media` are digests of pictures or arrays in the prompt,
+    `adapter` names an adapter for this request alone, and `hook` acts inside the decoder. An engine raises ValueError
+    for a feature that it lacks.
     """
 
     prompt_ids: tuple[int, ...]
@@ -47,7 +47,7 @@ class Request:
 
     @property
     def base(self) -> Base:
-        """What the keys and values of the prompt depend on. Every cache is keyed by it, never by ids alone."""
+        """All that the prompt's keys and values depend on beside the weights. It is the key of every cache."""
         return self.adapter, self.media, self.prompt_ids
 
 
@@ -57,14 +57,14 @@ def plain(prompt_ids: Sequence[int]) -> Base:
 
 
 def require_plain(request: Request, engine: str) -> None:
-    """Raises ValueError for a request that asks for media, an adapter or a hook, which `engine` does not have."""
-    asked = {"media": request.media, "adapter": request.adapter, "hook": request.hook}
-    if lacking := [name for name, value in asked.items() if value]:
+    """Raises ValueError when a request has media, an adapter or a hook, for an `engine` that supports none of them."""
+    features = {"media": request.media, "adapter": request.adapter, "hook": request.hook}
+    if lacking := [name for name, value in features.items() if value]:
         raise ValueError(f"engine={engine} has no {', '.join(lacking)}")
 
 
 def require_room(request: Request, window: int) -> None:
-    """Raises ValueError for a request that does not fit a model's window, of `window` tokens."""
+    """Raises ValueError when a request does not fit the model's window of `window` tokens, or has no prompt."""
     if not request.prompt_ids:
         raise ValueError("the prompt is empty: the model needs at least one token to start from")
     if request.max_tokens < 1 or len(request.prompt_ids) + request.max_tokens > window:
@@ -75,27 +75,30 @@ def require_room(request: Request, window: int) -> None:
 
 
 def require_fit(prompt_ids: Sequence[int], completion_ids: Sequence[int], window: int) -> None:
-    """Raises ValueError for a completion that cannot be scored: without a prompt, or beyond the window."""
+    """Raises ValueError when a completion cannot be scored: it has no prompt, or is longer than the window."""
     if not prompt_ids or len(prompt_ids) + len(completion_ids) > window:
         raise ValueError(f"{len(prompt_ids)} + {len(completion_ids)} tokens: need 1 to {window}, with a prompt")
 
 
 class Engine(Protocol):
-    """What answers requests. All calls come from one event loop; batching is the engine's business."""
+    """Answers requests for completions and log-probabilities, in batches. All calls come from one event loop."""
 
     max_length: int  # tokens of prompt and completion together
 
     def render(self, prompt: str | list[Message]) -> list[int]:
-        """Token ids of a prompt, through the chat template where there is one."""
+        """Token ids of a prompt, by the chat template if there is one."""
         ...
 
     def turn(self, text: str, ended: bool) -> list[int]:
-        """The ids that close an assistant's turn (unless it `ended` with its end token), say `text` as the user and
-        open the assistant's next turn: what a dialogue goes on with behind its ids so far."""
+        """The ids that continue a dialogue after an assistant's turn.
+
+        They close that turn (unless it `ended` with its end token), add `text` as the user's turn, and open the
+        assistant's next one.
+        """
         ...
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text inside an assistant's running turn."""
+        """The ids of a text inside an assistant's open turn."""
         ...
 
     @property
@@ -104,7 +107,7 @@ class Engine(Protocol):
         ...
 
     async def sample(self, request: Request) -> Sample:
-        """One completion. Its content depends on the weights and the request, not on what else is in flight."""
+        """One completion. It depends on the weights and the request, not on other requests in flight."""
         ...
 
     async def logprobs(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
@@ -112,15 +115,15 @@ class Engine(Protocol):
         ...
 
     async def beam(self, prompt_ids: Sequence[int], width: int, max_tokens: int) -> Sample:
-        """The finished completion of the highest mean log-probability a token that beam search finds."""
+        """Beam search: the finished completion with the highest mean log-probability a token."""
         ...
 
     def load(self, path: str) -> None:
-        """Take the weights of the policy folder `path` in place, and forget what was cached for the old ones."""
+        """Replace the weights by those in the policy folder `path`, and empty the caches."""
         ...
 
     async def sleep(self) -> None:
-        """Let go of what memory can be let go of until the next request, so that a trainer can have it."""
+        """Free as much memory as possible until the next request, so that a trainer can use it."""
         ...
 
     def close(self) -> None: ...
@@ -130,13 +133,13 @@ _KINDS = ("calls", "prompt", "sampled", "scored")
 
 
 class Meter:
-    """What was asked of engines: requests, and tokens of prompts, of completions sampled and of completions scored."""
+    """Counts requests to engines, and the tokens of prompts, of sampled completions and of scored completions."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
 
     def count(self, role: str, *, calls: int, prompt: int, sampled: int = 0, scored: int = 0) -> None:
-        """Add what one request, or several alike, cost the model in this role."""
+        """Add the cost of one request, or of several alike, to the model in this role."""
         for kind, number in zip(_KINDS, (calls, prompt, sampled, scored), strict=True):
             self._counts[kind] += number
             if role != "policy":
@@ -148,8 +151,11 @@ class Meter:
         return self._counts["calls"]
 
     def take(self) -> dict[str, int]:
-        """The counts so far, which then start again from zero: `calls`, `prompt`, `sampled` and `scored` of all roles
-        together, and `KIND@ROLE` of each role but the policy."""
+        """Return the counts so far and reset them to zero.
+
+        `calls`, `prompt`, `sampled` and `scored` are totals over all roles; `KIND@ROLE` is one role's count. The policy
+        has none of its own.
+        """
         taken = dict.fromkeys(_KINDS, 0) | dict(self._counts)
         self._counts.clear()
         return taken
@@ -157,10 +163,10 @@ class Meter:
 
 @dataclass
 class Policy:
-    """The model at one version, as one solver sees it: it renders, derives seeds and stamps versions.
+    """The model at one version, as one solver sees it. It renders prompts, derives seeds and stamps versions.
 
-    Make one for each problem with `for_problem`, so that a problem's samples depend on the run's seed, the round, the
-    problem and the order of its own calls, and on nothing that other problems do.
+    Make one for each problem with `for_problem`. A problem's samples then depend only on the run's seed, the round, the
+    problem and the order of its own calls, not on other problems.
     """
 
     engine: Engine
@@ -169,26 +175,25 @@ class Policy:
     role: str = "policy"
     max_tokens: int = 256  # default for a sample, from the model's config
     scope: tuple[str | int, ...] = ()
-    meter: Meter = field(default_factory=Meter)  # shared by all that were made from one policy
-    others: Callable[[str], Policy] | None = field(default=None, repr=False)  # the run's policy in another role
+    meter: Meter = field(default_factory=Meter)  # shared by all policies made from this one
+    others: Callable[[str], Policy] | None = field(default=None, repr=False)  # role -> the run's policy in that role
     _calls: Counter[str] = field(default_factory=Counter, repr=False)  # by role, in this scope
 
     def for_problem(self, problem: Problem, *scope: str | int) -> Policy:
-        """The same policy in the scope of one problem, its calls counted from zero."""
+        """The same policy in the scope of one problem. Its calls are counted from zero."""
         return replace(self, scope=(*self.scope, *scope, problem.id), _calls=Counter())
 
     def on(self, role: str) -> Policy:
         """The run's policy in another role, at that role's own version, with the same problem, scope and meter.
 
-        Calls are counted for each role and scope, so that two ways to the same role draw different seeds. Raises
-        ValueError for a role that the method does not have.
+        Calls are counted by role and scope, so repeated `on(role)` never reuses a seed. Raises ValueError when the
+        method has no such role.
         """
         if role == self.role:
             return self
         if self.others is None:
             raise ValueError(f"there is no policy in the role {role!r}")
-        found = self.others(role)
-        return replace(found, scope=self.scope, meter=self.meter, _calls=self._calls)
+        return replace(self.others(role), scope=self.scope, meter=self.meter, _calls=self._calls)
 
     def through(self, engine: Engine, role: str) -> Policy:
         """Another model, e.g. a judge's, with the same seed, scope and meter."""
@@ -208,9 +213,9 @@ class Policy:
         adapter: str = "",
         hook: Hook | None = None,
     ) -> list[Sample]:
-        """n completions of one prompt, in the order of their seeds. The options are those of a Request.
+        """n completions of one prompt, in the order of their seeds. `Request` explains the options.
 
-        Raises ValueError when the prompt leaves no room for a single token in the model's window.
+        Raises ValueError when the prompt leaves no room for a token in the model's window.
         """
         ids = tuple(self.render(prompt))
         limit = self._limit(ids, max_tokens)
@@ -229,9 +234,9 @@ class Policy:
         return samples
 
     async def beam(self, prompt: Prompt, width: int, *, max_tokens: int | None = None) -> Sample:
-        """The completion that beam search finds, as `Engine.beam` says. Raises ValueError as `sample` does.
+        """Beam search, as in `Engine.beam`. Raises ValueError as `sample` does.
 
-        The meter counts the tokens of the completion found, not those of the beams that were left.
+        The meter counts the tokens of the returned completion, not those of dropped beams.
         """
         ids = self.render(prompt)
         sample = await self.engine.beam(ids, width, self._limit(ids, max_tokens))
@@ -252,15 +257,15 @@ class Policy:
         return min(max_tokens or self.max_tokens, room)
 
     def render(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt; ids pass through as they are."""
+        """Token ids of a prompt. Ids pass through unchanged."""
         if isinstance(prompt, str) or (prompt and isinstance(prompt[0], dict)):
             return self.engine.render(prompt)  # type: ignore[arg-type]
         return list(prompt)  # type: ignore[arg-type]
 
     def turn(self, text: str, ended: bool) -> list[int]:
-        """The ids of a user's turn behind an assistant's, as `Engine.turn` says."""
+        """The ids of a user's turn after an assistant's, as in `Engine.turn`."""
         return self.engine.turn(text, ended)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text inside an assistant's running turn."""
+        """The ids of a text inside an assistant's open turn."""
         return self.engine.encode(text)

@@ -1,7 +1,7 @@
-"""From prompts and turns of a dialogue to token ids, as a model's chat template has them. Shared by the engines.
+"""Turns prompts and dialogue turns into token ids by a model's chat template. All engines use it.
 
-A dialogue goes on id for id: what was sampled stays as it is, and `turn` gives only what the template puts between it
-and the next answer. A template that takes something out of earlier answers (reasoning, mostly) is not followed in that.
+A dialogue continues id for id: sampled ids stay unchanged, and `turn` gives only the ids that the template puts between
+two answers. A template that removes parts of earlier answers (mostly reasoning) is not followed in that.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from typing import Any, Protocol
 
 from selfimprove.types import Message
 
-_REPLY = "[an earlier reply]"  # stands for an assistant's turn while the template is asked what follows one
+_REPLY = "[an earlier reply]"  # a placeholder, to find what the template puts after an assistant's turn
 
 
 def render(tokenizer: Any, prompt: str | list[Message]) -> list[int]:
-    """Token ids of a prompt. With a chat template, text is one user message, and messages that end with the
-    assistant's are left open for it to go on; without one, messages are joined by blank lines. One BOS, if the
-    tokenizer or the template adds any."""
+    """Token ids of a prompt, with one BOS if the tokenizer or the template adds any.
+
+    With a chat template, a text is one user message, and an assistant's message at the end is left open, to be
+    continued. Without a template, messages are joined by blank lines.
+    """
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         resume = messages[-1]["role"] == "assistant"
@@ -28,14 +30,14 @@ def render(tokenizer: Any, prompt: str | list[Message]) -> list[int]:
     bos, eos = tokenizer.bos_token, tokenizer.eos_token_id
     ids = tokenizer(text, add_special_tokens=not (bos and text.startswith(bos))).input_ids
     if ids and ids[-1] == eos and not text.endswith(tokenizer.eos_token):
-        ids = ids[:-1]  # some tokenizers end every text: a prompt is to be continued
+        ids = ids[:-1]  # some tokenizers end every text, but a prompt is to be continued
     return ids
 
 
 def turn(tokenizer: Any, text: str, ended: bool) -> list[int]:
-    """The ids that close an assistant's turn, say `text` as the user, and open the assistant's next turn.
+    """The ids that close an assistant's turn, add `text` as the user's turn, and open the assistant's next turn.
 
-    `ended`: the assistant's turn has its end token already. Without a chat template, `text` stands behind a blank line.
+    `ended`: the assistant's turn already has its end token. Without a chat template, `text` follows a blank line.
     """
     if not tokenizer.chat_template:
         return encode(tokenizer, f"\n\n{text}")
@@ -51,9 +53,9 @@ def turn(tokenizer: Any, text: str, ended: bool) -> list[int]:
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """The ids of a text inside a turn: no BOS, no end token, and no blank that is not in it.
+    """The ids of a text inside a turn: no BOS, no end token, no added blank.
 
-    It is read behind a token of its own, for some tokenizers put a blank before whatever comes first.
+    Some tokenizers put a blank before the first word. So the text is tokenized after an extra token, which is removed.
     """
     anchor = tokenizer.eos_token or tokenizer.bos_token or "\n"
     before: list[int] = tokenizer(anchor, add_special_tokens=False).input_ids
@@ -62,13 +64,13 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def text(tokenizer: Any, ids: list[int]) -> str:
-    """The text of a completion: nothing is said of special tokens, and no blank is taken out."""
-    said: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return said
+    """The text of a completion, without special tokens and with all its blanks."""
+    decoded: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return decoded
 
 
 class Text(Protocol):
-    """From text to token ids, without a model: what a filter has that puts words of its own between samples."""
+    """Turns text into token ids without a model: for filters that put their own words between samples."""
 
     def render(self, prompt: str | list[Message]) -> list[int]: ...
 
@@ -83,12 +85,12 @@ class Text(Protocol):
 
 
 class Speaker:
-    """The part of selfimprove.policy.Engine that is about text, for engines with a `tokenizer`."""
+    """The text methods of selfimprove.policy.Engine, for engines with a `tokenizer`."""
 
     tokenizer: Any
 
     def render(self, prompt: str | list[Message]) -> list[int]:
-        """Token ids of a prompt, as `render` of this module says."""
+        """Token ids of a prompt, by this module's `render`."""
         return render(self.tokenizer, prompt)
 
     def turn(self, text: str, ended: bool) -> list[int]:
@@ -99,12 +101,12 @@ class Speaker:
 
     @property
     def end(self) -> int:
-        found: int = self.tokenizer.eos_token_id
-        return found
+        eos: int = self.tokenizer.eos_token_id
+        return eos
 
 
 class Tokenizer(Speaker):
-    """The text side of a policy by its tokenizer alone."""
+    """The text methods of a policy, from its tokenizer alone."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer

@@ -1,4 +1,4 @@
-"""A server with OpenAI's interface: how it is asked, and what its errors mean. For engine=openai and the judge."""
+"""A client of servers with OpenAI's interface, and what their errors mean. engine=openai and the judge use it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from selfimprove.errors import ConfigError, RunError
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-CONNECT = 10.0  # seconds, for a connection
-AT_ONCE = 60.0  # seconds, and
-TRIES = 2  # more tries, for what is asked before a run begins
+CONNECT = 10.0  # seconds to connect
+AT_ONCE = 60.0  # seconds for a request before a run begins
+TRIES = 2  # retries of such a request
 _Reply = TypeVar("_Reply")
 
 
 def require(section: str, key_env: str | None) -> None:
-    """Raises ConfigError where a server cannot be asked: no key, or no client library. `section` is that of the
-    configuration in which the server is named."""
+    """Raises ConfigError when the key or the client library is missing. `section` of the config names the server."""
     if key_env and not os.environ.get(key_env):
         raise ConfigError(
             f"{section}.key_env={key_env}: no such environment variable; export the server's key in it, or set "
-            f"{section}.key_env=null where none is needed",
+            f"{section}.key_env=null if the server needs none",
             section,
         )
     try:
@@ -37,22 +36,22 @@ def require(section: str, key_env: str | None) -> None:
 
 
 class Refused(ValueError):
-    """The server answered a request with an error. `status` is HTTP's."""
+    """The server answered a request with an error. `status` is the HTTP status."""
 
-    def __init__(self, status: int, said: str) -> None:
-        super().__init__(f"the server said {said}")
+    def __init__(self, status: int, reply: str) -> None:
+        super().__init__(f"the server said {reply}")
         self.status = status
 
 
 class Client:
-    """Asks the server at `url`, at most `concurrency` times at once. One that is busy or does not answer is asked
-    `retries` times more, with growing pauses.
+    """A client of the server at `url`, with at most `concurrency` requests at once.
 
-    The key is what the environment variable `key_env` holds, and is in no message. `who` is asking, as messages call
-    it, and `section` is that of the configuration in which the server is named.
+    A request that the server is too busy for, or does not answer, is sent up to `retries` more times, with growing
+    pauses. The environment variable `key_env` holds the key, which no message shows. Messages call the client `who`;
+    `section` of the config names the server.
 
-    Whatever asks raises ConfigError for a refused key, RunError for a server that cannot be reached, and Refused for
-    any other error of the server's.
+    Every request raises ConfigError when the key is refused, RunError when the server cannot be reached, and Refused
+    when the server answers with another error.
     """
 
     def __init__(
@@ -80,19 +79,18 @@ class Client:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def ask(self, call: Callable[[AsyncOpenAI], Awaitable[_Reply]]) -> _Reply:
-        """What `call` gets of the client."""
+        """The result of `call`, which is given the OpenAI client."""
         self._loop = asyncio.get_running_loop()
         async with self._free:
             with self._explained():
                 return await call(self._openai)
 
     async def post(self, path: str, body: dict[str, Any]) -> Any:
-        """The JSON, or else the text, of the reply to a request below the server's address, or at one of its own."""
+        """Post to `path`, relative to the server's address or a full URL. Returns the reply's JSON, else its text."""
         return await self.ask(lambda openai: openai.post(path, body=body, cast_to=object))
 
     def ask_now(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """The same outside of an event loop, and not patient: for what is found out before a run. Without a body it is
-        a GET."""
+        """Send a request outside an event loop, with few retries, before a run begins. Without a body it is a GET."""
         from openai import OpenAI, Timeout
 
         options = self._options | {"timeout": Timeout(AT_ONCE, connect=CONNECT), "max_retries": TRIES}

@@ -1,8 +1,8 @@
-"""Policies that are no language models: each sample is one draw from a distribution, and a prompt says nothing to it.
+"""Policies that are not language models: each sample is one draw from a distribution, whatever the prompt.
 
-A distribution is a function from requests to draws; `selfimprove.policy.categorical` and `selfimprove.policy.flow` read
-one from a policy folder. It goes through the same rounds as text: ids where it is discrete, an array where it is not,
-and a text that checks read.
+A distribution is a function from requests to draws. `selfimprove.policy.categorical` and `selfimprove.policy.flow` read
+one from a policy folder. A draw goes through the same rounds as text: it has ids if it is discrete, an array if it is
+not, and a text for checks to read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from selfimprove.types import Message, Sample
 
 class Draw(NamedTuple):
     text: str
-    logprob: float  # of the outcome, or the log density at the point, in nats
+    logprob: float  # log-probability of the outcome, or log density at the point, in nats
     ids: tuple[int, ...] = ()
     array: tuple[float, ...] | None = None
 
@@ -28,9 +28,9 @@ Distribution = Callable[[list[Request]], list[Draw]]  # one draw for each reques
 class DrawsEngine:
     """Implements selfimprove.policy.Engine for the distribution that `read` finds in a policy folder.
 
-    A draw depends on the request: of tables and flows on its seed alone. Temperature 0 is no mode here, so that
-    held-out accuracy is the share of fresh draws that are correct. Requests that wait together are drawn together.
-    There is no text to score and no beam.
+    A draw depends on the request alone; for tables and flows, on its seed alone. Temperature 0 does not pick the mode,
+    so held-out accuracy is the share of fresh draws that are correct. Waiting requests are drawn in one batch. Scoring
+    and beam search are not supported.
     """
 
     max_length = 1
@@ -57,7 +57,7 @@ class DrawsEngine:
     async def sample(self, request: Request) -> Sample:
         loop = asyncio.get_running_loop()
         if not self._waiting:
-            loop.call_soon(self._answer)  # behind whoever is about to ask
+            loop.call_soon(self._answer)  # after all requests that are about to come
         future: asyncio.Future[Draw] = loop.create_future()
         self._waiting.append((request, future))
         draw = await future
@@ -87,7 +87,7 @@ class DrawsEngine:
         self._draw = self._read(path)
 
     async def sleep(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing: there is no memory to free."""
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing."""

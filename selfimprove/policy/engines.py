@@ -1,7 +1,7 @@
-"""The engines that conf/engine/ offers. Each opens a model's weights; heavy imports wait until then.
+"""The engines of conf/engine/. Each function opens a model's weights, and imports heavy packages only then.
 
-Before a run writes anything, `require_NAME(config, trains)` of the engine NAME, where there is one, raises ConfigError
-for what this machine or a server lacks; `trains` says whether the policy is going to get new weights.
+An engine NAME may have `require_NAME(config, trains)`. It is called before a run writes anything, and raises
+ConfigError for what this machine or a server lacks. `trains` says whether the policy will get new weights.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def transformers(path: str, model: Model, hardware: Hardware, problems: Sequence
 
 
 def require_transformers(config: Config, trains: bool) -> None:
-    """Raises ConfigError where PyTorch finds no GPU and one is asked for."""
+    """Raises ConfigError when the config asks for a GPU and PyTorch finds none."""
     from selfimprove.policy.models import require_device
 
     require_device(config.hardware.device)
@@ -50,7 +50,7 @@ def vllm(
     eager: bool = False,
     adapters: Literal["merge", "request"] = "merge",
 ) -> Engine:
-    """vLLM in processes of its own, on GPUs or, for trials, on a CPU."""
+    """vLLM in separate processes, on GPUs or, for trials, on a CPU."""
     from selfimprove.policy.vllm import VllmEngine
 
     return VllmEngine(
@@ -66,7 +66,7 @@ def vllm(
 
 
 def require_vllm(config: Config, trains: bool) -> None:
-    """Raises ConfigError where vLLM is not installed, or has too few GPUs."""
+    """Raises ConfigError when vLLM is not installed or there are too few GPUs."""
     from selfimprove.policy.vllm import replicas_of, require
 
     require()
@@ -86,7 +86,7 @@ def openai(
     timeout: NonNegative = 600.0,
     retries: Annotated[int, Ge(0)] = 6,
 ) -> Engine:
-    """A server with OpenAI's completions interface, such as `vllm serve`, mostly on another machine."""
+    """A server with OpenAI's completions interface, such as `vllm serve`, usually on another machine."""
     from selfimprove.policy.openai import OpenAIEngine
 
     return OpenAIEngine(
@@ -102,7 +102,7 @@ def openai(
 
 
 def require_openai(config: Config, trains: bool) -> None:
-    """Raises ConfigError where the server cannot be asked as configured, or cannot do what the run needs of it."""
+    """Raises ConfigError when the server cannot be used as configured, or lacks what the run needs."""
     from selfimprove.policy.openai import require
 
     node = config.engine
@@ -120,14 +120,14 @@ def ray(
     actors: Count | None = None,
     cpus: Count = 1,
 ) -> Engine:
-    """An engine, `inner`, in each of several actors on the machines of a Ray cluster."""
+    """Several actors on the machines of a Ray cluster, each with an engine `inner`."""
     from selfimprove.policy.ray import RayEngine
 
     return RayEngine(path, model, hardware, problems, inner=inner, address=address, actors=actors, cpus=cpus)
 
 
 def require_ray(config: Config, trains: bool) -> None:
-    """Raises ConfigError where Ray is not installed, there is no such cluster, or no room in it."""
+    """Raises ConfigError when Ray is not installed, or the cluster is not found or has no room."""
     from selfimprove.policy.ray import require
 
     require(config.engine, config.hardware)
@@ -146,7 +146,7 @@ def scripted(
     fpr: Share = 0.0,
     wrong_values: Count = 1,
 ) -> Engine:
-    """A policy of set probabilities that knows each problem's gold answer; loads no model."""
+    """A policy with set probabilities that knows each problem's gold answer. It loads no model."""
     from selfimprove.policy.scripted import ScriptedEngine
 
     gold = {p.prompt if isinstance(p.prompt, str) else p.prompt[-1]["content"]: p.gold or "" for p in problems}
@@ -171,7 +171,7 @@ def categorical(path: str, model: Model, hardware: Hardware, problems: Sequence[
 
 
 def flow(path: str, model: Model, hardware: Hardware, problems: Sequence[Problem]) -> Engine:
-    """A normalising flow over points of the plane."""
+    """A normalising flow over points in the plane."""
     from selfimprove.policy.draws import DrawsEngine
     from selfimprove.policy.flow import read
 

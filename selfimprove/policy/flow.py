@@ -1,7 +1,7 @@
-"""A small normalising flow over points of the plane: samples, exact densities, 10 thousand parameters.
+"""A small normalising flow over points in the plane: samples, exact densities, 10 thousand parameters.
 
-Affine coupling layers (Dinh et al. 2017, "Density estimation using Real NVP", arXiv 1605.08803, eq. 7-8), each moving
-one coordinate given the other, between a standard normal and the data.
+Affine coupling layers (Dinh et al. 2017, "Density estimation using Real NVP", arXiv 1605.08803, eq. 7-8) map a standard
+normal to the data. Each layer moves one coordinate given the other.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Flow(torch.nn.Module):
         )
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        """Points, shape (n, 2), from normals of that shape."""
+        """Points, shape (n, 2), from standard normals of that shape."""
         x = z
         for i, layer in enumerate(self.layers):
             scale, shift = self._terms(layer, x[:, 1 - i % 2])
@@ -45,7 +45,7 @@ class Flow(torch.nn.Module):
         return x
 
     def log_density(self, x: torch.Tensor) -> torch.Tensor:
-        """log p(x) in nats, shape (n,), of points (n, 2): the layers backwards."""
+        """log p(x) in nats, shape (n,), of points (n, 2). It runs the layers backwards."""
         total = x.new_zeros(len(x))
         for i, layer in reversed(list(enumerate(self.layers))):
             scale, shift = self._terms(layer, x[:, 1 - i % 2])
@@ -65,8 +65,8 @@ def _moved(x: torch.Tensor, coordinate: int, value: torch.Tensor) -> torch.Tenso
 
 
 def read(path: str) -> Distribution:
-    """Draws from the flow in a policy folder. Raises ConfigError when there is none."""
-    flow = load(path).double()  # whose rounding, unlike float32's, does not show how many are drawn together
+    """The flow in a policy folder, as a function that draws from it. Raises ConfigError when there is none."""
+    flow = load(path).double()  # so that the batch size does not show in the results, which are float32
 
     def draw(requests: list[Request]) -> list[Draw]:
         normals = np.stack([np.random.default_rng(request.seed).standard_normal(2) for request in requests])

@@ -1,4 +1,4 @@
-"""Where a model or an adapter is, and how it is loaded. Imports torch and transformers only when loading."""
+"""Finds and loads models and adapters. Imports torch and transformers only when loading."""
 
 from __future__ import annotations
 
@@ -17,29 +17,31 @@ PACKAGED = Path(__file__).resolve().parent.parent / "models"  # holds the tiny m
 
 
 def cache_root() -> Path:
-    """The folder for what is downloaded or built once; SELFIMPROVE_CACHE overrides ~/.cache/selfimprove."""
+    """The folder of downloads and files built once: SELFIMPROVE_CACHE, or ~/.cache/selfimprove."""
     return Path(os.environ.get("SELFIMPROVE_CACHE") or Path.home() / ".cache" / "selfimprove")
 
 
 def resolve(name: str, path: str) -> str:
-    """What to load for the model called `name` in conf/model/, whose config says `path`.
+    """The folder or hub id to load for the model `name` of conf/model/, whose config has `path`.
 
-    `package` is the folder of that name in this package; an existing folder is taken as it is; a hub id is looked for
-    in the cache first (`models/<hub id>`, where scripts/fetch.py puts it), and is else left to the hub.
+    `package` means the folder `name` in this package. An existing folder is used as it is. A hub id is looked up in the
+    cache first (`models/<hub id>`, where scripts/fetch.py puts it), else left to the hub.
     """
     if path == "package":
         return str(PACKAGED / name)
     for folder in (Path(path).expanduser(), cache_root() / "models" / path):
         if (folder / "config.json").is_file() or is_adapter(folder):
             return str(folder.absolute())
-    if Path(path).expanduser().is_dir():  # what it lacks is said when it is read
+    if Path(path).expanduser().is_dir():  # loading reports what it lacks
         return str(Path(path).expanduser().absolute())
     return path
 
 
 def local(path: str) -> Path | None:
-    """The folder with the files of what `resolve` gave: itself, or the hub's snapshot in this machine's cache. None
-    where they are not on this machine; nobody is asked."""
+    """The folder with the files of a result of `resolve`: itself, or the hub's snapshot in this machine's cache.
+
+    None if they are not on this machine. The hub is not asked.
+    """
     if Path(path).is_dir():
         return Path(path)
     from huggingface_hub import try_to_load_from_cache
@@ -47,16 +49,16 @@ def local(path: str) -> Path | None:
 
     for name in ("config.json", "adapter_config.json"):
         try:
-            found = try_to_load_from_cache(path, name)
-        except HFValidationError:  # no hub id: a folder of another machine
+            file = try_to_load_from_cache(path, name)
+        except HFValidationError:  # not a hub id but a folder on another machine
             return None
-        if isinstance(found, str):
-            return Path(found).parent
+        if isinstance(file, str):
+            return Path(file).parent
     return None
 
 
 def quiet_hub() -> None:
-    """Have the hub's client say nothing of each retry: what came of them is one line in the end."""
+    """Silence the hub client's message for each retry. One line in the end reports the outcome."""
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -68,7 +70,7 @@ def is_adapter(path: str | Path) -> bool:
 
 
 def adapter_base(path: str | Path) -> str:
-    """The base model that an adapter folder names."""
+    """The base model that an adapter folder names. Raises ConfigError when it names none."""
     recorded = json.loads((Path(path) / "adapter_config.json").read_text()).get("base_model_name_or_path")
     if not recorded:
         raise ConfigError(
@@ -85,11 +87,10 @@ def load_model(
     device: str = "auto",
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """A causal language model in eval mode, with sdpa attention; an adapter folder is merged into fresh base weights.
+    """A causal language model in eval mode, with sdpa attention. An adapter is merged into fresh base weights.
 
-    `base` is the adapter's base model; None takes the one the adapter names. dtype "auto" is bfloat16 on an
-    accelerator and float32 on a CPU. Raises ConfigError when the model is not found or lacks weights, or the adapter's
-    base is another.
+    `base` is the adapter's base model; None: the one the adapter names. dtype "auto" is bfloat16 on an accelerator and
+    float32 on a CPU. Raises ConfigError when the model is not found or lacks weights, or the adapter has another base.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -106,7 +107,7 @@ def load_model(
     if adapter:
         path = check_base(adapter, base)
     try:
-        found: Any = AutoModelForCausalLM.from_pretrained(
+        model_and_info: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
             attn_implementation="sdpa",
@@ -117,13 +118,13 @@ def load_model(
         raise not_found(path, error) from error
     except ValueError as error:
         if "trust_remote_code" in str(error):
-            said = "comes with code of its own, which runs only where model.trust_remote_code=true"
-            raise ConfigError(f"model {path!r} {said}") from None
+            reason = "comes with its own code, which runs only with model.trust_remote_code=true"
+            raise ConfigError(f"model {path!r} {reason}") from None
         raise
-    model, info = found
-    if missing := sorted(info["missing_keys"]):  # which would be drawn at random
-        more = f" and of {len(missing) - 1} more" if missing[1:] else ""
-        raise ConfigError(f"model {path!r} is not whole: its files lack the weights of {missing[0]}{more}")
+    model, info = model_and_info
+    if missing := sorted(info["missing_keys"]):  # transformers would initialise them at random
+        others = f" and of {len(missing) - 1} more" if missing[1:] else ""
+        raise ConfigError(f"model {path!r} is not whole: its files lack the weights of {missing[0]}{others}")
     if adapter:
         from peft import PeftModel
 
@@ -133,7 +134,7 @@ def load_model(
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or hub id; an adapter folder without one has its base's.
+    """The tokenizer of a model folder or hub id, or of an adapter's base if its folder has none.
 
     Raises ConfigError when there is none.
     """
@@ -144,30 +145,30 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
     quiet_hub()
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except Exception as error:  # of several libraries' types; the cause is chained
+    except Exception as error:  # several libraries raise here, each its own types; the cause is chained
         raise not_found(path, error, "tokenizer") from error
     return tokenizer
 
 
 def pick_device(device: str) -> str:
-    """ "auto" is the first accelerator, or the CPU."""
+    """`device`, where "auto" is the first accelerator, or else the CPU."""
     import torch
 
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def require_device(device: str) -> None:
-    """Raises ConfigError where PyTorch finds no GPU and `device` is one."""
+    """Raises ConfigError when `device` is a GPU and PyTorch finds none."""
     if device == "cuda":
         import torch
 
         if not torch.cuda.is_available():
-            said = "PyTorch finds no GPU on this machine; use hardware=cpu"
-            raise ConfigError(f"hardware.device=cuda: {said}", "hardware.device")
+            reason = "PyTorch finds no GPU on this machine; use hardware=cpu"
+            raise ConfigError(f"hardware.device=cuda: {reason}", "hardware.device")
 
 
 def not_found(path: str, error: Exception, part: str = "") -> ConfigError:
-    """For a model that is not there, or, of a folder that is, a `part` that cannot be read."""
+    """The error for a model that is not found, or for a `part` of an existing folder that cannot be read."""
     reason = str(error).strip().split("\n")[0]
     if part and Path(path).is_dir():
         return ConfigError(f"model.path: the {part} in {path} cannot be read ({reason:.300})", "model.path")
@@ -178,14 +179,17 @@ def not_found(path: str, error: Exception, part: str = "") -> ConfigError:
 
 
 def _present(path: str) -> str:
-    """`path`, unless it can only be a folder and there is none: no need to ask the hub for minutes."""
+    """`path`. Raises ConfigError when it can only be a folder and there is none, without minutes of asking the hub."""
     if (path.startswith((".", "~", "/")) or path.count("/") > 1) and not Path(path).is_dir():
         raise not_found(path, FileNotFoundError("it is no hub id either"))
     return path
 
 
 def check_base(adapter: str, base: str | None) -> str:
-    """The base to load for `adapter`. Two names may mean one model, two folders never do."""
+    """The base model to load for `adapter`.
+
+    Raises ConfigError when the two are different folders. Two names may mean one model.
+    """
     recorded = adapter_base(adapter)
     if base is None:
         return recorded

@@ -1,9 +1,9 @@
-"""The engine on other machines: a server with OpenAI's completions interface that takes and returns token ids.
+"""The engine for other machines: a server with OpenAI's completions interface that takes and returns token ids.
 
-Prompts go out as ids and completions come back as ids with log-probabilities, which `vllm serve` gives beside OpenAI's
-own fields; the tokenizer is here. The server was started with the base model. New weights it reads from their folder,
-which has to be at the same path there: an adapter under a new name for each version, whole weights in place of those
-it has. Another run may have left its own, so a server that takes whole weights is first told to read the base's again.
+Prompts are sent as ids. Completions come back as ids with log-probabilities, which `vllm serve` adds to OpenAI's
+fields. The tokenizer is loaded here. The server is started with the base model. It reads new weights from their folder,
+which must have the same path there: an adapter gets a new name for each version, whole weights replace the current
+ones. A server that takes whole weights first reads the base again, for another run may have left its own.
 
 Not supported: beam search.
 """
@@ -31,7 +31,7 @@ WEIGHTS = (
     "start it with VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls selfimprove.policy.vllm_worker.Extension, or "
     "train an adapter (model.lora)"
 )
-# What a server would otherwise take from the model's generation config.
+# Without these, a server would take the values of the model's generation config.
 PLAIN = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "min_p": 0.0}
 
 
@@ -43,8 +43,10 @@ def require(
     name: str | None,
     key_env: str | None,
 ) -> None:
-    """Raises ConfigError where the server cannot be asked as configured, has no such model, gives no token ids, or,
-    for a run that `trains`, takes no new weights."""
+    """Raises ConfigError when the server cannot be used as configured, does not serve the model, or gives no token ids.
+
+    Also when it takes no new weights and the run `trains`.
+    """
     client.require("engine", key_env)
     if urlsplit(url).password:
         raise ConfigError("engine.url: leave the password out; engine.key_env names the variable of a key", "engine")
@@ -58,8 +60,11 @@ def require(
 
 
 def find(server: Client, name: str | None) -> dict[str, Any]:
-    """What the server says of its model of that name, or its only one: `id`; of vLLM's, `root`, which is where it was
-    loaded from, and `max_model_len`, its window in tokens. Raises ConfigError."""
+    """The server's card of the model `name`, or of its only model if `name` is None.
+
+    A card has `id`; vLLM adds `root`, the path the model was loaded from, and `max_model_len`, its window in tokens.
+    Raises ConfigError when there is no such model, or none of several is named.
+    """
     try:
         cards = {card["id"]: card for card in server.ask_now("/models")["data"] if not card.get("parent")}
     except (Refused, TypeError, KeyError) as problem:
@@ -77,9 +82,9 @@ def find(server: Client, name: str | None) -> dict[str, Any]:
 
 
 def _require_ids(server: Client, name: str) -> None:
-    asked = {"model": name, "prompt": [1, 2], "max_tokens": 1, "prompt_logprobs": 0, "logprobs": 0}
+    body = {"model": name, "prompt": [1, 2], "max_tokens": 1, "prompt_logprobs": 0, "logprobs": 0}
     try:
-        choice = server.ask_now("/completions", asked | {"return_token_ids": True})["choices"][0]
+        choice = server.ask_now("/completions", body | {"return_token_ids": True})["choices"][0]
         lacking = [key for key in ("token_ids", "logprobs", "prompt_logprobs") if not choice.get(key)]
     except Refused as problem:
         if problem.status == 429 or problem.status >= 500:
@@ -90,7 +95,7 @@ def _require_ids(server: Client, name: str) -> None:
     if lacking:
         raise ConfigError(
             f"engine=openai: {server.url} does not complete token ids with token ids and log-probabilities "
-            f"({', '.join(lacking)}), which training goes by; `vllm serve` does",
+            f"({', '.join(lacking)}), which training needs; use `vllm serve`",
             "engine",
         )
 
@@ -105,7 +110,7 @@ def _require_handover(server: Client, model: Model) -> None:
 
 
 def _takes_adapters(server: Client) -> bool:
-    """Whether the server lets adapters be loaded: it then misses their names in a request that has none."""
+    """Whether the server can load adapters. If so, its answer to an empty request is neither 404 nor 405."""
     try:
         server.ask_now("/load_lora_adapter", {})
     except Refused as problem:
@@ -114,7 +119,7 @@ def _takes_adapters(server: Client) -> bool:
 
 
 def _takes_weights(server: Client) -> bool:
-    """Whether the server lets its weights be changed."""
+    """Whether the server can replace its weights."""
     try:
         server.ask_now(f"{_address(server.url)}/collective_rpc", {"method": "takes_weights"})
     except Refused:
@@ -133,8 +138,8 @@ def _client(url: str, key_env: str | None, concurrency: int = 1, timeout: float 
 class OpenAIEngine(ServedEngine):
     """Implements selfimprove.policy.Engine with a server.
 
-    `path` is the base model, whose tokenizer is used; `name` the server's name for it, None for the only one it serves.
-    Raises ConfigError where the server has no such model, RunError where it cannot be reached.
+    `path` is the base model, whose tokenizer is used. `name` is the server's name for it; None: the only one it serves.
+    Raises ConfigError when the server has no such model, RunError when it cannot be reached.
     """
 
     name = "openai"
@@ -157,17 +162,17 @@ class OpenAIEngine(ServedEngine):
         super().__init__(path, min(model.max_length, window), model.trust_remote_code)
         self._model = model
         self._served, self._root = card["id"], card.get("root")
-        self._wanted = path  # the policy that the next request is to be answered with
-        # Those that the server answers with, and the whole weights below; "": they may be any.
+        self._wanted = path  # the policy for the next request
+        # The policy that the server has now, and the whole weights below it; "": unknown.
         self._current = self._weights = "" if _takes_weights(self._server) else self.base
-        self._adapter: str | None = None  # the server's name of the one it has for us
+        self._adapter: str | None = None  # the server's name of our adapter
         self._run, self._versions = uuid.uuid4().hex[:8], itertools.count(1)
         self._change = asyncio.Lock()
 
     def load(self, path: str) -> None:
-        """Have the server take the weights of a checkpoint or adapter folder before the next request.
+        """Have the server load a checkpoint or adapter folder before the next request.
 
-        Raises RuntimeError while requests are in flight, ConfigError for an adapter of another base.
+        Raises RuntimeError while requests are in flight, ConfigError when an adapter has another base.
         """
         self._require_idle()
         if models.is_adapter(path):
@@ -175,10 +180,10 @@ class OpenAIEngine(ServedEngine):
         self._wanted = path
 
     async def sleep(self) -> None:
-        """Nothing to let go of here."""
+        """Do nothing: there is no memory to free here."""
 
     def close(self) -> None:
-        """Have the server forget its adapter, and close the connections."""
+        """Have the server unload our adapter, and close the connections."""
         if self._adapter is not None:
             try:
                 self._server.ask_now("/unload_lora_adapter", {"lora_name": self._adapter})
@@ -201,7 +206,7 @@ class OpenAIEngine(ServedEngine):
         )
 
     async def _ready(self) -> None:
-        """Have the server answer with the policy that is wanted."""
+        """Have the server load the wanted policy, if it has another."""
         if self._current != self._wanted:
             async with self._change:
                 if self._current != self._wanted:
@@ -241,6 +246,6 @@ class OpenAIEngine(ServedEngine):
             lora = self._model.lora
             raise RunError(
                 f"engine=openai: {self._server.url} did not take the weights of {self._wanted} ({problem}); the folder "
-                "has to be there at the same path; for a server that takes none: "
+                "must have the same path on the server; if it takes no weights at all: "
                 + (ADAPTERS.format(rank=lora.r) if lora else WEIGHTS)
             ) from None

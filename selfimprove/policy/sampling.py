@@ -1,4 +1,4 @@
-"""From logits to tokens: one uniform number for each (seed, position), and the inverse of the cdf."""
+"""Samples tokens from logits by inverting the cdf, with one uniform number for each (seed, position)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ UInts = npt.NDArray[np.uint64]
 def uniforms(seeds: UInts, positions: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """A number in [0, 1) for each (seed, position), shape (rows,), float32 with 24 random bits.
 
-    Counter-based, so a draw depends on nothing but its own seed and position: output number `position` of the
-    splitmix64 generator (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", fig. 17) that
-    starts at the seed's own output. The first pass keeps the streams of neighbouring seeds apart.
+    The generator is counter-based: a number depends only on its seed and position. It is output number `position` of
+    splitmix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", fig. 17), started at the
+    seed's own output. This first pass keeps the streams of neighbouring seeds apart.
     """
     golden = np.uint64(0x9E3779B97F4A7C15)
     with np.errstate(over="ignore"):
@@ -35,7 +35,7 @@ def _mix(z: UInts) -> UInts:
 
 @dataclass(slots=True)
 class Settings:
-    """The sampling settings of a batch, one entry a row; the flags say which work no row asks for."""
+    """The sampling settings of a batch, one entry a row. None and `all_greedy` mark work that no row needs."""
 
     seeds: UInts
     temperature: torch.Tensor | None  # None: 1 everywhere
@@ -67,8 +67,8 @@ def choose(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The next token of each row and its log-probability at temperature 1 without truncation, in nats.
 
-    `logits` is (rows, vocabulary) in float32, `positions` the index of each row's next token in its completion. Tokens
-    are drawn from `hooked`, the logits after hooks; log-probabilities are of `logits`.
+    `logits` is (rows, vocabulary) in float32; `positions` is the index of each row's next token in its completion.
+    `hooked` is the logits after hooks: tokens are drawn from it, and log-probabilities come from `logits`.
     """
     if settings.all_greedy:
         tokens = hooked.argmax(-1)
@@ -79,7 +79,7 @@ def choose(
         cdf = probs.cumsum(-1)
         total = cdf[:, -1:]
         draw = torch.from_numpy(uniforms(settings.seeds, positions)).to(logits.device, non_blocking=True)[:, None]
-        # Below the total whatever the rounding; and the first entry above it is one where the cdf rises, so p > 0.
+        # Rounding never lifts the target to the total. The first entry above it is where the cdf rises, so p > 0.
         target = torch.minimum(draw * total, torch.nextafter(total, torch.zeros_like(total)))
         tokens = torch.searchsorted(cdf, target, right=True)[:, 0]
         if settings.greedy is not None:
@@ -89,8 +89,11 @@ def choose(
 
 
 def truncate(probs: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """`probs` (rows, vocabulary), zero outside the top_k most probable tokens and, of those, outside the smallest set
-    whose share reaches top_p. Not renormalised. top_k and top_p are (rows, 1)."""
+    """Set to zero what top_k and top_p exclude in `probs` (rows, vocabulary), without renormalising.
+
+    The top_k most probable tokens remain, and of those the smallest set whose share reaches top_p. top_k and top_p are
+    (rows, 1).
+    """
     ranked, order = probs.sort(-1, descending=True)
     ranked = ranked.masked_fill(torch.arange(probs.shape[-1], device=probs.device) >= top_k, 0.0)
     before = ranked.cumsum(-1) - ranked

@@ -1,15 +1,15 @@
-"""A policy of set probabilities and no weights, for checks of algorithms against closed forms.
+"""A policy with set probabilities and no weights. It checks algorithms against closed forms.
 
-It reads three kinds of prompt by plain rules, in this order:
+It tells three kinds of prompt apart, by these rules in this order:
 
-- verify: the last user turn holds VERIFY. It judges the last answer in the prompt with the true and false positive
-  rates, and says YES or NO.
-- refine: the prompt holds an answer (ANSWER followed by a value) from before, whether as an assistant's turn or quoted.
-  A wrong one becomes right with p_improve, a right one wrong with p_degrade; else the same value is said again. The
-  last answer counts: of several that are shown, it is the one to refine.
+- verify: the last user turn contains VERIFY. The policy judges the last answer in the prompt with the true and false
+  positive rates, and says YES or NO.
+- refine: the prompt contains an earlier answer (ANSWER followed by a value), as an assistant's turn or quoted. If there
+  are several, the last one is refined. A wrong answer becomes right with p_improve, a right one wrong with p_degrade;
+  else the policy repeats it.
 - solve: anything else. The answer is right with p_correct.
 
-An answer is the text ANSWER + value. The problem is the one whose text the prompt holds (the longest, if several).
+An answer is the text ANSWER + value. The problem is the one whose text the prompt contains (the longest, if several).
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ VERIFY = "Is the answer correct?"
 YES, NO = "Yes", "No"
 TURN = "\n\n"  # between the messages of a rendered prompt
 END = "\x03"  # the end token
-_SAID = re.compile(re.escape(ANSWER) + rf"([^\s{END}]+)")
+_ANSWERS = re.compile(re.escape(ANSWER) + rf"([^\s{END}]+)")
 
 
 class ScriptedEngine:
     """Implements selfimprove.policy.Engine.
 
-    `gold` maps a problem's text to its answer, which must hold no white space. `p_correct` is one probability or one a
-    problem's text. `p_improve` is one, or one for each wrong value, in their order, so that some mistakes are nearer to
-    the right answer than others; the last of them is for values that are none of the problem's. A wrong answer is one
-    of `wrong_values`, all as likely: how many there are, or which of a problem's text. Token ids are code points. A
-    draw depends on the request's seed alone; temperature, top_p, top_k and stop change nothing.
+    `gold` maps a problem's text to its answer, which must contain no white space. `p_correct` is one probability for
+    all problems, or maps a problem's text to its own. `wrong_values` is the number of wrong values, or maps a problem's
+    text to them; all are equally likely. `p_improve` is one probability, or one for each wrong value in their order, so
+    that some mistakes are nearer to the right answer; the last also covers values not in the list. Token ids are code
+    points. A draw depends on the request's seed alone: temperature, top_p, top_k and stop change nothing.
     """
 
     def __init__(
@@ -74,7 +74,10 @@ class ScriptedEngine:
         return ord(END)
 
     def outcomes(self, prompt: str) -> dict[str, float]:
-        """Every completion that may follow a rendered prompt, with its probability."""
+        """Every possible completion of a rendered prompt, with its probability.
+
+        Raises ValueError when the prompt contains no known problem, or asks for a verdict and contains no answer.
+        """
         known = [prompt] if prompt in self.gold else (text for text in self.gold if text in prompt)
         problem = max(known, key=len, default=None)
         if problem is None:
@@ -83,8 +86,8 @@ class ScriptedEngine:
         values = self.wrong_values
         others = wrong_answers(self.gold[problem], values) if isinstance(values, int) else values[problem]
         wrong = [ANSWER + value for value in others]
-        said = _SAID.findall(prompt.partition(problem)[2])
-        last = ANSWER + said[-1] if said else None
+        earlier = _ANSWERS.findall(prompt.partition(problem)[2])
+        last = ANSWER + earlier[-1] if earlier else None
         if VERIFY in prompt.split(TURN)[-1]:
             if last is None:
                 raise ValueError(f"a verdict is asked for, but the prompt holds no answer: {prompt[:80]!r}")
@@ -102,7 +105,7 @@ class ScriptedEngine:
         return {right: p} | {text: (1 - p) / len(wrong) for text in wrong}
 
     async def sample(self, request: Request) -> Sample:
-        """One outcome, then END. Raises ValueError for a prompt that follows none of the rules."""
+        """One outcome, then END. Raises ValueError when the prompt follows none of the rules."""
         require_plain(request, "scripted")
         outcomes = self.outcomes("".join(map(chr, request.prompt_ids)))
         draw = np.random.default_rng(seeds.derive(request.seed, "scripted")).random()
@@ -122,34 +125,34 @@ class ScriptedEngine:
         )
 
     async def logprobs(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
-        """The true log-probability of each token; -inf from the first that no outcome has."""
+        """The true log-probability of each token; -inf from the first token that leads to no outcome."""
         return _logprobs(self.outcomes("".join(map(chr, prompt_ids))), completion_ids)
 
     async def beam(self, prompt_ids: Sequence[int], width: int, max_tokens: int) -> Sample:
-        """The outcome of the highest mean log-probability a token: what a beam of any size that holds it would find."""
+        """The outcome with the highest mean log-probability a token: the result of a search that is wide enough."""
         outcomes = self.outcomes("".join(map(chr, prompt_ids)))
         text = max((text for text, p in outcomes.items() if p > 0), key=lambda t: math.log(outcomes[t]) / len(t + END))
         return self._sample(outcomes, text, Request(tuple(prompt_ids), max_tokens, seed=0, temperature=0.0))
 
     def load(self, path: str) -> None:
-        """Nothing to do: there are no weights."""
+        """Do nothing: there are no weights."""
 
     async def sleep(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing: there is no memory to free."""
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing."""
 
 
 def wrong_answers(gold: str, count: int) -> list[str]:
-    """`count` different values that are not `gold`: whole numbers above it where it is one, else wrong-0 and so on."""
+    """`count` different values that are not `gold`: the next whole numbers if it is one, else wrong-0 and so on."""
     if re.fullmatch(r"-?\d+", gold):
         return [str(int(gold) + 1 + i) for i in range(count)]
     return [f"wrong-{i}" for i in range(count)]
 
 
 def _ends(outcomes: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Each outcome with the cumulative probability at its end; the last possible one ends at 1, whatever rounding."""
+    """Each possible outcome with its cumulative probability. The last one is exactly 1, despite rounding."""
     possible = [(text, p) for text, p in outcomes.items() if p > 0]
     ends = np.cumsum([p for _, p in possible])
     return [(text, float(end)) for (text, _), end in zip(possible[:-1], ends[:-1], strict=True)] + [
@@ -158,7 +161,10 @@ def _ends(outcomes: Mapping[str, float]) -> list[tuple[str, float]]:
 
 
 def _logprobs(outcomes: Mapping[str, float], ids: Sequence[int]) -> list[float]:
-    """log p(token | tokens before), from the share of the outcomes that go on so: they sum to log p(completion)."""
+    """log p(token | tokens before) of each token, from the share of outcomes that continue with it.
+
+    They sum to log p(completion).
+    """
     left = {text + END: p for text, p in outcomes.items() if p > 0}
     logprobs = []
     for i, token in enumerate(ids):

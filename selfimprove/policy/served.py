@@ -1,4 +1,4 @@
-"""What the engines have in common that ask vLLM, be it a process of their own (`vllm`) or a server (`openai`)."""
+"""What the two engines on vLLM share: `vllm`, which starts its own processes, and `openai`, which uses a server."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from selfimprove.types import Sample
 
 class Answer(NamedTuple):
     ids: list[int]
-    logprobs: list[float]  # of `ids`; empty where they were not asked for
-    prompt: list[float]  # of each token of the prompt but the first; empty where they were not asked for
+    logprobs: list[float]  # of `ids`; empty if not requested
+    prompt: list[float]  # log-probabilities of the prompt's tokens but the first; empty if not requested
     stopped: bool  # by an end token or a stop string
 
 
 class ServedEngine(chat.Speaker):
-    """The part of selfimprove.policy.Engine that makes requests of vLLM's and reads its answers.
+    """The part of selfimprove.policy.Engine that sends requests to vLLM and reads its answers.
 
-    `path` is a model folder, an adapter folder or a hub id; `max_length` the window in tokens. `name` is the engine's
-    in conf/engine/.
+    `path` is a model folder, an adapter folder or a hub id. `max_length` is the window in tokens. `name` is the
+    engine's name in conf/engine/.
     """
 
     name: str
@@ -35,8 +35,11 @@ class ServedEngine(chat.Speaker):
         self._open = 0  # requests in flight
 
     async def sample(self, request: Request) -> Sample:
-        """One completion. Raises ValueError for a request that does not fit the window, or asks for media, an adapter
-        or a hook, and RunError when vLLM does not stay up."""
+        """One completion.
+
+        Raises ValueError when the request does not fit the window or has media, an adapter or a hook, RunError when
+        vLLM stops.
+        """
         require_plain(request, "vllm or openai")
         require_room(request, self.max_length)
         answer = await self._ask(
@@ -67,10 +70,9 @@ class ServedEngine(chat.Speaker):
             return []
         require_fit(prompt_ids, completion_ids, self.max_length)
         ids = (*prompt_ids, *completion_ids)
-        # A prompt whose log-probabilities are wanted is read from its start, past the prefix cache. So a single token
-        # is scored as the only one that vLLM may sample next. That also scores the last one where the window is full,
-        # since vLLM answers no request without sampling a token: greedily, which is the least work, and changes none of
-        # the log-probabilities.
+        # vLLM reads a prompt without its prefix cache when its log-probabilities are requested. So a single token is
+        # scored by allowing no other as the next sample. The last token is scored the same way when the window is full,
+        # because every request samples a token. Sampling is greedy: the least work, and no log-probability changes.
         only: dict[str, Any] = {"allowed_token_ids": [ids[-1]], "logprobs": 0}
         if len(completion_ids) == 1:
             return (await self._ask(ids[:-1], max_tokens=1, temperature=0.0, **only)).logprobs
@@ -96,21 +98,21 @@ class ServedEngine(chat.Speaker):
             self._open -= 1
 
     async def _send(self, ids: Sequence[int], **settings: Any) -> Answer:
-        """vLLM's answer to a prompt of these ids; `settings` are named as its SamplingParams are."""
+        """vLLM's answer to a prompt of these ids. `settings` have the names of its SamplingParams."""
         raise NotImplementedError
 
 
 def absolute(path: str) -> str:
-    """A folder's whole path, for another process; a hub id as it is."""
+    """The absolute path of a folder, for another process. A hub id is unchanged."""
     return str(Path(path).resolve()) if Path(path).exists() else path
 
 
 def _end_tokens(tokenizer: Any, path: str) -> set[int]:
-    """Every id that vLLM ends a completion at: the tokenizer's end token, and those of the generation config."""
+    """Every id that ends a completion in vLLM: the tokenizer's end token, and those of the generation config."""
     from transformers import GenerationConfig
 
     try:
-        more = GenerationConfig.from_pretrained(path).eos_token_id
-    except OSError:  # a model without one
-        more = None
-    return {tokenizer.eos_token_id, *(more if isinstance(more, list) else [] if more is None else [more])}
+        ends = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:  # the model has no generation config
+        ends = None
+    return {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [] if ends is None else [ends])}

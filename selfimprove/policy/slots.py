@@ -19,7 +19,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values of a layer
 
 
 class Slots(DynamicCache):
-    """Keys and values of every row in buffers of shape (slots, heads, columns, head size), a pair a layer."""
+    """Keys and values of every row. Each layer has two buffers of shape (slots, heads, columns, head size)."""
 
     def __init__(self, slots: int, buffers: Sequence[Pair] = ()) -> None:
         super().__init__()
@@ -33,8 +33,10 @@ class Slots(DynamicCache):
         return sum(states.numel() * states.element_size() for pair in self.buffers for states in pair)
 
     def aim(self, columns: torch.Tensor, width: int) -> None:
-        """The next update writes row i's tokens into columns[i], and reads the first `width` columns. `columns` is
-        (rows, tokens)."""
+        """Set where the next update writes row i's tokens, columns[i], and that it reads the first `width` columns.
+
+        `columns` has shape (rows, tokens).
+        """
         self.rows = torch.arange(len(columns), device=columns.device)[:, None]
         self.columns, self.width = columns, width
 
@@ -50,19 +52,19 @@ class Slots(DynamicCache):
         return out[0], out[1]
 
     def fill(self, layers: Sequence[Pair], source: list[int], slots: list[int], width: int) -> None:
-        """Copy the first `width` columns of rows `source` of another cache to `slots`."""
+        """Copy the first `width` columns of another cache's rows `source` to `slots`."""
         for i, (keys, values) in enumerate(layers):
             for buffer, states in zip(self._room(i, keys, values, width), (keys, values), strict=True):
                 buffer[slots, :, :width] = states[source, :, :width]
 
     def copy(self, source: list[int], slots: list[int], width: int) -> None:
-        """Copy the first `width` columns of some slots to others."""
+        """Copy the first `width` columns of the slots `source` to `slots`."""
         for pair in self.buffers:
             for buffer in pair:
                 buffer[slots, :, :width] = buffer[source, :, :width]
 
     def _room(self, layer: int, keys: torch.Tensor, values: torch.Tensor, width: int) -> Pair:
-        """The buffers of a layer, grown to hold `width` columns. Zeros: masked columns are still multiplied by 0."""
+        """The buffers of a layer, grown to hold `width` columns. New columns are zeros: a mask multiplies them by 0."""
         if layer == len(self.buffers):
             self.buffers.append((keys.new_zeros(0), values.new_zeros(0)))
         old = self.buffers[layer]
@@ -79,9 +81,11 @@ class Slots(DynamicCache):
 
 
 class Prefixes:
-    """Keys and values of the starts of token sequences, for later ones that start alike: a trie, whose nodes are tokens
-    behind all that comes before them and have one row each in pools of shape (nodes, heads, head size). Row 0 is the
-    empty start, and zeros. Holds at most KEPT_BYTES; `tidy` makes room by forgetting everything."""
+    """A cache of prompt prefixes: keys and values for later sequences that start alike.
+
+    It is a trie. A node is a token after a given prefix, and has one row in pools of shape (nodes, heads, head size).
+    Row 0 is the empty prefix, all zeros. The cache holds at most KEPT_BYTES; `tidy` empties a full one.
+    """
 
     def __init__(self) -> None:
         self.nodes: dict[tuple[int, int], int] = {}  # (node before, token) -> node
@@ -89,7 +93,7 @@ class Prefixes:
         self.full = False
 
     def find(self, ids: Sequence[int]) -> list[int]:
-        """The nodes of the longest start of `ids` that is known."""
+        """The nodes of the longest known prefix of `ids`."""
         path, node = list[int](), 0
         for token in ids:
             if (node := self.nodes.get((node, token), 0)) == 0:
@@ -98,14 +102,14 @@ class Prefixes:
         return path
 
     def gather(self, paths: Sequence[Sequence[int]], width: int) -> Slots:
-        """A cache with a path a row, and zeros behind it up to `width` columns."""
+        """A cache with one row for each path, padded with zeros to `width` columns."""
         index = torch.tensor([[*path, *[0] * (width - len(path))] for path in paths], device=self.pools[0][0].device)
         return Slots(
             len(paths), [(keys[index].transpose(1, 2), values[index].transpose(1, 2)) for keys, values in self.pools]
         )
 
     def keep(self, layers: Sequence[Pair], sequences: Sequence[tuple[int, Sequence[int]]]) -> None:
-        """Take what is new in some sequences, each with its row in a cache, unless there is no room."""
+        """Add the new tokens of some sequences, each given with its row in `layers`, as long as there is room."""
         new, rows, columns = list[int](), list[int](), list[int]()
         room = KEPT_BYTES // sum(states[0, :, 0].nbytes for pair in layers for states in pair) - 1
         for row, ids in sequences:
@@ -124,9 +128,9 @@ class Prefixes:
         if not self.pools:
             self.pools = [(keys[:1, :, 0] * 0, values[:1, :, 0] * 0) for keys, values in layers]
         if (missing := len(self.nodes) + 1 - len(self.pools[0][0])) > 0:
-            more = max(missing, min(len(self.nodes), room - len(self.nodes)))
+            extra = max(missing, min(len(self.nodes), room - len(self.nodes)))
             self.pools = [
-                (F.pad(keys, (0, 0, 0, 0, 0, more)), F.pad(values, (0, 0, 0, 0, 0, more)))
+                (F.pad(keys, (0, 0, 0, 0, 0, extra)), F.pad(values, (0, 0, 0, 0, 0, extra)))
                 for keys, values in self.pools
             ]
         for pair, layer in zip(self.pools, layers, strict=True):
@@ -134,7 +138,7 @@ class Prefixes:
                 pool[new] = states[rows, :, columns]
 
     def tidy(self) -> None:
-        """Forget everything where there was no room for more. Paths that were found before are void."""
+        """Forget everything if the cache is full. Paths found earlier are then void."""
         if self.full:
             self.nodes, self.full = {}, False
 
@@ -148,10 +152,13 @@ def grouped_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """sdpa attention that, for one query a row, lets the query heads of a group attend as so many queries of their
-    shared key-value head. The stock version copies keys and values for every query head, at every step: 8 to 27 times
-    slower on a CPU. Shapes: query (rows, heads, 1, head size), key and value (rows, key-value heads, columns, head
-    size), mask (rows, 1, 1, columns); returns (rows, 1, heads, head size)."""
+    """sdpa attention for grouped-query models, without copies of keys and values.
+
+    With one query a row, the query heads of a group attend as several queries of their shared key-value head. The stock
+    version copies keys and values for every query head at every step, which is 8 to 27 times slower on a CPU. Shapes:
+    query (rows, heads, 1, head size), key and value (rows, key-value heads, columns, head size), mask (rows, 1, 1,
+    columns). Returns (rows, 1, heads, head size).
+    """
     rows, heads, queries, size = query.shape
     shared = key.shape[1]
     if queries > 1 or heads == shared or kwargs.get("position_bias") is not None:

@@ -1,8 +1,8 @@
-"""Does a method know what it knows? What it said of an answer, beside whether the answer was right.
+"""Calibration: compares a method's own estimates of its answers with whether the answers are right.
 
-A *signal* is a number that a method gave before anybody looked at the gold answer: a judge's reward, the share of
-samples that agree, the worth or the prior of a step in a search tree. Beside an answer stands the verdict of the data
-set's own verifier. Beside a step stands the share of right ones among the finished solutions at or below it.
+A *signal* is a number that a method gives without the gold answer: a judge's reward, the share of samples that agree,
+the worth or the prior of a step in a search tree. An answer's signal is compared with the verdict of the data set's own
+verifier. A step's signal is compared with the share of right solutions among those finished at or below it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from selfimprove.verify.pool import Pool
 log = logging.getLogger("selfimprove")
 
 BINS = 10
-TREES = 500  # of a pass, at most
+TREES = 500  # most trees of a pass
 
-REWARD = "reward by"  # what the name of a verifier's signal begins with
+REWARD = "reward by"  # the start of the name of a verifier's signal
 _UNFINISHED, _FINISHED, _PRIOR = "worth v of unfinished steps", "worth v of finished solutions", "prior p of steps"
 NOTES = {
     _UNFINISHED: "Beside it: the share of the checked solutions below the step that are correct.",
@@ -41,26 +41,27 @@ Signal = tuple[str, int, np.ndarray, np.ndarray]  # name, round, scores (n,), ou
 
 
 def signals(run: RunData, checks: int) -> list[Signal]:
-    """The signals of a run's training rounds. At most `checks` answers are graded for it, of each pass the same share.
+    """The signals of a run's training rounds.
 
-    Answers are only graded where training was verified by something else than the data set's own check.
+    At most `checks` answers are graded for them, the same share of each pass. Answers are only graded if training used
+    another verifier than the data set's own check.
     """
-    found: list[Signal] = []
+    all_signals: list[Signal] = []
     training = [place for place in places(run) if not place.heldout]
     for place in training:
-        found += [(name, place.round, *both) for name, both in _trees(place).items()]
-    found += _graded(run, training, checks)
-    return [signal for signal in found if len(signal[2])]
+        all_signals += [(name, place.round, *both) for name, both in _trees(place).items()]
+    all_signals += _graded(run, training, checks)
+    return [signal for signal in all_signals if len(signal[2])]
 
 
-def diagrams(found: Sequence[tuple[Any, Signal]]) -> list[dict[str, Any]]:
-    """Reliability diagrams of signals, each with the key of whom it belongs to: one of each signal and key.
+def diagrams(keyed: Sequence[tuple[Any, Signal]]) -> list[dict[str, Any]]:
+    """Reliability diagrams: one for each name of a signal, with rows [key, round, bins as in `_bins`].
 
-    Rows are [key, round, and for each bin that is not empty: mean score, sum of outcomes, n]. All bins of a signal are
-    of one width, from 0 to 1 where its scores are in there.
+    `keyed` are signals, each with the key of its run. All bins of a diagram have one width. They range from 0 to 1 if
+    all scores do, else from the lowest score to the highest.
     """
     by_name: defaultdict[str, list[tuple[Any, Signal]]] = defaultdict(list)
-    for key, signal in found:
+    for key, signal in keyed:
         by_name[signal[0]].append((key, signal))
     made = []
     for name, group in by_name.items():
@@ -74,7 +75,7 @@ def diagrams(found: Sequence[tuple[Any, Signal]]) -> list[dict[str, Any]]:
 
 
 def _bins(edges: np.ndarray, scores: np.ndarray, right: np.ndarray) -> list[list[float]]:
-    """[number of the bin, sum of scores, sum of outcomes, n] for each bin that has something in it."""
+    """[number of the bin, sum of scores, sum of outcomes, n] for each bin that is not empty."""
     which = np.digitize(scores, edges)
     sums = [np.bincount(which, weights, BINS) for weights in (scores, right, np.ones(len(scores)))]
     return [
@@ -86,7 +87,7 @@ def _bins(edges: np.ndarray, scores: np.ndarray, right: np.ndarray) -> list[list
 
 
 def _trees(place: Place) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Signals of the nodes of a pass's trees. A node counts that has a checked solution at or below it."""
+    """Signals of the nodes of a pass's trees. Only nodes with a checked solution at or below them count."""
     found: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
     names = ("parent", "prior", "value", "terminal", "status")
     columns = [f"tree.list.element.{name}" for name in names]
@@ -127,17 +128,17 @@ def _add(tree: dict[str, list[Any]], found: dict[str, list[tuple[float, float]]]
 
 
 def _graded(run: RunData, training: Sequence[Place], checks: int) -> list[Signal]:
-    """Rewards of the training verifier, beside the verdicts of the data set's own on the same answers."""
-    own, used = run.config["dataset"]["verifier"], training_verifier(run.config)
-    if used != own and training and (said := trust.refusal(own, "dataset.verifier")):
-        log.warning("%s: rewards are shown beside no grades: %s", run.path, said)
+    """Rewards of the training verifier, with the verdicts of the data set's own check on the same answers."""
+    check, used = run.config["dataset"]["verifier"], training_verifier(run.config)
+    if used != check and training and (refusal := trust.refusal(check, "dataset.verifier")):
+        log.warning("%s: rewards are shown without grades: %s", run.path, refusal)
     if not differs(run.config) or not training:
         return []
     name = f"{REWARD} {used['_target_'].removeprefix('selfimprove.verify.')}"
-    needs_gold = getattr(module_of(own), "NEEDS_GOLD", True)
+    needs_gold = getattr(module_of(check), "NEEDS_GOLD", True)
     path = run.files.file(run.path / "problems.parquet")
     problems: dict[str, Problem] = {p.id: p for p in read_records(path, Problem)}
-    asked = [
+    to_grade = [
         (place.round, reward, (text, problems[problem].gold, problems[problem].metadata))
         for place in training
         for problem, text, reward in _answers(place, max(1, checks // len(training)))
@@ -147,18 +148,17 @@ def _graded(run: RunData, training: Sequence[Place], checks: int) -> list[Signal
     workers = limits["workers"] or os.cpu_count() or 1
     options = {"workers": workers, "seconds": limits["seconds"], "memory_mb": limits["memory_mb"]}
     by_round: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
-    with Pool(own["_target_"], options_of(own), **options) as pool:
-        outcomes = pool.run(item for _, _, item in asked)
-        for (number, reward, _), outcome in zip(asked, outcomes, strict=True):
-            if outcome.status not in ("timeout", "error"):  # these say nothing of the answer
+    with Pool(check["_target_"], options_of(check), **options) as pool:
+        outcomes = pool.run(item for _, _, item in to_grade)
+        for (number, reward, _), outcome in zip(to_grade, outcomes, strict=True):
+            if outcome.status not in ("timeout", "error"):  # these say nothing about the answer
                 by_round[number].append((reward, float(outcome.status == "correct")))
     pairs = {number: np.array(both) for number, both in by_round.items()}
     return [(name, number, both[:, 0], both[:, 1]) for number, both in pairs.items()]
 
 
 def _answers(place: Place, most: int) -> Iterable[tuple[str, str, float]]:
-    """Problem, text and reward of at most so many answers, evenly spaced over the file; without those that the
-    verifier itself could not judge."""
+    """(problem, text, reward) of at most `most` answers that the verifier could judge, evenly spaced over the file."""
     verdicts = read_columns(place.folder / "verdicts.parquet", Verdict, ["status", "reward"])
     judged = [i for i, status in enumerate(verdicts["status"].to_pylist()) if status in ("correct", "wrong")]
     chosen = {judged[i * len(judged) // most] for i in range(most)} if len(judged) > most else set(judged)
@@ -178,9 +178,9 @@ def _answers(place: Place, most: int) -> Iterable[tuple[str, str, float]]:
 
 
 def differs(config: dict[str, Any]) -> bool:
-    """Whether training had another verifier than the data set's own check, and that check may be called."""
-    own: dict[str, Any] = config["dataset"]["verifier"]
-    return training_verifier(config) != own and not trust.refusal(own) and not is_group(own)
+    """Whether training used another verifier than the data set's own check, and that check may be called."""
+    check: dict[str, Any] = config["dataset"]["verifier"]
+    return training_verifier(config) != check and not trust.refusal(check) and not is_group(check)
 
 
 def training_verifier(config: dict[str, Any]) -> dict[str, Any]:

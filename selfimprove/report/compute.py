@@ -1,8 +1,8 @@
-"""What the base policy does with the compute that learning took, spent on the held-out problems instead.
+"""Baselines of equal compute: the base policy spends the compute of learning on the held-out problems instead.
 
-best of n: at least one of n answers is correct, which is what best-of-n with a perfect verifier reaches; majority of n:
-the most common answer is. For each method n is so large that n answers to every held-out problem cost what the method
-has cost so far.
+best of n: at least one of n answers is correct, which best-of-n with a perfect verifier would reach. majority of n: the
+most common answer is correct. For each method, n is chosen so that n answers to every held-out problem cost as much as
+the method has cost so far.
 """
 
 from __future__ import annotations
@@ -25,44 +25,45 @@ from selfimprove.schema import Config
 from selfimprove.sides import evaluated
 from selfimprove.types import Problem, Verdict
 
-# Of a configuration's base policy n sampled answers to each problem, graded, in the columns of `RunData.answers`.
+# Samples and grades n answers to each problem by a config's base policy, in the columns of `RunData.answers`.
 Sampler = Callable[[Config, list[Problem], int], pa.Table]
 
-FILE = "base_samples.parquet"  # in a run folder: answers of its base policy that a comparison asked for
+FILE = "base_samples.parquet"  # in a run folder: answers of its base policy, sampled for a comparison
 
 
 def samples(run: RunData) -> pa.Table | None:
     """The sampled answers of a run's base policy to its held-out problems, in the columns of `RunData.answers`.
 
-    They come from eval.samples or from an earlier comparison, whichever has more. None: there are none. Raises Damaged.
+    They come from eval.samples or from an earlier comparison, whichever has more. None if there are none. Raises
+    Damaged when a file is.
     """
     table = run.answers(0) if run.evaluations else None
-    found = table.filter(pc.field("decoding") == "sampled") if table else None
+    evaluated = table.filter(pc.field("decoding") == "sampled") if table else None
     kept = _kept(run.path / FILE)
-    there = [t for t in (found, kept) if t is not None and t.num_rows]
-    return max(there, key=lambda t: t.num_rows, default=None)
+    tables = [t for t in (evaluated, kept) if t is not None and t.num_rows]
+    return max(tables, key=lambda t: t.num_rows, default=None)
 
 
 def sample(run: RunData, n: int, sampler: Sampler) -> pa.Table:
-    """At least n answers of a run's base policy to each held-out problem, kept in the run folder.
+    """At least n answers of a run's base policy to each held-out problem.
 
-    Where there are fewer, `sampler` is asked. Raises ConfigError where the run's configuration or its model cannot be
-    used.
+    If there are fewer, `sampler` makes them, and they are kept in the run folder. Raises ConfigError when the run's
+    config or its model cannot be used.
     """
-    found = samples(run)
-    if found is None or per_problem(found) < n:
+    table = samples(run)
+    if table is None or per_problem(table) < n:
         config = configuration.read(run.path / "config.yaml")
         path = run.files.file(run.path / "problems.parquet")
         heldout = evaluated(config, list(store.read_records(path, Problem)))
-        found = sampler(config, heldout, n)
-        marked = found.replace_schema_metadata({"checksum": store.digest(found.to_pydict())})
+        table = sampler(config, heldout, n)
+        marked = table.replace_schema_metadata({"checksum": store.digest(table.to_pydict())})
         with store.new_file(run.path / FILE) as temporary:
             pq.write_table(marked, temporary, compression="zstd")
-    return found
+    return table
 
 
 def _kept(path: Path) -> pa.Table | None:
-    """The answers that an earlier comparison kept."""
+    """The answers that an earlier comparison kept; None if there are none. Raises Damaged when the file is."""
     if not path.exists():
         return None
     remove = "remove it, and `compare --baselines` makes it again"
@@ -78,12 +79,12 @@ def _kept(path: Path) -> pa.Table | None:
 
 
 def per_problem(table: pa.Table) -> int:
-    """How many answers each problem has."""
+    """The number of answers to each problem."""
     return int(table.num_rows) // max(1, len(pc.unique(table["problem_id"])))
 
 
 class Base:
-    """Accuracy of the base policy's answers, for any n up to the number of answers to each problem."""
+    """The accuracy of the base policy's answers, for any n up to the number of answers to each problem."""
 
     def __init__(self, table: pa.Table, parameters: int | None = None) -> None:
         order = table.sort_by("problem_id")
@@ -91,12 +92,12 @@ class Base:
         self._size = parameters
         self._spent = {kind: pc.sum(table[f"{kind}_tokens"]).as_py() / self.n for kind in ("prompt", "sampled")}
         rows = zip(order["status"].to_pylist(), order["extracted"].to_pylist(), strict=True)
-        verdicts = [Verdict("", status, float(status == "correct"), said) for status, said in rows]
+        verdicts = [Verdict("", status, float(status == "correct"), answer) for status, answer in rows]
         self._problems = [verdicts[i : i + self.n] for i in range(0, len(verdicts), self.n)]
         self._known: dict[tuple[str, int], Estimate] = {}
 
     def cost(self, kind: str) -> float:
-        """What one answer to every problem costs: `sampled` tokens, or `flops`."""
+        """The cost of one answer to every problem, in `sampled` tokens or `flops`."""
         if kind == "sampled":
             return float(self._spent["sampled"])
         if self._size is None:
@@ -107,7 +108,7 @@ class Base:
         return self._once("best", n)
 
     def majority(self, n: int) -> Estimate:
-        """Of two answers as of one, which in expectation is the same."""
+        """Majority of n. For two answers it is that of one, which is the same in expectation."""
         return self._once("majority", n)
 
     def _once(self, name: str, n: int) -> Estimate:
@@ -120,6 +121,6 @@ class Base:
 
 
 def greedy_tokens(run: RunData) -> int:
-    """Tokens of one greedy answer of the base policy to each held-out problem."""
+    """Sampled tokens of the base policy's greedy answers to the held-out problems."""
     table = run.answers(0)
     return int(np.sum(table.filter(pc.field("decoding") == "greedy")["sampled_tokens"].to_numpy()))

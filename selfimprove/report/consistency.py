@@ -1,8 +1,8 @@
-"""How far a policy agrees with itself: between samples of one question, and between ways of decoding it.
+"""Measures how far a policy agrees with itself: between samples of a question, and between ways of decoding it.
 
-The response and decoding layers of Liang et al. 2024, "Internal Consistency and Self-Feedback in Large Language
-Models: A Survey" (arXiv 2407.14507). Two answers are the same when their text is, up to white space. An output without
-an answer agrees with no other one: each is a cluster of its own. No figure here looks at the gold answer.
+These are the response and decoding layers of Liang et al. 2024, "Internal Consistency and Self-Feedback in Large
+Language Models: A Survey" (arXiv 2407.14507). Two answers are the same if `equality.canonical` gives them one form. An
+output without an answer is a cluster of its own: it agrees with no other. No figure reads the gold answer.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from selfimprove.report.metrics import decoding, mean_over_problems
 from selfimprove.types import Attempt
 from selfimprove.verify.equality import canonical
 
-DECODERS = ("greedy", "beam", "top_k", "top_p", "consistency")  # of the last, the first sample
+DECODERS = ("greedy", "beam", "top_k", "top_p", "consistency")  # "consistency" counts by its first sample
 
 
 def clusters(answers: Sequence[str | None]) -> list[int]:
-    """Sizes of the groups of equal answers, largest first; each None is one of its own."""
-    said = Counter(form for answer in answers if (form := canonical(answer or "")) is not None)
-    return sorted([*said.values(), *[1] * (len(answers) - said.total())], reverse=True)
+    """The sizes of the groups of equal answers, largest first. Each None is a group of its own."""
+    counts = Counter(form for answer in answers if (form := canonical(answer or "")) is not None)
+    return sorted([*counts.values(), *[1] * (len(answers) - counts.total())], reverse=True)
 
 
 def agreement(answers: Sequence[str | None]) -> float:
-    """Share of answers that give the most common one: 1 when all are the same, 1/n when none are."""
+    """The share of the most common answer: 1 when all are the same, 1/n when all differ."""
     return clusters(answers)[0] / len(answers)
 
 
 def entropy(answers: Sequence[str | None]) -> float:
-    """Entropy in nats of an answer's cluster: 0 when all are the same, log k when uniform over k answers."""
+    """The entropy of the answers' clusters, in nats: 0 when all are the same, log k when uniform over k answers."""
     return -sum(size / len(answers) * math.log(size / len(answers)) for size in clusters(answers)) + 0.0
 
 
 def responses(group: Iterable[Attempt]) -> list[str | None]:
-    """The answers of the samples that response consistency is about, of one held-out problem."""
+    """The answers of one held-out problem's samples for response consistency."""
     return [a.verdict.extracted for a in group if decoding(a) == "consistency"]
 
 
 def decoders(group: Iterable[Attempt]) -> list[str | None]:
-    """One answer of each way of decoding, in the order of DECODERS."""
+    """One answer for each way of decoding, in the order of DECODERS."""
     first: dict[str, str | None] = {}
     for attempt in group:
         first.setdefault(decoding(attempt), attempt.verdict.extracted)
@@ -48,7 +48,7 @@ def decoders(group: Iterable[Attempt]) -> list[str | None]:
 
 
 def consistency(problems: Iterable[Sequence[Attempt]], seed: int = 0) -> dict[str, float]:
-    """Means over held-out problems, each with its 95 % interval under `<name>_low` and `<name>_high`:
+    """Means over held-out problems, each with its 95 % interval as `<name>_low` and `<name>_high`:
 
     - consistency/agreement: share of the samples that give their most common answer
     - consistency/entropy: entropy over the samples' answers, in nats

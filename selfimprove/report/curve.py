@@ -1,7 +1,7 @@
-"""Accuracy over tokens, of candidates that build on each other, and of plain samples beside them.
+"""Accuracy over tokens: of candidates that build on each other, and of plain samples for comparison.
 
-A problem's candidates are its attempts; `right` says of each whether it is right. A rule of selfimprove.verify.answers
-chooses one. Several candidates may share a sample. It is known by its role, seed and ids, and is paid for once.
+A problem's candidates are its attempts; `right` says whether each is right. A rule of selfimprove.verify.answers
+chooses one. Candidates may share a sample. It is identified by its role, seed and ids, and counted once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Rule = Callable[[Sequence[Attempt]], int | None]  # of selfimprove.verify.answer
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What a problem's answer is worth after so many sampled tokens."""
+    """Whether a problem's answer is correct after a number of sampled tokens."""
 
     tokens: int
     correct: bool
@@ -35,7 +35,7 @@ def samples_of(trajectories: Iterable[Trajectory]) -> list[Sample]:
 
 
 def sampled_tokens(group: Iterable[Attempt]) -> int:
-    """The tokens that a problem's attempts were sampled with."""
+    """The number of tokens sampled for a problem's attempts."""
     return sum(len(s.completion_ids) for s in samples_of(a.trajectory for a in group))
 
 
@@ -44,8 +44,8 @@ def _key(sample: Sample) -> tuple[str | int, ...]:
 
 
 def trace(group: Sequence[Attempt], right: Sequence[bool], rule: Rule) -> Trace:
-    """The answer at each stage, of all candidates that were there by then."""
-    found: Trace = {}
+    """The chosen answer at each stage, from all candidates found by then."""
+    points: Trace = {}
     known: set[tuple[str | int, ...]] = set()
     tokens = 0
     for now in sorted({stage(attempt) for attempt in group}):
@@ -53,15 +53,14 @@ def trace(group: Sequence[Attempt], right: Sequence[bool], rule: Rule) -> Trace:
             if _key(sample) not in known:
                 known.add(_key(sample))
                 tokens += len(sample.completion_ids)
-        there = [i for i, attempt in enumerate(group) if stage(attempt) <= now]
-        chosen = rule([group[i] for i in there])
-        found[now] = Point(tokens, chosen is not None and right[there[chosen]])
-    return found
+        so_far = [i for i, attempt in enumerate(group) if stage(attempt) <= now]
+        chosen = rule([group[i] for i in so_far])
+        points[now] = Point(tokens, chosen is not None and right[so_far[chosen]])
+    return points
 
 
 def worth(group: Sequence[Attempt], tokens: float) -> int:
-    """How many of a problem's plain samples, from the first on, have `tokens` tokens together. All, where they have
-    fewer."""
+    """The number of a problem's first plain samples that have `tokens` tokens together; all if they have fewer."""
     spent = np.cumsum([attempt.trajectory.sampled_tokens for attempt in group])
     return min(int(np.searchsorted(spent, tokens)) + 1, len(group))
 
@@ -69,16 +68,20 @@ def worth(group: Sequence[Attempt], tokens: float) -> int:
 def baselines(
     group: Sequence[Attempt], right: Sequence[bool], tokens: float, rules: Mapping[str, Rule]
 ) -> dict[str, bool]:
-    """Whether a problem is solved by its plain samples worth `tokens`: by each rule, and by any of them, `pass`, which
-    is what a perfect verifier would reach."""
+    """Whether plain samples worth `tokens` solve a problem: by each rule, and as `pass` if any of them is right.
+
+    A perfect verifier would reach `pass`.
+    """
     n = worth(group, tokens)
     chosen = {name: rule(group[:n]) for name, rule in rules.items()}
     return {name: i is not None and right[i] for name, i in chosen.items()} | {"pass": any(right[:n])}
 
 
 def curve(traces: Sequence[Trace]) -> list[dict[str, float]]:
-    """A row for each stage: mean sampled tokens a problem, and accuracy with its interval. A problem that came to an
-    end before a stage keeps the answer it had."""
+    """A row for each stage: mean sampled tokens a problem, and accuracy with its interval.
+
+    A problem that ended before a stage keeps its answer.
+    """
     rows = []
     for now in sorted({number for steps in traces for number in steps}):
         points = [at(steps, now) for steps in traces]
@@ -87,12 +90,12 @@ def curve(traces: Sequence[Trace]) -> list[dict[str, float]]:
 
 
 def at(steps: Trace, now: int) -> Point:
-    """Where a problem stood at a stage."""
+    """A problem's point at a stage: its last one until then."""
     return max(((number, p) for number, p in steps.items() if number <= now), default=(0, Point(0, False)))[1]
 
 
 def final(steps: Trace) -> bool:
-    """Whether a problem's answer in the end is right."""
+    """Whether a problem's last answer is right."""
     return bool(steps) and steps[max(steps)].correct
 
 

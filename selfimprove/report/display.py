@@ -1,7 +1,7 @@
-"""What a user sees of a run: progress of each phase, a table after each round, a summary at the end.
+"""Shows a run to its user: the progress of each phase, a table after each round, a summary at the end.
 
-On a terminal progress is a live bar on standard error. Elsewhere (a file, a cluster's log) it is plain lines in ASCII:
-one at a phase's start, at most one each 15 s, one at its end. run.log always has those lines.
+On a terminal, progress is a live bar on standard error. Elsewhere (a file, a cluster's log) it is plain ASCII lines:
+one when a phase starts, at most one every 15 s, one when it ends. run.log always has these lines.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WIDTH = 120  # of plain text
-LINE_SECONDS, BAR_SECONDS = 15.0, 0.1  # between two lines, and two updates of the bar
+LINE_SECONDS, BAR_SECONDS = 15.0, 0.1  # between two lines, and between two updates of the bar
 PHASES = ("generate", "verify", "filter", "train", "evaluate")
 _NOISY = ("transformers", "datasets", "accelerate", "httpx", "httpx2", "filelock", "urllib3", "wandb", "git")
-_FILE_ONLY = {"file_only": True}  # of a log record: for run.log; a terminal shows the same thing in another way
+_FILE_ONLY = {"file_only": True}  # marks log records for run.log alone; a terminal shows their content another way
 
 
 @cache
 def standard_error() -> Console:
-    """The console that progress and log lines share, so that a line does not tear the bar."""
+    """The console for progress and log lines. They share it so that a line does not tear the bar."""
     console = Console(stderr=True)
     return console if console.is_terminal else Console(stderr=True, width=WIDTH)
 
 
 def standard_output() -> Console:
-    """A console for tables: as wide as the terminal, or WIDTH where there is none."""
+    """A console for tables: as wide as the terminal, or WIDTH if there is none."""
     console = Console()
     return console if console.is_terminal else Console(width=WIDTH)
 
 
 def setup_logging(run_dir: Path | None, console: Console | None = None) -> None:
-    """Log to the console and, with a run folder, to its run.log (appended to). Replaces what an earlier call set up."""
+    """Log to the console and, given a run folder, append to its run.log. Replaces the handlers of an earlier call."""
     console = console or standard_error()
     root = logging.getLogger()
     for handler in [h for h in root.handlers if h.get_name() == __name__]:
@@ -83,14 +83,14 @@ def setup_logging(run_dir: Path | None, console: Console | None = None) -> None:
 
 
 class _Printable(logging.Formatter):
-    """Text for a terminal, or for a file that will be shown in one."""
+    """Makes text safe to show in a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
 
 
 class _RunLog(logging.FileHandler):
-    """run.log. A full disk is reported by the write that fails for it, not by each line that is lost."""
+    """run.log. A full disk is reported by the write that fails, not for each lost line."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         problem = sys.exc_info()[1]
@@ -99,7 +99,7 @@ class _RunLog(logging.FileHandler):
 
 
 class Phase:
-    """Progress of one phase. `advance` is cheap enough to call for each sample."""
+    """The progress of one phase. `advance` is cheap enough to call for each sample."""
 
     def __init__(self, title: str, total: int, unit: str, bar: Progress | None, clock: Callable[[], float]) -> None:
         self._title, self._total, self._unit, self._bar, self._clock = title, total, unit, bar, clock
@@ -111,7 +111,7 @@ class Phase:
         self._line(f"{total:,} {unit}")
 
     def advance(self, n: int = 1, tokens: int = 0) -> None:
-        """`n` more are done, for which `tokens` were sampled."""
+        """Count `n` more as done, for which `tokens` were sampled."""
         self._done += n
         self._tokens += tokens
         now = self._clock()
@@ -119,12 +119,12 @@ class Phase:
             self._show(now)
 
     def skip(self, n: int) -> None:
-        """`n` were done before, by a run that was interrupted: they count, but not for the rate."""
+        """Count `n` as done by an earlier, interrupted run. They do not count for the rate."""
         self._before += n
         self.advance(n)
 
     def set(self, share: float) -> None:
-        """This share of the total is done now."""
+        """Set the share of the total that is done."""
         self.advance(round(share * self._total) - self._done)
 
     def close(self, complete: bool) -> None:
@@ -142,7 +142,7 @@ class Phase:
         if now >= self._next_line:
             self._next_line = now + LINE_SECONDS
             done_now = self._done - self._before
-            early = done_now * 50 < self._total  # too few to tell
+            early = done_now * 50 < self._total  # too few for an estimate
             left = "?" if early else clock_time(seconds * (self._total - self._done) / done_now)
             of = f"{self._done:,} of {self._total:,} {self._unit}"
             self._line(f"{of}, {self._rate(seconds)}, {left} left", file_only=self._bar is not None)
@@ -157,8 +157,10 @@ class Phase:
 
 
 class Display:
-    """The run's display. `outside` is what phases outside of rounds are of; `console` and `clock` are the process' own
-    unless given."""
+    """The run's display.
+
+    `outside` names the model of phases outside rounds. `console` and `clock` are the process's unless given.
+    """
 
     def __init__(
         self,
@@ -172,7 +174,7 @@ class Display:
         self._console = console or standard_error()
 
     def start(self, train: int, heldout: int) -> None:
-        """Say what is run: `train` and `heldout` are numbers of problems."""
+        """Log what is run. `train` and `heldout` are numbers of problems."""
         c = self._config
         what = f"method={c.method.name} model={c.model.name} dataset={c.dataset.name} seed={c.seed} rounds={c.rounds}"
         log.info("%s: %s training and %s %s problems", what, f"{train:,}", f"{heldout:,}", c.eval.called)
@@ -180,7 +182,7 @@ class Display:
 
     @contextmanager
     def phase(self, number: int, rounds: int, name: str, total: int, unit: str) -> Iterator[Phase]:
-        """Shows the progress of one phase of round `number`, from 0 (-1: the base model), over `total` `unit`."""
+        """Show the progress of a phase of round `number`, from 0 (-1: the base model), over `total` `unit`."""
         title = f"round {number} ({number + 1} of {rounds}) {name}" if number >= 0 else f"{self._outside} {name}"
         bar = None
         if self._console.is_terminal:
@@ -199,7 +201,7 @@ class Display:
             phase.close(complete)
 
     def round(self, summary: Mapping[str, Any], number: int) -> None:
-        """The table of the last rounds, from what summary.json holds; for the base model (-1), one line."""
+        """Show the table of the last rounds in summary.json; for the base model (-1), one line."""
         unit, base, side = unit_of(summary), summary["base"], self._config.eval.called
         if number >= 0:
             self._print(rounds_table(base, [row for row in summary["rounds"] if row["round"] <= number], unit, side))
@@ -213,9 +215,9 @@ class Display:
             log.warning(line)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """How the run ended, from base to final accuracy, and what to do next.
+        """Show how the run ended, its base and final accuracy, and the next command.
 
-        `summary["change"]`, if there, has the paired difference and its ends, under the name of the unit.
+        `summary["change"]`, if given, has the paired difference and its interval, under the unit's name.
         """
         status, folder = summary["status"], shlex.quote(str(self._run_dir))
         rows = [("status", f"{status} ({summary['reason']})" if summary.get("reason") else status)]
@@ -229,10 +231,12 @@ class Display:
             rows.append(("change", f"{unit.change(change[unit.name])} {ends}, same problems"))
         rows.append(("run folder", str(self._run_dir)))
         next_command = "eval" if status == "complete" else "resume"
-        more = ""
+        budget = ""
         if reached := re.match(r"(budget\.\w+)=([0-9.]+) is reached", summary.get("reason") or ""):
-            more = f" {reached[1]}={max(1, 2 * float(reached[2])):.0f}"  # twice as much, as an example
-        rows.append(("evaluate" if status == "complete" else "continue", f"selfimprove {next_command} {folder}{more}"))
+            budget = f" {reached[1]}={max(1, 2 * float(reached[2])):.0f}"  # twice as much, as an example
+        rows.append(
+            ("evaluate" if status == "complete" else "continue", f"selfimprove {next_command} {folder}{budget}")
+        )
         grid = Table.grid(padding=(0, 2))
         for name, value in rows:
             grid.add_row(Text(name), Text(printable(value), overflow="fold"))
@@ -241,11 +245,11 @@ class Display:
     def evaluation(
         self, figures: Mapping[str, float], config: Config, policy: str, console: Console | None = None
     ) -> None:
-        """The figures of `selfimprove eval`, on standard output."""
+        """Print the figures of `selfimprove eval` on standard output."""
         table = Table("metric", "value", "95 % interval", box=None, pad_edge=False)
-        own = UNITS[config.dataset.score]
+        score = UNITS[config.dataset.score]
         for name in [name for name in figures if f"{name}_low" in figures]:
-            unit = own if name.startswith(own.name) else UNITS["accuracy"]
+            unit = score if name.startswith(score.name) else UNITS["accuracy"]
             table.add_row(
                 name, unit.show(figures[name]), unit.interval(figures[f"{name}_low"], figures[f"{name}_high"])
             )
@@ -266,9 +270,9 @@ class Display:
 def rounds_table(
     base: Mapping[str, Any] | None, rounds: Sequence[Mapping[str, Any]], unit: Unit, side: str = "held-out"
 ) -> Table:
-    """One row a round, from the `base` and `rounds` of a summary.json; scores and changes as the unit writes them.
+    """One row a round, from the `base` and `rounds` of a summary.json.
 
-    `side` is what the evaluated problems are called.
+    `unit` formats scores and changes; `side` is what the evaluated problems are called.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("round")
@@ -301,13 +305,13 @@ def rounds_table(
 
 
 def evaluation_of(summary: Mapping[str, Any], number: int) -> Mapping[str, Any]:
-    """The held-out figures of a round (-1: of the base model); none where it has none."""
-    found = (row["evaluation"] for row in summary["rounds"] if row["round"] == number)
-    return (summary["base"] if number < 0 else next(found, None)) or {}
+    """The held-out figures of a round (-1: of the base model); empty if it has none."""
+    evaluations = (row["evaluation"] for row in summary["rounds"] if row["round"] == number)
+    return (summary["base"] if number < 0 else next(evaluations, None)) or {}
 
 
 def by_turn(figures: Mapping[str, Any], unit: Unit) -> str:
-    """The score at each turn, where held-out answers have several turns; else nothing."""
+    """The score at each turn if held-out answers have several turns; else empty."""
     start = f"{unit.name}@t"
     return ", ".join(unit.show(figures[name]) for name in figures if name.removeprefix(start).isdigit())
 
@@ -317,7 +321,7 @@ def _called(number: int) -> str:
 
 
 def alarms(summary: Mapping[str, Any], number: int) -> list[str]:
-    """What a round's figures alone show to be wrong: hardly any answer ends, or accuracy has fallen to nothing."""
+    """Warnings from a round's figures alone: hardly any answer ends, or accuracy has collapsed."""
     rounds = {row["round"]: row["evaluation"] for row in summary["rounds"] if row["evaluation"]}
     if not (now := evaluation_of(summary, number)):
         return []
@@ -327,8 +331,8 @@ def alarms(summary: Mapping[str, Any], number: int) -> list[str]:
             f"{who}: {100 * cut:.0f} % of the {side} answers were cut off at their limit of tokens: either the limit "
             "(model.max_tokens, eval.max_tokens) is too low, or the model does not end its answers"
         )
-    before = [found for found in (summary["base"], *(rounds[n] for n in rounds if n < number)) if found]
-    best = max((found.get("accuracy", 0.0) for found in before), default=0.0)
+    before = [figures for figures in (summary["base"], *(rounds[n] for n in rounds if n < number)) if figures]
+    best = max((figures.get("accuracy", 0.0) for figures in before), default=0.0)
     if number >= 0 and now.get("accuracy", 1.0) <= best / 10 and best * now["n"] >= 2:
         lines.append(
             f"{who}: {side} accuracy fell to {100 * now['accuracy']:.1f} %, from {100 * best:.1f} %: training has "
@@ -337,11 +341,11 @@ def alarms(summary: Mapping[str, Any], number: int) -> list[str]:
     return lines
 
 
-MOSTLY = 0.95  # of answers that are cut off
+MOSTLY = 0.95  # the share of answers cut off that is worth a warning
 
 
 def plain(content: RenderableType) -> str:
-    """As aligned text, without colour."""
+    """`content` as aligned text, without colour."""
     file = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace")
     console = Console(file=file, width=WIDTH, color_system=None, force_terminal=False, highlight=False)
     console.print(content)
@@ -350,7 +354,7 @@ def plain(content: RenderableType) -> str:
 
 
 def short(count: float) -> str:
-    """A count in few digits: 950, 1.2k, 35k, 1.2M."""
+    """A count in a few digits: 950, 1.2k, 35k, 1.2M."""
     value = float(count)
     for unit in ("", "k", "M"):
         if value < 999.5:
@@ -360,7 +364,7 @@ def short(count: float) -> str:
 
 
 def clock_time(seconds: float) -> str:
-    """m:ss, or h:mm:ss."""
+    """A time as m:ss or h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

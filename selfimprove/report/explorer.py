@@ -1,8 +1,8 @@
-"""What the report's explorer shows of a run: problems, each round's answers with verdicts, and search trees.
+"""Collects a run's data for the report's explorer: problems, each round's answers with verdicts, and search trees.
 
-It is made to be small. A text is stored once and named by its number. Token ids and log-probabilities stay in the run
-folder. Where a run holds more than its share of the report, some problems are left out. A hash of their ids chooses
-them, so that runs on the same problems show the same ones.
+The data is kept small. A text is stored once, under a number. Token ids and log-probabilities stay in the run folder.
+If a run has more than its share of the report, some problems are left out. A hash of their ids chooses them, so that
+runs on the same problems show the same ones.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from selfimprove.report.runs import RunData
 from selfimprove.store import completed, opened, read_columns
 from selfimprove.types import STATUSES, Example, Node, Sample, Trajectory, Verdict
 
-TEXT = 4000  # characters of one text that are kept; the page says how many there were
+TEXT = 4000  # most characters kept of one text; the page shows its full length
 
 _SAMPLE = ("text", "finish", "role", "version", "temperature", "completion_ids")
 _NODE = ("parent", "text", "prior", "visits", "q", "value", "reward", "terminal", "chosen", "status", "completion_ids")
@@ -47,7 +47,7 @@ class Place:
     label: str
     round: int  # -1: the base policy
     heldout: bool
-    policy: int  # version of the policy that was trained last when these answers were sampled
+    policy: int  # version of the policy trained last before these answers were sampled
 
 
 @dataclass
@@ -61,34 +61,35 @@ class Texts:
         return -1 if text is None else self.number.setdefault(text, len(self.number))
 
     def as_json(self) -> list[Any]:
-        """Each text, or where it is too long its first characters and its length."""
+        """Each text; for one that is too long, its first characters and its length."""
         return [text if len(text) <= TEXT else [text[:TEXT], len(text)] for text in self.number]
 
 
 def places(run: RunData) -> list[Place]:
-    """The folders of a run that hold whole trajectories and verdicts, in the order they were made.
+    """The folders of a run with complete trajectories and verdicts, in the order they were made.
 
-    Raises Damaged where a file of theirs is not what its manifest says.
+    Raises Damaged when a file differs from its manifest.
     """
-    found, index = list[Place](), 0
+    all_places, index = list[Place](), 0
     base = run.path / "base"
     if (base / "evaluate.manifest.json").exists():
-        found.append(Place(base / "evaluation", "base policy: held-out", -1, True, 0))
+        all_places.append(Place(base / "evaluation", "base policy: held-out", -1, True, 0))
     for number, folders in run.passes.items():
         for folder in folders:
             if (folder / "verify.manifest.json").exists() and (folder / "trajectories.parquet").exists():
-                found.append(Place(folder, f"round {_name(folder)}: training", number, False, index))
+                all_places.append(Place(folder, f"round {_name(folder)}: training", number, False, index))
             if (folder / "evaluate.manifest.json").exists():
-                found.append(Place(folder / "evaluation", f"after round {number}: held-out", number, True, index + 1))
+                label = f"after round {number}: held-out"
+                all_places.append(Place(folder / "evaluation", label, number, True, index + 1))
             index += 1
     for folder in (base, *(folder for folders in run.passes.values() for folder in folders)):
         for name in ("trajectories", "verdicts", "examples", "evaluation/trajectories", "evaluation/verdicts"):
             run.files.file(folder / f"{name}.parquet")
-    return found
+    return all_places
 
 
 def _name(folder: Path) -> str:
-    """A pass's folder as it is called in the report: 3, 3.1, "3 rl 02"."""
+    """The name of a pass in the report: 3, 3.1, "3 rl 02"."""
     number, _, rest = folder.name.partition(".")
     stage = re.fullmatch(r"[0-9]+_(\w+?)(?:\.([0-9]+))?", rest)
     shown = f" {stage[1]} {stage[2] or ''}".rstrip() if stage else f".{rest}" if rest else ""
@@ -96,10 +97,10 @@ def _name(folder: Path) -> str:
 
 
 def collect(run: RunData, trajectories: int, characters: int) -> dict[str, Any]:
-    """The explorer's data of a run: at most about this many trajectories and characters of text, by whole problems.
+    """A run's data for the explorer: whole problems, with about `trajectories` and `characters` of text at most.
 
-    Returned, as JSON values: `texts`; `problems`, rows [id, split, prompt turns, gold]; `places`, rows [label, round,
-    held-out]; `rows`, a trajectory each (see `_group`); `trees`, by number of row; `total`, what the run holds.
+    Returns JSON values: `texts`; `problems`, rows [id, split, prompt turns, gold]; `places`, rows [label, round,
+    held-out]; `rows`, one for each trajectory (see `_group`); `trees`, by number of row; `total`, the run's counts.
     """
     where = places(run)
     counts: Counter[str] = Counter()
@@ -120,7 +121,7 @@ def collect(run: RunData, trajectories: int, characters: int) -> dict[str, Any]:
                 trees[len(rows)] = tree
             rows.append(row)
     problems = [
-        [p["id"], p["split"], [[role, texts.add(said)] for role, said in _turns(p["prompt"])], texts.add(p["gold"])]
+        [p["id"], p["split"], [[role, texts.add(text)] for role, text in _turns(p["prompt"])], texts.add(p["gold"])]
         for p in chosen
     ]
     return {
@@ -135,12 +136,12 @@ def collect(run: RunData, trajectories: int, characters: int) -> dict[str, Any]:
 
 def _ids(folder: Path) -> Counter[str]:
     with opened(folder / "trajectories.parquet") as file:
-        found = pc.value_counts(file.read(columns=["problem_id"], use_threads=False)["problem_id"])
-    return Counter(dict(zip(found.field(0).to_pylist(), found.field(1).to_pylist(), strict=True)))
+        counts = pc.value_counts(file.read(columns=["problem_id"], use_threads=False)["problem_id"])
+    return Counter(dict(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)))
 
 
 def _text_bytes(path: Path) -> int:
-    """Bytes of text columns before compression, from the file's footer alone. Repeated texts count about once."""
+    """The bytes of text columns before compression, from the file's footer. Repeated texts count about once."""
     size = 0
     with opened(path) as file:
         for group in range(file.num_row_groups):
@@ -152,11 +153,11 @@ def _text_bytes(path: Path) -> int:
 
 
 def _choose(run: RunData, counts: Counter[str], room: int) -> list[dict[str, Any]]:
-    """Problems with answers, in the run's order, as many as there is room for: of each split the same share."""
-    known = [row for row in run.problems.to_pylist() if counts[row["id"]]]
+    """Problems with answers, in the run's order, as many as there is room for. Each split gets the same share."""
+    answered = [row for row in run.problems.to_pylist() if counts[row["id"]]]
     kept: set[str] = set()
-    for split in {row["split"] for row in known}:
-        ids = [row["id"] for row in known if row["split"] == split]
+    for split in {row["split"] for row in answered}:
+        ids = [row["id"] for row in answered if row["split"] == split]
         held = sum(counts[name] for name in ids)
         left = room * held / max(1, counts.total())
         for place, name in enumerate(sorted(ids, key=lambda name: zlib.crc32(name.encode()))):
@@ -164,16 +165,16 @@ def _choose(run: RunData, counts: Counter[str], room: int) -> list[dict[str, Any
             if left < 0 and place:  # at least one
                 break
             kept.add(name)
-    return [row for row in known if row["id"] in kept]
+    return [row for row in answered if row["id"] in kept]
 
 
 def _turns(prompt: str) -> Iterator[tuple[str, str]]:
-    """Role and text of each message; a prompt that is plain text has no role."""
-    said = json.loads(prompt)
-    if isinstance(said, str):
-        yield "", said
+    """Role and text of each message. A prompt of plain text has no role."""
+    content = json.loads(prompt)
+    if isinstance(content, str):
+        yield "", content
         return
-    for message in said:
+    for message in content:
         yield message["role"], message["content"]
 
 
@@ -181,7 +182,7 @@ Decode = Callable[[list[int]], str | None]
 
 
 def _decoder(run: RunData) -> Decode:
-    """A function from token ids to text, by the base policy's tokenizer. None: the tokenizer is not on this machine."""
+    """A function from token ids to text, by the base policy's tokenizer; it gives None without one on this machine."""
 
     @cache
     def tokenizer() -> Any:
@@ -198,7 +199,7 @@ def _decoder(run: RunData) -> Decode:
 def _rows(
     place: Place, number: int, index: dict[str, int], texts: Texts, decode: Decode
 ) -> Iterator[tuple[list[Any], list[Any]]]:
-    """Row and tree of each trajectory of a place that is of a chosen problem, one row group in memory at a time."""
+    """Row and tree of each of a place's trajectories of chosen problems, with one row group in memory at a time."""
     used = _used(place.folder / "examples.parquet")
     graded = read_columns(place.folder / "verdicts.parquet", Verdict, [*types.defaults(Verdict)])
     with opened(place.folder / "trajectories.parquet") as file:
@@ -210,22 +211,24 @@ def _rows(
             if pc.any(mask).as_py():
                 table = file.read_row_group(group, columns=_columns(file), use_threads=False).filter(mask)
                 table = completed(table, Trajectory, ["problem_id", "samples", "metadata", "tree"])
-                said = graded.slice(start, count).filter(mask)
-                found = list(_group(table, said, number, index, texts, used))
-                if any(len(row[_SAMPLES]) > 1 for row, _ in found):
+                verdicts = graded.slice(start, count).filter(mask)
+                rows = list(_group(table, verdicts, number, index, texts, used))
+                if any(len(row[_SAMPLES]) > 1 for row, _ in rows):
                     ids = file.read_row_group(group, columns=_IDS, use_threads=False).filter(mask)
-                    _add_prompts([row[_SAMPLES] for row, _ in found], ids["samples"], texts, decode)
-                yield from found
+                    _add_prompts([row[_SAMPLES] for row, _ in rows], ids["samples"], texts, decode)
+                yield from rows
             start += count
 
 
-_SAMPLES = 8  # where a row has its samples
+_SAMPLES = 8  # index of the samples in a row
 _IDS = [f"samples.list.element.{name}" for name in ("prompt_ids", "completion_ids")]
 
 
 def _add_prompts(rows: list[list[Any]], column: pa.ChunkedArray, texts: Texts, decode: Decode) -> None:
-    """To each later sample of a trajectory, the text it was asked with: what its prompt adds to the sample before, or
-    all of the prompt where it does not go on from there; -1 where it adds nothing."""
+    """Append to each sample of a trajectory but the first the text of its prompt.
+
+    If the prompt continues the sample before, it is only the added text; -1 if nothing is added.
+    """
     for samples, ids in zip(rows, column.combine_chunks(), strict=True):
         if len(samples) < 2:
             continue
@@ -238,42 +241,42 @@ def _add_prompts(rows: list[list[Any]], column: pa.ChunkedArray, texts: Texts, d
 
 
 def _columns(file: pq.ParquetFile) -> list[str]:
-    """Those of the wanted columns that this file has. An older version may lack some."""
-    there = [file.schema.column(i).path for i in range(len(file.schema))]
-    return [name for name in _COLUMNS if any(path == name or path.startswith(f"{name}.") for path in there)]
+    """The wanted columns that this file has. A file of an older version may lack some."""
+    paths = [file.schema.column(i).path for i in range(len(file.schema))]
+    return [name for name in _COLUMNS if any(path == name or path.startswith(f"{name}.") for path in paths)]
 
 
 def _used(path: Path) -> dict[str, int]:
-    """Trajectory id -> 1 where training imitates it, 2 where it is the rejected side of a pair."""
+    """Trajectory id -> 1 if training imitates it, 2 if it is the rejected side of a pair."""
     if not path.exists():
         return {}
-    named = read_columns(path, Example, ["trajectory_ids"])["trajectory_ids"].to_pylist()
-    return {other: 2 for ids in named for other in ids[1:]} | {ids[0]: 1 for ids in named if ids}
+    examples = read_columns(path, Example, ["trajectory_ids"])["trajectory_ids"].to_pylist()
+    return {other: 2 for ids in examples for other in ids[1:]} | {ids[0]: 1 for ids in examples if ids}
 
 
 def _group(
     table: pa.Table, verdicts: pa.Table, place: int, index: dict[str, int], texts: Texts, used: dict[str, int]
 ) -> Iterator[tuple[list[Any], list[Any]]]:
-    """Rows of some trajectories, by column, for there may be many.
+    """Rows and trees of some trajectories, made by column, because there may be many.
 
-    A row is [problem, place, status, reward, extracted, reason, decoding, used, samples, metadata, step rewards], texts
-    by their number. A sample is [text, tokens, cut off by the limit, role, version, temperature] and, of a
-    later one, what it was asked. A tree's node is
+    A row is [problem, place, status, reward, extracted, reason, decoding, used, samples, metadata, step rewards], with
+    texts by number. A sample is [text, tokens, cut off by the limit, role, version, temperature]; samples after the
+    first have their prompt too. A tree's node is
     [parent, step, visits, prior, q, value, reward, terminal + 2 chosen, status, tokens].
     """
-    said = {name: verdicts[name].to_pylist() for name in verdicts.column_names}
+    columns = {name: verdicts[name].to_pylist() for name in verdicts.column_names}
     extras = table["metadata"].to_pylist()
     known = {extra: _metadata(extra, texts) for extra in dict.fromkeys(extras)}
     rows = zip(
         (index[name] for name in table["problem_id"].to_pylist()),
-        map(STATUSES.index, said["status"]),
-        map(_short, said["reward"]),
-        map(texts.add, said["extracted"]),
-        map(texts.add, said["reason"]),
-        (used.get(name, 0) for name in said["trajectory_id"]),
+        map(STATUSES.index, columns["status"]),
+        map(_short, columns["reward"]),
+        map(texts.add, columns["extracted"]),
+        map(texts.add, columns["reason"]),
+        (used.get(name, 0) for name in columns["trajectory_id"]),
         _samples(table["samples"], texts),
         extras,
-        said["step_rewards"],
+        columns["step_rewards"],
         _trees(table["tree"], texts),
         strict=True,
     )
@@ -285,7 +288,7 @@ def _group(
 
 
 def _metadata(extra: str, texts: Texts) -> tuple[int, int]:
-    """How a trajectory was decoded, and what else its metadata says."""
+    """How a trajectory was decoded, and the rest of its metadata; both as numbers of texts."""
     metadata = json.loads(extra)
     decoding = texts.add(str(metadata.pop("decoding", "")))
     return decoding, texts.add(json.dumps(metadata, ensure_ascii=False)) if metadata else -1
@@ -294,26 +297,29 @@ def _metadata(extra: str, texts: Texts) -> tuple[int, int]:
 def _samples(column: pa.ChunkedArray, texts: Texts) -> list[list[Any]]:
     ends, fields = columns_of(column, Sample, _SAMPLE)
     lengths, cut = fields["completion_ids"], [int(finish == "length") for finish in fields["finish"]]
-    said, roles = map(texts.add, fields["text"]), map(texts.add, fields["role"])
-    rows = list(zip(said, lengths, cut, roles, fields["version"], map(_short, fields["temperature"]), strict=True))
+    contents, roles = map(texts.add, fields["text"]), map(texts.add, fields["role"])
+    rows = list(zip(contents, lengths, cut, roles, fields["version"], map(_short, fields["temperature"]), strict=True))
     return [rows[a:b] for a, b in itertools.pairwise(ends)]
 
 
 def _trees(column: pa.ChunkedArray, texts: Texts) -> list[list[Any]]:
     ends, fields = columns_of(column, Node, _NODE)
     flags = [int(t) + 2 * int(c) for t, c in zip(fields["terminal"], fields["chosen"], strict=True)]
-    status = [STATUSES.index(said) if said in STATUSES else -1 for said in fields["status"]]
-    said = map(texts.add, fields["text"])
+    status = [STATUSES.index(name) if name in STATUSES else -1 for name in fields["status"]]
+    steps = map(texts.add, fields["text"])
     figures = [map(_short, fields[name]) for name in ("prior", "q", "value", "reward")]
     lengths = fields["completion_ids"]
-    rows = list(zip(fields["parent"], said, fields["visits"], *figures, flags, status, lengths, strict=True))
+    rows = list(zip(fields["parent"], steps, fields["visits"], *figures, flags, status, lengths, strict=True))
     return [rows[a:b] for a, b in itertools.pairwise(ends)]
 
 
 def columns_of(column: pa.ChunkedArray, kind: type, names: Sequence[str]) -> tuple[list[int], dict[str, list[Any]]]:
-    """A column of lists of structs: where each list ends, from 0 on, and these fields of the structs as Python lists,
-    with the number of `completion_ids` in place of the ids. Fields that an older version did not write have their
-    defaults. Raises KeyError for a missing one without a default."""
+    """(ends, fields) of a column of lists of structs.
+
+    `ends` are the ends of the lists, after a 0. `fields` are the structs' fields `names` as Python lists;
+    `completion_ids` gives the number of ids. A field that an older version did not write has its default. Raises
+    KeyError when it has none.
+    """
     array = column.combine_chunks()
     flat = array.flatten()
     fields: dict[str, list[Any]] = {}
@@ -329,5 +335,5 @@ def columns_of(column: pa.ChunkedArray, kind: type, names: Sequence[str]) -> tup
 
 
 def _short(value: float | None) -> float | None:
-    """Four significant digits, which is more than is shown; None for what JSON has no number for."""
+    """`value` with four significant digits, more than is shown; None if JSON has no such number."""
     return float(f"{value:.4g}") if value is not None and abs(value) < float("inf") else None

@@ -20,7 +20,7 @@ INCHES = (5.5, 3.4)  # of a plot: the width of a text column
 
 
 def export(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write everything to `folder`, replacing what an earlier export left there; returns the files."""
+    """Write everything to `folder`, replacing the files of an earlier export. Returns the files."""
     files = [folder / "comparison.json"]
     write_json(comparison, files[0])
     for table in comparison.tables:
@@ -31,7 +31,7 @@ def export(comparison: Comparison, folder: Path) -> list[Path]:
     for name, figure in plots(comparison):
         for kind in ("pdf", "png"):
             files.append(folder / f"{name}.{kind}")
-            # A file without its date, so that the same figures make the same file.
+            # Without a date, the same figures make the same file.
             with new_file(files[-1]) as temporary:
                 figure.savefig(
                     temporary, format=kind, dpi=200, metadata={"CreationDate": None} if kind == "pdf" else {}
@@ -40,7 +40,7 @@ def export(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def to_csv(table: Table) -> str:
-    """One row a row, as numbers: accuracies as shares, an interval as two columns more."""
+    """A table as CSV: accuracies are shares, and an interval takes two more columns."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     wide = [any(isinstance(row[i], Estimate) for row in table.rows) for i in range(len(table.columns))]
@@ -61,12 +61,12 @@ _SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r
 
 
 def latex(text: str) -> str:
-    """Text with the characters that LaTeX reads as its own made plain."""
+    """Text with LaTeX's special characters escaped."""
     return "".join(_SPECIAL.get(c, c) for c in text)
 
 
 def to_latex(table: Table) -> str:
-    """A table environment for the package booktabs, values with their intervals as subscripts."""
+    """A table environment for the package booktabs. Intervals are subscripts of their values."""
     units = {"percent": " (%)", "points": " (points)"}
     heads = [latex(label + units.get(kind, "")) for label, kind in table.columns]
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{latex(f'{table.title}. {table.note}')}}}"]
@@ -86,7 +86,7 @@ def _latex_cell(cell: Cell, kind: str) -> str:
 
 
 def plots(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
-    """Scores over rounds, over sampled tokens and over FLOPs; the last two beside the base policy's answers."""
+    """Scores over rounds, over sampled tokens and over FLOPs. The last two also show the base policy's answers."""
     name = comparison.groups[0].unit.name
     yield f"{name}_over_rounds", _plot(comparison, "round", "rounds of training")
     yield f"{name}_over_tokens", _plot(comparison, "sampled", "tokens sampled for learning")
@@ -95,7 +95,7 @@ def plots(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
 
 
 def _plot(comparison: Comparison, over: str, label: str) -> Figure:
-    """Means with 95 % bands: over problems and, of groups of several seeds, over seeds; thin lines are the seeds."""
+    """Means with 95 % bands over problems and, in groups of several seeds, over seeds. Thin lines are single seeds."""
     from matplotlib.figure import Figure  # not pyplot: it opens no window and keeps no figure
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
@@ -108,8 +108,8 @@ def _plot(comparison: Comparison, over: str, label: str) -> Figure:
         _line(axes, group.name, points, factor, **style)
         if len(group.seeds) > 1:
             for seed in group.seeds:
-                each = [group.scores(i, seed) for i in range(group.rounds + 1)]
-                ys = [factor * sum(found.values()) / len(found) for found in each]
+                by_round = [group.scores(i, seed) for i in range(group.rounds + 1)]
+                ys = [factor * sum(scores.values()) / len(scores) for scores in by_round]
                 axes.plot([x for x, _ in points], ys, color=style["color"], linewidth=0.5, alpha=0.5)
     if over != "round":
         for (name, points), dash in zip(comparison.curves.items(), ((0, (1, 1)), (0, (5, 2))), strict=False):
@@ -132,13 +132,13 @@ def _at(group: Group, over: str, index: int) -> float:
 
 
 def _line(axes, name, points, factor, **style) -> None:  # type: ignore[no-untyped-def]
-    xs, found = [x for x, _ in points], [e for _, e in points]
-    axes.plot(xs, [factor * e.value for e in found], label=name, linewidth=1.4, markersize=4, **style)
-    low, high = [factor * e.low for e in found], [factor * e.high for e in found]
+    xs, estimates = [x for x, _ in points], [e for _, e in points]
+    axes.plot(xs, [factor * e.value for e in estimates], label=name, linewidth=1.4, markersize=4, **style)
+    low, high = [factor * e.low for e in estimates], [factor * e.high for e in estimates]
     axes.fill_between(xs, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; markers and dashes tell the rest.
+# Okabe and Ito's colours, which colour-blind readers can tell apart. Markers and dashes distinguish further groups.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 

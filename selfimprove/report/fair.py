@@ -1,4 +1,4 @@
-"""Whether runs can be compared: what makes their figures say nothing of each other, and what a reader has to know."""
+"""Decides whether runs can be compared: refuses unfair comparisons, and warns of what a reader must know."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from selfimprove import store
 from selfimprove.errors import ConfigError
 from selfimprove.report.runs import RunData
 
-BLOCKS, BLOCK = 16, 1 << 16  # of a weights file, that are read to know it again
+BLOCKS, BLOCK = 16, 1 << 16  # number and bytes of the blocks of a weights file that identify it
 
 
 def refuse(runs: Sequence[RunData], other_models: bool) -> None:
-    """Raises ConfigError, one line, for runs whose accuracies cannot stand beside each other.
+    """Raises ConfigError, one line, when the accuracies of runs cannot be compared.
 
-    `other_models`: different base policies are what is compared, as in `--by model`.
+    `other_models`: the base policies may differ, because the comparison is about them, as in `--by model`.
     """
     first = runs[0]
     heldout = first.evaluated
@@ -43,7 +43,7 @@ def refuse(runs: Sequence[RunData], other_models: bool) -> None:
 
 
 def same_problems(one: RunData, other: RunData, mine: Mapping[str, str], theirs: Mapping[str, str]) -> None:
-    """Raises ConfigError unless two runs were evaluated on the same held-out problems with the same prompts."""
+    """Raises ConfigError unless two runs have the same held-out problems and prompts: `mine` and `theirs`, by id."""
     if missing := mine.keys() ^ theirs.keys():
         raise ConfigError(
             f"{one.path} and {other.path} have different held-out problems: {len(missing)} are in one of them only, "
@@ -57,15 +57,15 @@ def same_problems(one: RunData, other: RunData, mine: Mapping[str, str], theirs:
 
 
 def seen(run: RunData, heldout: Mapping[str, str]) -> None:
-    """Raises ConfigError where a run, or an earlier one whose policy it starts from, learned from a held-out problem.
+    """Raises ConfigError when a run learned from a held-out problem, or an earlier run did whose policy it starts from.
 
-    A problem is known by its prompt, and by its id where the data set has the same name.
+    A problem is identified by its prompt, and by its id if both data sets have the same name.
     """
-    asked = {_words(prompt) for prompt in heldout.values()}
+    held_out = {_words(prompt) for prompt in heldout.values()}
     for trained in (run, *ancestors(run)):
-        own = trained.prompts("train") | ({} if run.side == "dev" else trained.prompts("dev"))
-        named = trained.config["dataset"]["name"] == run.config["dataset"]["name"]
-        leaked = sorted(p for p, prompt in own.items() if _words(prompt) in asked or (named and p in heldout))
+        learned = trained.prompts("train") | ({} if run.side == "dev" else trained.prompts("dev"))
+        same_set = trained.config["dataset"]["name"] == run.config["dataset"]["name"]
+        leaked = sorted(p for p, prompt in learned.items() if _words(prompt) in held_out or (same_set and p in heldout))
         if leaked:
             who = f"{trained.path}" if trained is run else f"{trained.path}, whose policy {run.path} starts from,"
             raise ConfigError(f"{who} trained on {len(leaked)} of {len(heldout)} held-out problems, e.g. {leaked[0]}")
@@ -76,7 +76,7 @@ def _words(prompt: str) -> str:
 
 
 def ancestors(run: RunData) -> Iterator[RunData]:
-    """The earlier runs that made the policy which a run starts from, nearest first."""
+    """The earlier runs that made the starting policy of a run, the nearest first."""
     met = {run.path.resolve()}
     while run.base_folder is not None:
         above = (p for p in run.base_folder.resolve().parents if (p / "problems.parquet").is_file())
@@ -89,9 +89,9 @@ def ancestors(run: RunData) -> Iterator[RunData]:
 
 
 def base_of(run: RunData) -> str:
-    """What a run's base policy is known by: its weights files, of which some blocks are read, and its settings.
+    """A digest that identifies a run's base policy: of some blocks of its weights files.
 
-    Where the files are not on this machine, the model's name and path.
+    If the files are not on this machine, it is of the model's name and path.
     """
     model = run.config["model"]
     if run.base_folder is None:
@@ -103,35 +103,37 @@ def base_of(run: RunData) -> str:
 def _known_by(path: Path) -> list[str]:
     size = path.stat().st_size
     with path.open("rb") as file:
-        found = [str(size)]
+        digests = [str(size)]
         for i in range(BLOCKS):
             file.seek(i * max(0, size - BLOCK) // (BLOCKS - 1))
-            found.append(store.digest(file.read(BLOCK).hex()))
-    return found
+            digests.append(store.digest(file.read(BLOCK).hex()))
+    return digests
 
 
 def warnings(groups: Mapping[str, Sequence[RunData]], pooled: Mapping[str, Sequence[str]]) -> list[str]:
-    """What does not forbid a comparison but has to be said; `pooled`: keys in which a group's runs differ."""
-    said = [f"{name}: its runs differ in {', '.join(keys)}, and are one group" for name, keys in pooled.items() if keys]
+    """Lines on what does not forbid a comparison but must be said. `pooled`: keys in which a group's runs differ."""
+    lines = [
+        f"{name}: its runs differ in {', '.join(keys)}, and are one group" for name, keys in pooled.items() if keys
+    ]
     seeds = {name: sorted({run.seed for run in runs}) for name, runs in groups.items()}
-    if len({tuple(found) for found in seeds.values()}) > 1:
-        each = "; ".join(f"{name}: {', '.join(map(str, found))}" for name, found in seeds.items())
-        said.append(f"seeds differ ({each}): differences between groups are over the seeds that both have")
+    if len({tuple(numbers) for numbers in seeds.values()}) > 1:
+        by_group = "; ".join(f"{name}: {', '.join(map(str, numbers))}" for name, numbers in seeds.items())
+        lines.append(f"seeds differ ({by_group}): differences between groups are over the seeds that both have")
     for name, runs in groups.items():
         twice = [str(seed) for seed, count in sorted(Counter(run.seed for run in runs).items()) if count > 1]
         if twice:
-            said.append(f"{name}: several runs of seed {', '.join(twice)}, whose mean is used")
+            lines.append(f"{name}: several runs of seed {', '.join(twice)}, whose mean is used")
     every = [run for runs in groups.values() for run in runs]
     for what, of in _SAME.items():
         values = sorted({str(of(run)) for run in every})
         if len(values) > 1:
-            said.append(f"{what} differs between runs: {', '.join(values)}")
-    said += [
+            lines.append(f"{what} differs between runs: {', '.join(values)}")
+    lines += [
         f"{run.path} stopped after {len(run.tokens)} of {run.config['rounds']} rounds: {run.summary.get('reason')}"
         for run in every
         if not run.complete
     ]
-    return said
+    return lines
 
 
 def _limit(run: RunData) -> Any:

@@ -1,8 +1,8 @@
-"""report.html: one file with the tables, curves and trajectories of one run or of many, which opens without a network.
+"""Writes report.html: one file with the tables, curves and trajectories of one or more runs. It needs no network.
 
-The page is in page/: HTML, CSS and JavaScript of our own, and plotly.js, which draws the charts. The data beside it is
-JSON, compressed: one block with all figures, and for each run a block with its problems and answers, which the browser
-unpacks when the run is looked at. Text is data to the page and never markup.
+The page is our own HTML, CSS and JavaScript in page/, with plotly.js for the charts. Its data is compressed JSON: one
+block with all figures, and for each run a block with its problems and answers, which the browser unpacks when a reader
+opens the run. The page treats text as data, never as markup.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from selfimprove.report.runs import RunData
 from selfimprove.report.statistics import matrix, over_seeds, student
 from selfimprove.units import Unit
 
-TRAJECTORIES = 100_000  # of a report, at most, and
-CHARACTERS = 32_000_000  # of text: what a browser opens in under 3 s, in less than 30 MB
-CHECKS = 1000  # answers of a report that are graded for its reliability diagrams
-STEPS = 400  # of a run, at most, in a curve over optimizer steps
+TRAJECTORIES = 100_000  # most trajectories of a report, and
+CHARACTERS = 32_000_000  # most characters of text: a browser opens them in under 3 s, in less than 30 MB
+CHECKS = 1000  # most answers of a report that are graded for its reliability diagrams
+STEPS = 400  # most points of a run's curve over optimizer steps
 
 _PAGE = Path(__file__).parent / "page"
 _MEASURING = ("evaluate", "drift", "also")  # phases that are no part of learning
@@ -44,10 +44,10 @@ Point = list[float | None]  # value, or value, low, high
 
 
 def write_report(runs: Sequence[RunData], path: Path, comparison: Mapping[str, Any] | None = None) -> Path:
-    """Write the report of these runs to a file and return its path. Raises ConfigError for a damaged run folder.
+    """Write the report of some runs to a file and return its path. Raises ConfigError when a run folder is damaged.
 
-    `comparison` is what `selfimprove.report.compare` made of the same runs: `Comparison.as_json`. Without it each run
-    stands for itself.
+    `comparison` is a `Comparison.as_json` of the same runs (`selfimprove.report.compare`). Without it each run is a
+    group of its own.
     """
     try:
         report, blocks = _gather(runs, comparison or {})
@@ -68,23 +68,23 @@ def write_report(runs: Sequence[RunData], path: Path, comparison: Mapping[str, A
 
 
 def _packed(data: bytes) -> str:
-    """Compressed, as text that needs no escaping. Level 4 takes half the time of level 6 and 4 % more room."""
+    """`data` compressed, as text that needs no escaping. Level 4 takes half the time of level 6 and 4 % more room."""
     return base64.b64encode(gzip.compress(data, 4, mtime=0)).decode()
 
 
 def _plotly() -> Path:
-    """plotly.js as the package plotly ships it, without importing that package."""
-    found = importlib.util.find_spec("plotly")
-    if found is None or not found.submodule_search_locations:
+    """The path of plotly.js in the package plotly, which is not imported. Raises ConfigError without that package."""
+    spec = importlib.util.find_spec("plotly")
+    if spec is None or not spec.submodule_search_locations:
         raise ConfigError("the report needs plotly: pip install plotly")
-    return Path(found.submodule_search_locations[0]) / "package_data" / "plotly.min.js"
+    return Path(spec.submodule_search_locations[0]) / "package_data" / "plotly.min.js"
 
 
 def _gather(runs: Sequence[RunData], comparison: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the page shows, as JSON; and the runs' blocks by name, compressed."""
+    """The page's figures as JSON values, and the runs' compressed blocks by name."""
     labels = _labels(runs)
     groups: list[tuple[str, list[int]]] = comparison.get("groups") or [(name, [i]) for i, name in enumerate(labels)]
-    blocks, found = {}, []
+    blocks, signals = {}, []
     shown: Counter[str] = Counter()
     entries = []
     checks = CHECKS // max(1, sum(calibration.differs(run.config) for run in runs))
@@ -94,13 +94,13 @@ def _gather(runs: Sequence[RunData], comparison: Mapping[str, Any]) -> tuple[dic
         shown.update({"problems": len(block["problems"]), "trajectories": len(block["rows"])})
         if block["rows"]:
             blocks[f"run-{i}"] = _packed(json.dumps(block, ensure_ascii=False, separators=(",", ":")).encode())
-        found += [(i, signal) for signal in calibration.signals(run, checks)]
+        signals += [(i, signal) for signal in calibration.signals(run, checks)]
         entries.append(_entry(run, labels[i], f"run-{i}" if block["rows"] else None))
     one = len(runs) == 1
     report = {
         "title": labels[0] if one else f"{len(runs)} runs in {len(groups)} groups",
-        "warnings": comparison.get("warnings") or [said for run in runs for said in _warnings(run)],
-        "said": _said(shown, found, one),
+        "warnings": comparison.get("warnings") or [line for run in runs for line in _warnings(run)],
+        "said": _said(shown, signals, one),
         "cards": _cards(runs[0]) if one else [],
         "tables": _tables(runs, labels, groups, comparison),
         "curves": _caption(groups),
@@ -109,14 +109,14 @@ def _gather(runs: Sequence[RunData], comparison: Mapping[str, Any]) -> tuple[dic
         "groups": [_group(name, chosen, runs, entries) for name, chosen in groups],
         "runs": entries,
         "baselines": comparison.get("baselines", []),
-        "calibration": _noted(calibration.diagrams(found)),
+        "calibration": _noted(calibration.diagrams(signals)),
         "foot": f"Written by selfimprove {__version__}. Everything is in this one file; it opens without a network.",
     }
     return report, blocks
 
 
 def _labels(runs: Sequence[RunData]) -> list[str]:
-    """A short name for each run, no two the same."""
+    """A short, unique name for each run."""
     names = [f"{run.method} · {_name(run, 'model')} · {_name(run, 'dataset')} · seed {run.seed}" for run in runs]
     often = Counter(names)
     return [f"{name} · {run.path}" if often[name] > 1 else name for name, run in zip(names, runs, strict=True)]
@@ -130,7 +130,7 @@ def _name(run: RunData, section: str) -> str:
 
 
 def _entry(run: RunData, name: str, block: str | None) -> dict[str, Any]:
-    """What the page knows of a run beside its trajectories."""
+    """A run's data on the page, without its trajectories."""
     steps = itertools.pairwise(run.heldout)
     return {
         "name": name,
@@ -150,24 +150,24 @@ def _entry(run: RunData, name: str, block: str | None) -> dict[str, Any]:
 
 
 def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """At most STEPS of them, evenly spaced, with the first and the last."""
+    """At most STEPS of the points, evenly spaced, with the first and the last."""
     chosen = np.unique(np.linspace(0, len(points) - 1, min(len(points), STEPS)).round().astype(int))
     return [(points[i][0], _short(points[i][1])) for i in chosen]
 
 
 def _evaluations(run: RunData) -> list[dict[str, Any]]:
-    """Where each evaluation stands on the axes, and its estimates."""
+    """Each evaluation's places on the axes, and its estimates."""
     rounds = run.summary.get("rounds", [])
     figures = [run.summary.get("base"), *(entry["evaluation"] for entry in rounds)]
     done = list(itertools.takewhile(bool, figures))
     sampled = _sums(tokens["sampled"] for tokens in run.tokens)
     seconds = _sums(sum(v for phase, v in spent.items() if phase not in _MEASURING) for spent in run.seconds)
     flops = _sums(sum(spent.values()) for spent in run.flops) if all(run.flops) else []
-    found = []
+    evaluations = []
     for i, entry in enumerate(done):
         x = {"round": i, "sampled": sampled[i], "seconds": seconds[i], "flops": flops[i] if flops else None}
-        found.append({"x": x, "m": {key: point for key, point in _folded(entry).items() if len(point) == 3}})
-    return found
+        evaluations.append({"x": x, "m": {key: point for key, point in _folded(entry).items() if len(point) == 3}})
+    return evaluations
 
 
 def _sums(values: Iterator[float]) -> list[float]:
@@ -175,14 +175,14 @@ def _sums(values: Iterator[float]) -> list[float]:
 
 
 def _folded(figures: Mapping[str, Any]) -> dict[str, Point]:
-    """Numbers by name, each with its ends where it has them: [value] or [value, low, high]."""
-    found: dict[str, Point] = {}
+    """The numbers in `figures` by name, each as [value], or as [value, low, high] if it has an interval."""
+    points: dict[str, Point] = {}
     for key, value in figures.items():
         if isinstance(value, int | float) and math.isfinite(value) and not key.endswith(("_low", "_high")):
             ends = [figures[f"{key}_{end}"] for end in ("low", "high") if f"{key}_{end}" in figures]
-            found[key] = [_short(number) for number in (value, *(ends if all(map(math.isfinite, ends)) else []))]
-    found.pop("round", None)
-    return found
+            points[key] = [_short(number) for number in (value, *(ends if all(map(math.isfinite, ends)) else []))]
+    points.pop("round", None)
+    return points
 
 
 def _short(value: float) -> float:
@@ -190,45 +190,45 @@ def _short(value: float) -> float:
 
 
 def _group(name: str, members: Sequence[int], runs: Sequence[RunData], entries: Sequence[dict[str, Any]]) -> Any:
-    """A group's figures: of one run its own, of several their means with intervals."""
+    """A group's figures: those of its only run, or the means of several runs with intervals."""
     own = [entries[i] for i in members]
     if len(own) == 1:
         return {"name": name, "runs": list(members), "evals": own[0]["evals"], "rounds": own[0]["rounds"]}
     evals = []
     for index in range(max(len(entry["evals"]) for entry in own)):
-        there = [i for i in members if len(entries[i]["evals"]) > index]
-        each = [entries[i]["evals"][index] for i in there]
-        known = {key: [e["x"][key] for e in each] for key in each[0]["x"]}
-        x = {key: None if None in values else sum(values) / len(values) for key, values in known.items()}
-        metrics = _means([e["m"] for e in each])
-        metrics |= _paired([runs[i] for i in there], index, metrics) if len(there) > 1 else {}
+        evaluated = [i for i in members if len(entries[i]["evals"]) > index]
+        by_run = [entries[i]["evals"][index] for i in evaluated]
+        places = {key: [e["x"][key] for e in by_run] for key in by_run[0]["x"]}
+        x = {key: None if None in values else sum(values) / len(values) for key, values in places.items()}
+        metrics = _means([e["m"] for e in by_run])
+        metrics |= _paired([runs[i] for i in evaluated], index, metrics) if len(evaluated) > 1 else {}
         evals.append({"x": x, "m": metrics})
     rounds = []
     for index in range(max(len(entry["rounds"]) for entry in own)):
-        each = [entry["rounds"][index] for entry in own if len(entry["rounds"]) > index]
-        rounds.append({"round": each[0]["round"], "m": _means([e["m"] for e in each])})
+        by_run = [entry["rounds"][index] for entry in own if len(entry["rounds"]) > index]
+        rounds.append({"round": by_run[0]["round"], "m": _means([e["m"] for e in by_run])})
     return {"name": name, "runs": list(members), "evals": evals, "rounds": rounds}
 
 
-def _means(each: Sequence[Mapping[str, Point]]) -> dict[str, Point]:
-    """Of each figure the mean over runs and, of two or more, Student's 95 % interval of it."""
-    found: dict[str, Point] = {}
-    for key in dict.fromkeys(key for entry in each for key in entry):
-        points = [entry[key] for entry in each if key in entry]
+def _means(by_run: Sequence[Mapping[str, Point]]) -> dict[str, Point]:
+    """The mean of each figure over runs, with Student's 95 % interval if there are two or more."""
+    means: dict[str, Point] = {}
+    for key in dict.fromkeys(key for entry in by_run for key in entry):
+        points = [entry[key] for entry in by_run if key in entry]
         values = [point[0] for point in points if point[0] is not None]
         mean, n = sum(values) / len(values), len(values)
         if n == 1:
-            found[key] = points[0]
+            means[key] = points[0]
             continue
         deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
         half = student(n - 1) * deviation / math.sqrt(n)
-        found[key] = [_short(mean), _short(mean - half), _short(mean + half)]
-    return found
+        means[key] = [_short(mean), _short(mean - half), _short(mean + half)]
+    return means
 
 
 def _paired(runs: Sequence[RunData], index: int, names: Mapping[str, Point]) -> dict[str, Point]:
-    """The figures that are known problem by problem, with intervals over problems and seeds together."""
-    if len({run.seed for run in runs}) < len(runs):  # runs that differ in more than their seed
+    """The figures known for each problem, with intervals over problems and seeds together."""
+    if len({run.seed for run in runs}) < len(runs):  # the runs differ in more than their seed
         return {}
     unit = runs[0].unit
     values: dict[str, list[dict[str, float]]] = {unit.name: [run.heldout[index] for run in runs]}
@@ -238,12 +238,12 @@ def _paired(runs: Sequence[RunData], index: int, names: Mapping[str, Point]) -> 
             if match := re.fullmatch(r"(mean|pass)@(\d+)", name):
                 of = _mean if match[1] == "mean" else _pass(int(match[2]))
                 values[name] = [{p: of(n, c) for p, (n, c) in run.items()} for run in drawn]
-    found: dict[str, Point] = {}
-    for name, each in values.items():
-        if all(run.keys() == each[0].keys() for run in each):
-            estimate = over_seeds(matrix(each), unit.scale if name == unit.name else (0.0, 1.0))
-            found[name] = [_short(estimate.value), _short(estimate.low), _short(estimate.high)]
-    return found
+    estimates: dict[str, Point] = {}
+    for name, by_run in values.items():
+        if all(run.keys() == by_run[0].keys() for run in by_run):
+            estimate = over_seeds(matrix(by_run), unit.scale if name == unit.name else (0.0, 1.0))
+            estimates[name] = [_short(estimate.value), _short(estimate.low), _short(estimate.high)]
+    return estimates
 
 
 def _mean(n: int, c: int) -> float:
@@ -280,19 +280,19 @@ def _caption(groups: Sequence[tuple[str, list[int]]]) -> str:
     )
 
 
-def _said(shown: Counter[str], found: Sequence[tuple[int, calibration.Signal]], one: bool) -> list[str]:
-    """What the report leaves out."""
-    said = []
+def _said(shown: Counter[str], signals: Sequence[tuple[int, calibration.Signal]], one: bool) -> list[str]:
+    """Lines on what the report leaves out."""
+    lines = []
     if shown["trajectories"] < shown["trajectories held"]:
         of = "this run" if one else "these runs"
-        said.append(
+        lines.append(
             f"The explorer shows {shown['problems']:,} of {shown['problems held']:,} problems and "
             f"{shown['trajectories']:,} of {shown['trajectories held']:,} answers of {of}: whole problems, chosen by a "
             "hash of their id, the same ones in runs on the same problems. Tables and curves are over all of them."
         )
-    if graded := sum(len(signal[2]) for _, signal in found if signal[0].startswith(calibration.REWARD)):
-        said.append(f"Calibration of rewards is over {graded:,} answers, evenly spaced, graded when this was written.")
-    return said
+    if graded := sum(len(signal[2]) for _, signal in signals if signal[0].startswith(calibration.REWARD)):
+        lines.append(f"Calibration of rewards is over {graded:,} answers, evenly spaced, graded when this was written.")
+    return lines
 
 
 def _warnings(run: RunData) -> list[str]:
@@ -307,7 +307,7 @@ def _noted(diagrams: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _cards(run: RunData) -> list[tuple[str, str, str]]:
-    """Name, figure and what more there is to say of it."""
+    """(name, figure, a note on it) of each card."""
 
     unit, summary, cards = run.unit, run.summary, []
 
@@ -320,8 +320,8 @@ def _cards(run: RunData) -> list[tuple[str, str, str]]:
     if (final := summary.get("final")) and (change := summary.get("change")):
         cards.append((f"final {unit.label}", unit.show(final[unit.name]), ends(final)))
         cards.append(("change, paired", unit.change(change[unit.name]), ends(change, signed=True)))
-    done, asked = len(run.rounds), int(run.config["rounds"])
-    cards.append(("rounds", f"{done} of {asked}", run.status))
+    done, planned = len(run.rounds), int(run.config["rounds"])
+    cards.append(("rounds", f"{done} of {planned}", run.status))
     cards.append(("tokens sampled", f"{sum(t['sampled'] for t in run.tokens):,}", "for learning, without evaluation"))
     minutes, seconds = divmod(round(sum(sum(spent.values()) for spent in run.seconds)), 60)
     cards.append(("time", f"{minutes} min {seconds} s" if minutes else f"{seconds} s", "all phases of all rounds"))
@@ -342,7 +342,7 @@ def _tables(
     groups: Sequence[tuple[str, list[int]]],
     comparison: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Tables with a title, columns (label and kind) and rows: of one run its rounds, of several the runs."""
+    """Tables with a title, columns (label and kind) and rows: the rounds of one run, or several runs."""
     if len(runs) == 1:
         return [_table("Rounds", *_round_rows(runs[0]))]
     of = {i: name for name, chosen in groups for i in chosen}
@@ -362,10 +362,10 @@ def _round_rows(run: RunData) -> tuple[list[tuple[str, str]], list[list[Any]]]:
     entries = [{"evaluation": run.summary.get("base")}, *run.summary.get("rounds", [])]
     estimates = [_folded(entry["evaluation"] or {}) for entry in entries]
     names = sorted((k for k in estimates[0] if "@" in k), key=lambda k: int(k.partition("@")[2].lstrip("t")))
-    more = list({name.partition("@")[0]: name for name in names}.values())  # of each the largest k
+    largest = list({name.partition("@")[0]: name for name in names}.values())  # each figure at its largest k
     unit = run.unit
     columns = [("after", "text"), (unit.label, unit.kind), ("change", unit.change_kind)]
-    columns += [(name, unit.kind if name.startswith(unit.name) else "percent") for name in more]
+    columns += [(name, unit.kind if name.startswith(unit.name) else "percent") for name in largest]
     columns += [("answers", "number"), ("correct", "number"), ("examples", "number"), ("tokens sampled", "number")]
     columns += [("tokens trained", "number"), ("time", "seconds")]
     rows = []
@@ -373,7 +373,7 @@ def _round_rows(run: RunData) -> tuple[list[tuple[str, str]], list[list[Any]]]:
         spent = [entry["tokens"][kind] for kind in ("sampled", "trained")] if i else [None, None]
         counts = [entry["trajectories"], entry["verdicts"].get("correct"), entry["examples"]] if i else [None] * 3
         seconds = sum(entry["seconds"].values()) if i else None
-        figures = [estimate.get(name) for name in (unit.name, "change", *more)]
+        figures = [estimate.get(name) for name in (unit.name, "change", *largest)]
         rows.append([f"round {entry['round']}" if i else "base policy", *figures, *counts, *spent, seconds])
     return columns, rows
 
@@ -383,7 +383,7 @@ def _table(title: str, columns: Sequence[tuple[str, str]], rows: list[list[Any]]
 
 
 def _facts(run: RunData) -> list[tuple[str, str]]:
-    """What was run, as name and value."""
+    """The facts of a run, as (name, value)."""
     config, environment = run.config, run.environment
     splits = Counter(run.problems["split"].to_pylist())
     sealed = f", {splits['sealed']} sealed" if splits["sealed"] else ""

@@ -1,10 +1,9 @@
 """Figures of a round and of an evaluation, each estimate with a 95 % interval.
 
-The estimators are in statistics.py: intervals are over problems, and the samples of one problem go together.
+The estimators are in statistics.py. Intervals are over problems; the samples of one problem stay together.
 
-A sample counts as correct when its verdict's status is `correct`. pass@k and maj@k take the samples of a problem as
-exchangeable: for solvers whose attempts build on one another they describe what was found, not what k fresh samples
-would find.
+A sample is correct if its verdict's status is `correct`. pass@k and maj@k treat a problem's samples as exchangeable. If
+a solver's attempts build on each other, they describe these attempts, and not what k fresh samples would give.
 """
 
 from __future__ import annotations
@@ -25,16 +24,16 @@ from selfimprove.report.statistics import paired_difference as paired_difference
 from selfimprove.types import Attempt, Sample, Trajectory, Verdict
 from selfimprove.verify.equality import canonical
 
-SUBSETS = 200  # drawn per problem for maj@k with k below the number of samples
+SUBSETS = 200  # random subsets per problem, for maj@k with k below the number of samples
 
 
 @lru_cache(maxsize=65536)
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased probability that k of n samples, c of them correct, hold a correct one.
+    """The unbiased estimate of pass@k: the probability that k of n samples, c of them correct, include a correct one.
 
-    1 - C(n-c, k) / C(n, k): Chen et al. 2021 (arXiv 2107.03374), eq. 1. The ratio is the same with c and k swapped, so
-    it is a product of min(c, k) factors, summed as logarithms: no overflow for large n, no cancellation for small c.
-    Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
+    1 - C(n-c, k) / C(n, k): Chen et al. 2021 (arXiv 2107.03374), eq. 1. Swapping c and k does not change the ratio, so
+    it is a product of min(c, k) factors. Their logarithms are summed: no overflow for large n, no cancellation for
+    small c. Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
     """
     if not (0 <= c <= n and 1 <= k <= n):
         raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
@@ -45,22 +44,22 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def pass_at_k_over(problems: Sequence[Sequence[Verdict]], k: int, seed: int = 0) -> Estimate:
-    """Mean pass@k over problems, each with its samples' verdicts, at least k of them."""
+    """The mean pass@k over problems. Each is given by its samples' verdicts, at least k of them."""
     return mean_over_problems([pass_at_k(len(group), _correct(group), k) for group in problems], seed)
 
 
 def mean_at_k(problems: Sequence[Sequence[Verdict]], seed: int = 0) -> Estimate:
-    """Share of correct samples, averaged over problems; k is however many samples a problem has (at least one)."""
+    """The share of correct samples, averaged over problems. k is a problem's number of samples, at least one."""
     return mean_over_problems([_correct(group) / len(group) for group in problems], seed)
 
 
 def maj_at_k(problems: Sequence[Sequence[Verdict]], k: int, seed: int = 0) -> Estimate:
-    """Accuracy of the majority among k samples' answers, averaged over problems.
+    """The accuracy of the majority among k samples' answers, averaged over problems.
 
-    Samples with no extracted answer do not vote; a problem where none votes scores 0. Answers are the same by
-    `verify.equality.canonical`, 1/2 and 0.5 for instance. A tie is broken in expectation: the mean over the tied
-    answers. With k below the number of samples it is the mean over 200 random subsets of size k (seeded), an unbiased
-    estimate of the mean over all; with k equal to it, it is exact. Raises ValueError when a problem has fewer than k
+    Samples without an extracted answer do not vote; a problem without votes scores 0. Answers are equal by
+    `verify.equality.canonical`: 1/2 and 0.5, for instance. A tie scores the mean over the tied answers. With k equal to
+    the number of samples the result is exact. With a smaller k it is the mean over 200 random subsets of size k
+    (seeded), an unbiased estimate of the mean over all subsets. Raises ValueError when a problem has fewer than k
     samples.
     """
     rng = np.random.default_rng(seed)
@@ -77,7 +76,7 @@ def _majority(group: Sequence[Verdict], k: int, rng: np.random.Generator) -> flo
         return 0.0
     codes = np.array([-1 if answer is None else classes.index(answer) for answer in answers])
     correct = np.array([v.status == "correct" for v in group])
-    # Verdicts on one answer agree unless the verifier reads more than the answer; then the class counts in part.
+    # Verdicts on equal answers differ only if the verifier reads more than the answer. Then the class counts in part.
     score = np.array([correct[codes == code].mean() for code in range(len(classes))])
     drawn = np.arange(n)[None] if k == n else rng.permuted(np.tile(np.arange(n), (SUBSETS, 1)), axis=1)[:, :k]
     votes = (codes[drawn][:, :, None] == np.arange(len(classes))).sum(axis=1)  # (subsets, classes)
@@ -91,15 +90,15 @@ def _correct(group: Iterable[Verdict]) -> int:
 
 
 def normalise(text: str) -> str:
-    """Runs of white space become one space: what counts as the same solution."""
+    """`text` with each run of white space as one space. Equal results count as the same solution."""
     return " ".join(text.split())
 
 
 def evaluation(problems: Iterable[Sequence[Attempt]], seed: int = 0) -> dict[str, float]:
-    """Held-out figures from each problem's attempts, in one pass: `accuracy` of the greedy answers, its ends, and `n`.
+    """Held-out figures from each problem's attempts, in one pass: `accuracy` of the greedy answers, and `n`.
 
-    Where there are samples too (trajectories whose metadata says `decoding: sampled`, the same number K a problem),
-    mean@K, pass@k and maj@k for k = 1, 2, 4, ... and K stand beside it, each with its ends under `<name>_low` and
+    If there are samples too (trajectories with `decoding: sampled` in their metadata, K for each problem), the result
+    also has mean@K, and pass@k and maj@k for k = 1, 2, 4, ... and K. Each figure has its interval as `<name>_low` and
     `<name>_high`. Raises ValueError when there are no problems.
     """
     greedy: list[Sequence[Verdict]] = []
@@ -113,13 +112,13 @@ def evaluation(problems: Iterable[Sequence[Attempt]], seed: int = 0) -> dict[str
         result |= mean_at_k(sampled, seed).named(f"mean@{most}")
         for k in sorted({2**power for power in range(most.bit_length())} | {most}):
             result |= pass_at_k_over(sampled, k, seed).named(f"pass@{k}")
-            if k > 2:  # the majority of one or two is a sample, in expectation
+            if k > 2:  # the majority of one or two samples is, in expectation, one sample
                 result |= maj_at_k(sampled, k, seed).named(f"maj@{k}")
     return result
 
 
 def change(before: Iterable[Sequence[Attempt]], after: Iterable[Sequence[Attempt]], seed: int = 0) -> Estimate:
-    """Paired difference of two evaluations' greedy accuracy. Raises ValueError unless they are of the same problems."""
+    """The paired difference of two evaluations' greedy accuracy. Raises ValueError when their problems differ."""
     first, second = _solved(before), _solved(after)
     if first.keys() != second.keys():
         raise ValueError(f"evaluations of {len(first)} and {len(second)} problems, not the same ones")
@@ -127,24 +126,24 @@ def change(before: Iterable[Sequence[Attempt]], after: Iterable[Sequence[Attempt
 
 
 def _solved(problems: Iterable[Sequence[Attempt]]) -> dict[str, float]:
-    found = {}
+    shares = {}
     for group in problems:
         greedy = [a.verdict for a in group if decoding(a) == "greedy"]
-        found[group[0].problem.id] = _correct(greedy) / len(greedy)
-    return found
+        shares[group[0].problem.id] = _correct(greedy) / len(greedy)
+    return shares
 
 
 def decoding(attempt: Attempt) -> str:
-    """How an attempt of a held-out evaluation was decoded; greedily unless its metadata says otherwise."""
+    """How an attempt of a held-out evaluation was decoded: "greedy" unless its metadata says otherwise."""
     return str(attempt.trajectory.metadata.get("decoding", "greedy"))
 
 
 def cost(trajectories: Iterable[Trajectory]) -> dict[str, float]:
-    """What trajectories cost, in one pass; those of one problem must follow one another.
+    """The cost of trajectories, in one pass. Those of one problem must follow one another.
 
-    Returned: `trajectories`; `tokens/prompt` and `tokens/sampled`, totals over samples; `completion/mean_tokens` and
-    `completion/truncated`, the mean length of a sample and the share of samples that ran into the limit. A step which
-    several paths of a tree share is one sample, known by its role, seed and tokens.
+    Returns `trajectories`; `tokens/prompt` and `tokens/sampled`, totals over samples; `completion/mean_tokens`, the
+    mean length of a sample; and `completion/truncated`, the share of samples cut off at the limit. A step that several
+    paths of a tree share is one sample, identified by its role, seed and tokens.
     """
     total: Counter[str] = Counter()
     for _, group in itertools.groupby(trajectories, key=lambda trajectory: trajectory.problem_id):
@@ -167,17 +166,17 @@ def cost(trajectories: Iterable[Trajectory]) -> dict[str, float]:
 
 
 def round_metrics(problems: Iterable[Sequence[Attempt]], kept: Collection[str]) -> dict[str, float]:
-    """How a round explored and exploited, in one pass over its attempts by problem; holds one group at a time.
+    """How a round explored and exploited, in one pass over its attempts by problem. It holds one group at a time.
 
-    `kept` are the ids of the trajectories that training imitates (of a pair, the preferred one). Returned:
+    `kept` are the ids of the trajectories that training imitates (of a pair, the preferred one). Returns:
 
     - explore/pass@k: for k = 1, 2, 4, ..., the mean over the problems with at least k attempts
-    - explore/distinct_answers, distinct_solutions, distinct_correct: different extracted answers (1/2 and 0.5 are one),
-      different texts, different correct texts among a problem's attempts, means over problems
-    - exploit/available_reward, kept_reward: mean reward over all attempts and over the kept ones; best_reward: the
-      mean over problems of the best attempt's; keep_rate: kept attempts / attempts
+    - explore/distinct_answers, distinct_solutions, distinct_correct: the numbers of different extracted answers (1/2
+      and 0.5 are one), texts, and correct texts among a problem's attempts, as means over problems
+    - exploit/available_reward, kept_reward: the mean reward of all attempts and of the kept ones; best_reward: the best
+      attempt's reward, as a mean over problems; keep_rate: kept attempts / attempts
 
-    Figures over nothing are left out: all of them without an attempt, kept_reward when nothing was kept.
+    Figures over nothing are left out: all of them without an attempt, kept_reward if nothing was kept.
     """
     passes: defaultdict[int, list[float]] = defaultdict(list)
     total: Counter[str] = Counter()

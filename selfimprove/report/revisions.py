@@ -1,4 +1,4 @@
-"""How an answer changes from one turn to the next: what is corrected, what is spoilt, and how much is written anew."""
+"""Measures how answers change from one turn to the next: what is corrected, what is spoilt, how much is rewritten."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import numpy as np
 
 from selfimprove.types import Attempt
 
-Pair = tuple[Attempt, Attempt]  # one problem's candidates of a turn and of the turn after it
+Pair = tuple[Attempt, Attempt]  # one problem's candidates of two successive turns
 
 
 def revisions(pairs: Sequence[Pair], turn: int) -> dict[str, float]:
-    """Figures of what `turn` made of the turn before, each a mean over all problems.
+    """How turn K = `turn` changed the turn before it, as means over all problems.
 
-    `i_to_c@tK`: wrong before and right at turn K. `c_to_i@tK`: right before and wrong at turn K. Accuracy at K is that
-    before it plus the first minus the second. `same@tK`: both answers have the same words. `edit@tK`: their edit
-    distance.
+    `i_to_c@tK`: wrong before and right at turn K. `c_to_i@tK`: right before and wrong at turn K. The first minus the
+    second is the change of accuracy. `same@tK`: both texts are equal. `edit@tK`: their edit distance.
     """
     right = [(before.verdict.status == "correct", after.verdict.status == "correct") for before, after in pairs]
     texts = [(_text(before), _text(after)) for before, after in pairs]
@@ -34,13 +33,13 @@ def _text(attempt: Attempt) -> str:
 
 
 def edit_distance(first: str, second: str) -> float:
-    """Levenshtein's distance in characters over the length of the longer text: 0 for equal texts, 1 at most."""
+    """The Levenshtein distance in characters divided by the longer text's length: 0 for equal texts, at most 1."""
     if not first or not second:
         return float(first != second)
     a, b = np.array([ord(c) for c in first]), np.array([ord(c) for c in second])
     places = np.arange(len(b) + 1)
     row = places
     for i, letter in enumerate(a, start=1):
-        kept = np.minimum(row[1:] + 1, row[:-1] + (b != letter))  # a letter is deleted, or kept or exchanged
-        row = np.minimum.accumulate(np.concatenate([[i], kept]) - places) + places  # or letters are inserted
+        kept = np.minimum(row[1:] + 1, row[:-1] + (b != letter))  # delete a letter, or keep or replace it
+        row = np.minimum.accumulate(np.concatenate([[i], kept]) - places) + places  # or insert letters
     return float(row[-1]) / max(len(a), len(b))

@@ -1,4 +1,4 @@
-"""What `selfimprove eval method=NAME` prints: a table, what it cost, and accuracy over tokens as a chart."""
+"""The output of `selfimprove eval method=NAME`: a table, the cost, and a chart of accuracy over tokens."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def show(summary: Mapping[str, Any], console: Console | None = None) -> None:
 
 
 def table(summary: Mapping[str, Any]) -> Table:
-    """The solver beside plain samples of as many tokens."""
+    """The solver compared with plain samples of as many tokens."""
     baseline = summary["baseline"]
     rows = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     method = printable(summary["method"])
@@ -63,7 +63,7 @@ def _percent(part: Mapping[str, Any], name: str) -> str:
 
 
 def chart(summary: Mapping[str, Any], width: int, terminal: bool) -> str:
-    """Accuracy over sampled tokens a problem; in ASCII where there is no terminal."""
+    """A chart of accuracy over sampled tokens a problem; in ASCII if there is no terminal."""
     import plotext
 
     plotext.clear_figure()
@@ -73,9 +73,7 @@ def chart(summary: Mapping[str, Any], width: int, terminal: bool) -> str:
     lines: list[tuple[str, str, Sequence[Mapping[str, float]]]] = [
         (_NAMES[k], mark, summary["baseline"][k]["curve"]) for k, mark in marks.items() if k in summary["baseline"]
     ]
-    lines.append(
-        (printable(summary["method"]), "o", summary["curve"])
-    )  # last: where lines cross, it is the one that is seen
+    lines.append((printable(summary["method"]), "o", summary["curve"]))  # last, so that it covers other lines
     for name, mark, points in lines:
         plotext.plot([p["tokens"] for p in points], [100 * p["accuracy"] for p in points], label=name, marker=mark)
     plotext.ylim(0, 100)

@@ -1,18 +1,18 @@
-"""Estimates with 95 % intervals: of accuracies, of paired differences, of ratios, over problems and over seeds.
+"""Estimates with 95 % intervals: of accuracies, paired differences and ratios, over problems and over seeds.
 
-Problems are what is drawn at random, so they are what intervals are over; the samples of one problem go together, as
-its mean, and two policies are compared problem by problem (Miller 2024, arXiv 2411.00640). Nothing rests on a normal
-approximation over problems, which covers badly below a few hundred of them (Bowyer et al. 2025, arXiv 2503.01747):
+Problems are drawn at random, so intervals are over problems. The samples of one problem count as their mean, and two
+policies are compared problem by problem (Miller 2024, arXiv 2411.00640). No interval uses a normal approximation over
+problems, which covers badly below a few hundred of them (Bowyer et al. 2025, arXiv 2503.01747):
 
-- one 0 or 1 a problem: Wilson's interval;
+- one 0 or 1 for each problem: Wilson's interval;
 - any other mean over problems: the Bayesian bootstrap (Rubin 1981, Annals of Statistics 9:130), with half a problem
-  more at each end of the scale. Of values that are 0 or 1 this is Jeffreys' interval, of paired ones a Dirichlet
-  posterior. Without those two halves, or as a percentile bootstrap, it covers too little at 50 problems;
-- several seeds: that interval over problems, for the mean over seeds, widened by Student's t for the seeds. Resampling
-  the seeds instead (Agarwal et al. 2021, arXiv 2108.13264) covers far too little where three seeds differ much: three
-  values hardly show how far off a fourth would be. A test holds that comparison.
+  added at each end of the scale. For values of 0 or 1 this is Jeffreys' interval; for paired ones, a Dirichlet
+  posterior. Without those halves, or as a percentile bootstrap, it covers too little at 50 problems;
+- several seeds: that interval for the mean over seeds, widened by Student's t for the seeds. Resampling the seeds
+  instead (Agarwal et al. 2021, arXiv 2108.13264) covers far too little if three seeds differ much, since three values
+  hardly show how far off a fourth would be. A test makes that comparison.
 
-How often each covers, and of how many simulations: `python scripts/coverage.py`, whose table is in docs/compare.md.
+`python scripts/coverage.py` measures how often each covers; its table is in docs/compare.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 from selfimprove.units import Scale
 
 Z = NormalDist().inv_cdf(0.975)
-RESAMPLES = 2000  # the ends of an interval then vary by a few per cent of its width
+RESAMPLES = 2000  # with these, the ends of an interval vary by a few per cent of its width
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +40,17 @@ class Estimate:
     n: int
 
     def named(self, name: str) -> dict[str, float]:
-        """{name, name_low, name_high}: how an estimate is logged and stored."""
+        """{name, name_low, name_high}: the form in which an estimate is logged and stored."""
         return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
 
     @property
     def apart(self) -> bool:
-        """Whether the interval leaves out 0: of a difference, whether it is significant."""
+        """Whether the interval excludes 0: whether a difference is significant."""
         return self.low > 0 or self.high < 0
 
 
 def accuracy(correct: Sequence[bool] | np.ndarray) -> Estimate:
-    """Share of problems solved, one answer each; Wilson's interval. Raises ValueError when there are none."""
+    """The share of problems solved, one answer each, with Wilson's interval. Raises ValueError without problems."""
     if not (n := len(correct)):
         raise ValueError("no problems to average over")
     hits = int(np.count_nonzero(correct))
@@ -62,9 +62,10 @@ def accuracy(correct: Sequence[bool] | np.ndarray) -> Estimate:
 
 
 def mean_over_problems(values: Sequence[float] | np.ndarray, seed: int = 0) -> Estimate:
-    """Mean of one value in [0, 1] a problem: Wilson's interval where all are 0 or 1, else the Bayesian bootstrap.
+    """The mean of one value in [0, 1] for each problem.
 
-    Raises ValueError when there are none.
+    The interval is Wilson's if all values are 0 or 1, else the Bayesian bootstrap's. Raises ValueError when there are
+    no problems.
     """
     array = np.asarray(values, dtype=float)
     if np.isin(array, (0.0, 1.0)).all():
@@ -75,9 +76,9 @@ def mean_over_problems(values: Sequence[float] | np.ndarray, seed: int = 0) -> E
 def paired_difference(
     before: Sequence[float] | np.ndarray, after: Sequence[float] | np.ndarray, seed: int = 0
 ) -> Estimate:
-    """Mean of after - before over the same problems in the same order, values in [0, 1].
+    """The mean of after - before, values in [0, 1], over the same problems in the same order.
 
-    Raises ValueError when the two are not of one length, or empty.
+    Raises ValueError when the two differ in length or are empty.
     """
     if len(before) != len(after):
         raise ValueError(f"{len(before)} problems before and {len(after)} after: not the same problems")
@@ -85,10 +86,10 @@ def paired_difference(
 
 
 def mean(values: np.ndarray, scale: Scale | None, seed: int = 0) -> Estimate:
-    """Mean of one value a problem, by the Bayesian bootstrap.
+    """The mean of one value for each problem, with an interval by the Bayesian bootstrap.
 
-    `scale` None: the least and the greatest value that were seen stand for the ends of the scale. Raises ValueError
-    when there are no values.
+    `scale` None: the least and the greatest value are used as the ends of the scale. Raises ValueError when there are
+    no values.
     """
     if not len(values):
         raise ValueError("no problems to average over")
@@ -100,19 +101,23 @@ def mean(values: np.ndarray, scale: Scale | None, seed: int = 0) -> Estimate:
 
 
 def ratio(above: np.ndarray, below: np.ndarray, seed: int = 0) -> Estimate:
-    """sum(above) / sum(below) over problems, e.g. nats and tokens; `below` is positive. The problems of the least and
-    of the greatest ratio stand for the ends of the scale. Raises ValueError when there are none."""
+    """sum(above) / sum(below) over problems, e.g. nats and tokens; `below` is positive.
+
+    The problems with the least and the greatest ratio are used as the ends of the scale. Raises ValueError when there
+    are no problems.
+    """
     if not len(above):
         raise ValueError("no problems to average over")
-    rows, each = np.column_stack([above, below]), above / below
-    low, high = _interval(rows, rows[[each.argmin(), each.argmax()]], seed)
+    rows, ratios = np.column_stack([above, below]), above / below
+    low, high = _interval(rows, rows[[ratios.argmin(), ratios.argmax()]], seed)
     return Estimate(float(above.sum() / below.sum()), low, high, len(above))
 
 
 def _interval(rows: np.ndarray, ends: np.ndarray, seed: int) -> tuple[float, float]:
-    """95 % of the Bayesian bootstrap of sum(rows[:, 0]) / sum(rows[:, 1]): rows weigh Gamma(1), `ends` Gamma(1/2) each.
+    """The 95 % interval of sum(rows[:, 0]) / sum(rows[:, 1]) by the Bayesian bootstrap.
 
-    Equal rows are drawn as one, since the sum of their Gamma weights is Gamma again.
+    Each row has a Gamma(1) weight, each of `ends` a Gamma(1/2) weight. Equal rows are drawn as one, since a sum of
+    Gamma weights is Gamma again.
     """
     together, which = np.unique(np.concatenate([rows, ends]), axis=0, return_inverse=True)
     shape = np.bincount(which.ravel(), np.repeat([1.0, 0.5], [len(rows), len(ends)]))
@@ -126,33 +131,34 @@ def _interval(rows: np.ndarray, ends: np.ndarray, seed: int) -> tuple[float, flo
 
 
 def over_seeds(table: np.ndarray, scale: Scale | None = None, seed: int = 0) -> Estimate:
-    """Mean of a table of shape (seeds, problems): another seed and other problems could have been drawn.
+    """The mean of a table of shape (seeds, problems), with an interval over both seeds and problems.
 
-    The interval over problems, of the mean over seeds, is widened by what seeds add (MOVER: Zou and Donner 2008,
-    Statistics in Medicine 27:1693): half-widths add as squares, and that of the seeds is Student's t times the standard
-    error of the seeds' component of variance in the two-way layout. One seed, or seeds that are all the same: the
-    interval over problems alone.
+    The interval over problems, of the mean over seeds, is widened for the seeds (MOVER: Zou and Donner 2008, Statistics
+    in Medicine 27:1693). The squares of the two half-widths add up. The seeds' half-width is Student's t times the
+    standard error of their component of variance in the two-way layout. With one seed, or seeds that are all equal, it
+    is the interval over problems alone.
 
-    Two choices are by the simulations of scripts/coverage.py. The half problems at the ends of the scale are means over
-    seeds too, so they stand nearer to its middle, by the root of the number of seeds. Of the residual mean square only
-    half is taken off that of the seeds: with few of them the whole often leaves nothing where seeds do matter.
+    The simulations of scripts/coverage.py decided two choices. The half problems at the ends of the scale are means
+    over seeds too, so they stand nearer to its middle, by the root of the number of seeds. And only half the residual
+    mean square is subtracted from that of the seeds: with few seeds, the whole often leaves nothing although seeds
+    matter.
     """
     table = np.asarray(table, dtype=float)
     seeds, problems = table.shape
     one = table.mean(axis=0)
-    if seeds == 1 or (table == table[0]).all():  # of the base policy, every seed's answers are the same
+    if seeds == 1 or (table == table[0]).all():  # every seed has the same answers of the base policy
         return mean_over_problems(one, seed) if scale == (0.0, 1.0) else mean(one, scale, seed)
     middle, half = (sum(scale) / 2, (scale[1] - scale[0]) / 2 / math.sqrt(seeds)) if scale else (0.0, 0.0)
-    found = mean(one, (middle - half, middle + half) if scale else None, seed)
-    each = table.mean(axis=1, keepdims=True)
-    residual = table - each - one + found.value
-    ms_seeds = problems * float(each.var(ddof=1))
+    overall = mean(one, (middle - half, middle + half) if scale else None, seed)
+    by_seed = table.mean(axis=1, keepdims=True)
+    residual = table - by_seed - one + overall.value
+    ms_seeds = problems * float(by_seed.var(ddof=1))
     ms_residual = float((residual**2).sum()) / max(1, (seeds - 1) * (problems - 1))
-    more = student(seeds - 1) * math.sqrt(max(0.0, ms_seeds - ms_residual / 2) / (seeds * problems))
+    widening = student(seeds - 1) * math.sqrt(max(0.0, ms_seeds - ms_residual / 2) / (seeds * problems))
     least, most = scale or (-math.inf, math.inf)
-    low = found.value - math.hypot(found.value - found.low, more)
-    high = found.value + math.hypot(found.high - found.value, more)
-    return Estimate(found.value, max(least, low), min(most, high), problems)
+    low = overall.value - math.hypot(overall.value - overall.low, widening)
+    high = overall.value + math.hypot(overall.high - overall.value, widening)
+    return Estimate(overall.value, max(least, low), min(most, high), problems)
 
 
 def student(freedom: int) -> float:
@@ -181,7 +187,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def matrix(runs: Sequence[Mapping[str, float]]) -> np.ndarray:
-    """Problem id -> value, a mapping a seed, as a table of shape (seeds, problems), problems sorted by id.
+    """A table of shape (seeds, problems) from one mapping problem id -> value for each seed, problems sorted by id.
 
     Raises ValueError when the problems differ.
     """
@@ -194,9 +200,9 @@ def matrix(runs: Sequence[Mapping[str, float]]) -> np.ndarray:
 def difference(
     after: Sequence[Mapping[str, float]], before: Sequence[Mapping[str, float]], scale: Scale | None = (0.0, 1.0)
 ) -> Estimate:
-    """Mean over seeds and problems of after - before, paired seed by seed and problem by problem.
+    """The mean over seeds and problems of after - before, paired seed by seed and problem by problem.
 
-    `scale` is that of the values; None: it has no ends. Raises ValueError when the problems differ.
+    `scale` is the range of the values; None: unbounded. Raises ValueError when the problems differ.
     """
     both = matrix([*after, *before])
     span = scale and scale[1] - scale[0]

@@ -1,4 +1,4 @@
-"""A score over two settings as a heat map of text, for the terminal and for run.log."""
+"""Draws a score over two settings as a heat map of text, for the terminal and for run.log."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ MOST_COLUMNS = 12
 
 
 def heat_map(rows: Sequence[dict[str, Any]], down: str, across: str, score: str) -> Table:
-    """A cell for each pair of values of `down` and `across` in `rows`, with the score in %; the first best has a star.
+    """A table with the score in % for each pair of values of `down` and `across`. The first best cell has a star.
 
-    Neighbouring columns that are the same all the way down are one, headed by its first and last value. Of what is
-    still too many for a line, evenly spaced ones are shown, and the best.
+    Neighbouring columns with equal cells are merged, under their first and last value. If there are still too many,
+    evenly spaced ones and the best are shown.
     """
     scores = {(row[down], row[across]): float(row[score]) for row in rows}
     side = sorted({row[down] for row in rows})
@@ -56,5 +56,5 @@ def heat_map(rows: Sequence[dict[str, Any]], down: str, across: str, score: str)
 
 
 def log_surface(rows: Sequence[dict[str, Any]], down: str, across: str, score: str) -> None:
-    """The heat map as plain lines of the log."""
+    """Log the heat map as plain lines."""
     log.info("\n%s", plain(heat_map(rows, down, across, score)))

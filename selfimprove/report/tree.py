@@ -23,20 +23,20 @@ COLOUR = {"correct": "green", "wrong": "red", "unparseable": "red"}
 
 
 def show(run_dir: Path, problem: str, round: int | None = None, console: Console | None = None) -> None:
-    """Draw the tree that a run grew for a problem, in this round or, with None, in the last one that has it.
+    """Draw the tree that a run grew for a problem in `round`; None: in the last round that has one.
 
-    Raises ConfigError when this is no run, or it has no such problem, round or tree.
+    Raises ConfigError when `run_dir` is not a run, or has no such problem, round or tree.
     """
     configuration.load(run_dir / "config.yaml")
     run = RunData(run_dir)
     path = run.files.file(run_dir / "problems.parquet")
     if not path.exists():
         raise ConfigError(f"{run_dir}: has no problems.parquet yet")
-    found = next((p for p in store.read_records(path, Problem) if p.id == problem), None)
-    if found is None:
+    record = next((p for p in store.read_records(path, Problem) if p.id == problem), None)
+    if record is None:
         some = next((p.id for p in store.read_records(path, Problem)), "none")
         raise ConfigError(f"--problem {problem}: {run_dir} has no such problem; it has, for instance, {some}")
-    run.files.require(run.summary)  # a tree that is missing is no tree that never was
+    run.files.require(run.summary)  # so that a lost file is not taken for a tree that never was
     folders = sorted(path.parent for path in (run_dir / "rounds").glob("*/trajectories.parquet"))
     if round is not None:
         folders = [folder for folder in folders if _round(folder) == round]
@@ -45,23 +45,25 @@ def show(run_dir: Path, problem: str, round: int | None = None, console: Console
     for folder in reversed(folders):
         for trajectory in _trajectories(run, folder, problem):
             if trajectory.tree:
-                (console or Console()).print(draw(found, trajectory, _verdict(run, folder, trajectory.id)))
+                (console or Console()).print(draw(record, trajectory, _verdict(run, folder, trajectory.id)))
                 return
     where = "" if round is None else f" in round {round}"
     raise ConfigError(f"{run_dir}: no tree of {problem}{where}; methods that search keep trees of their train problems")
 
 
 def draw(problem: Problem, trajectory: Trajectory, verdict: Verdict | None) -> RenderableType:
-    """Question and gold answer, then the tree: each step with its visits N, Q, prior p and worth v; the chosen path is
-    marked, finished solutions say what the check said of them."""
+    """Question and gold answer, then the tree. Each step has its visits N, Q, prior p and worth v.
+
+    The chosen path is marked. Finished solutions show the status of their check.
+    """
     children: dict[int, list[Node]] = defaultdict(list)
     for node in trajectory.tree:
         children[node.parent].append(node)
     root = children[-1][0]
     last = problem.prompt if isinstance(problem.prompt, str) else problem.prompt[-1]["content"]
     head = Text(printable(problem.metadata.get("question", last)).strip())
-    said = f", chosen solution {verdict.status}" if verdict else ""
-    steps = f"gold {problem.gold}, {len(trajectory.tree) - 1} steps in {trajectory.id}{said}"
+    status = f", chosen solution {verdict.status}" if verdict else ""
+    steps = f"gold {problem.gold}, {len(trajectory.tree) - 1} steps in {trajectory.id}{status}"
     head.append(f"\n{printable(steps)}\n", style="dim")
     tree = Tree(Text(f"start  N {root.visits}", style="bold"))
     waiting = [(root, tree)]
@@ -81,7 +83,7 @@ def _label(node: Node) -> Text:
 
 
 def _round(folder: Path) -> int:
-    return int(folder.name.split(".")[0])  # 002, or 002.1 where a round has parts
+    return int(folder.name.split(".")[0])  # 002, or 002.1 if a round has parts
 
 
 def _trajectories(run: RunData, folder: Path, problem: str) -> list[Trajectory]:
@@ -93,5 +95,5 @@ def _trajectories(run: RunData, folder: Path, problem: str) -> list[Trajectory]:
 
 def _verdict(run: RunData, folder: Path, trajectory: str) -> Verdict | None:
     path = run.files.file(folder / "verdicts.parquet")
-    found: Iterator[Verdict] = store.read_records(path, Verdict) if path.exists() else iter(())
-    return next((verdict for verdict in found if verdict.trajectory_id == trajectory), None)
+    verdicts: Iterator[Verdict] = store.read_records(path, Verdict) if path.exists() else iter(())
+    return next((verdict for verdict in verdicts if verdict.trajectory_id == trajectory), None)

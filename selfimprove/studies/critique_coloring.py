@@ -7,7 +7,7 @@ which the verifier picks a right one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -172,16 +172,11 @@ def success_table(title: str, arms: Mapping[str, Sequence[Arm]]) -> Table:
     def success(rounds: int, arm: Sequence[Arm]) -> str:
         return f"{overall([a.success(rounds) for a in arm]):.3f}"
 
+    columns: dict[str, Callable[[Sequence[Arm]], str]]
     columns = {f"success@{k}": partial(success, k) for k in (0, 1, 3, 7, ROUNDS)}
-    return arms_table(
-        title,
-        arms,
-        {
-            **columns,
-            "seen": lambda arm: f"{np.mean([a.seen for a in arm]):.3f}",
-            "rejected": lambda arm: f"{np.mean([a.rejected for a in arm]):.3f}",
-        },
-    )
+    columns["seen"] = lambda arm: f"{np.mean([a.seen for a in arm]):.3f}"
+    columns["rejected"] = lambda arm: f"{np.mean([a.rejected for a in arm]):.3f}"
+    return arms_table(title, arms, columns)
 
 
 def critic_table(replies: Sequence[tuple[Problem, list[Trajectory]]]) -> Table:

@@ -1,18 +1,18 @@
-"""Verifiers: what a trajectory is worth. There are two kinds, told apart by the function that a config names.
+"""Verifiers decide what a trajectory is worth. There are two kinds: checks and group verifiers.
 
-A check is a pure function `check(text, gold, metadata, **options) -> Outcome`, named in a config by `_target_` with its
-options, and run in the killable processes of `selfimprove.verify.pool`. A check never rewards what it could not read
-and never blames the completion for a fault that is not its own: a gold answer that cannot be read is an `error`.
+A check is a pure function `check(text, gold, metadata, **options) -> Outcome`. A config names it by `_target_`, with
+its options. It runs in the killable processes of `selfimprove.verify.pool`. A check never rewards an answer it could
+not read, and never blames the completion for a fault elsewhere: a gold answer that cannot be read is an `error`.
 
-A check's module may also have `reference(gold, metadata, **options) -> str`, which is a completion that states the gold
-answer; `selfimprove.verify.file.check_gold` uses it to see that every gold answer passes its own verifier. And it may
-have `require(**options) -> dict`, called before a run begins: it raises ConfigError when this machine lacks what the
-check needs, and returns what the run's environment.json should say of it.
+A check's module may also have `reference(gold, metadata, **options) -> str`, a completion that states the gold answer.
+`selfimprove.verify.file.check_gold` uses it to test that every gold answer passes its own verifier. The module may also
+have `require(**options) -> dict`, which is called before a run begins. It raises ConfigError when this machine lacks
+what the check needs, and returns an entry for the run's environment.json.
 
-A group verifier is a coroutine `verify(problem, trajectories, context, **options) -> list[Outcome]`, for what needs all
-samples of a problem, or a model: agreement, a judge, a reward model. Thousands run at once in the event loop, and what
-they ask of a model is batched. Its module may have `resource(opening, **options)`, which opens what all of them share.
-It stays open for later phases, and is closed by its `close()` where it has one.
+A group verifier is a coroutine `verify(problem, trajectories, context, **options) -> list[Outcome]`. It is for verdicts
+that need all samples of a problem, or a model: agreement, a judge, a reward model. Thousands run at once in the event
+loop, and their requests to a model are batched. Its module may have `resource(opening, **options)`, which opens what
+all of them share. The resource stays open for later phases, and is closed by its `close()` if it has one.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a check says of one completion: a Verdict that does not know its trajectory."""
+    """The result of checking one completion: a Verdict without a trajectory."""
 
     status: Status
     reward: float
-    extracted: str | None = None  # the answer that was read out of the text
+    extracted: str | None = None  # the answer read from the text
     step_rewards: list[float] | None = None
-    reason: str | None = None  # for people: why unparseable, what the error was
+    reason: str | None = None  # for people: why it is unparseable, or what the error was
 
 
-Check = Callable[[str, Problem], Awaitable[Outcome]]  # text, problem: the data set's own check, in its pool
-Judge = Callable[[Problem, list[Trajectory]], Awaitable[list[Outcome]]]  # a problem's trajectories, by either kind
+Check = Callable[[str, Problem], Awaitable[Outcome]]  # runs the data set's own check of a text, in its pool
+Judge = Callable[[Problem, list[Trajectory]], Awaitable[list[Outcome]]]  # a verifier of either kind
 
 
 class RewardModel(Protocol):
-    """A reward model that is open: `selfimprove.verify.scoring.Scorer`."""
+    """An open reward model: `selfimprove.verify.scoring.Scorer`."""
 
     async def logits(self, ids: Sequence[int], positions: Sequence[int] = ()) -> list[list[float]]: ...
 
@@ -55,7 +55,7 @@ class RewardModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a group verifier has to work with, for one problem."""
+    """What a group verifier may use for one problem."""
 
     policy: Policy  # the one being trained, at the version that sampled the trajectories
     check: Check
@@ -64,8 +64,10 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """What `resource` may need to know: the policy's model, the hardware, the problems to come, and where the newest
-    weights are of each role that no engine serves (reward models)."""
+    """What `resource` may need: the policy's model, the hardware, the problems to come, and `paths`.
+
+    `paths` maps each role that no engine serves (reward models) to its newest weights.
+    """
 
     model: Model
     hardware: Hardware

@@ -1,7 +1,7 @@
-"""Which of a problem's candidates is the answer. None of these looks at whether a candidate is right.
+"""Rules that choose one of a problem's candidates as its answer, without asking whether it is right.
 
-A rule gets a problem's attempts in the order they were found, and gives the index of the chosen one, or None. What a
-reward says is the verifier's affair: `best` under a verifier that reads gold answers is the choice of one who knows.
+A rule gets a problem's attempts in the order they were found, and returns the index of the chosen one, or None. What a
+reward means depends on the verifier: with one that reads gold answers, `best` is an oracle's choice.
 """
 
 from __future__ import annotations
@@ -14,30 +14,31 @@ from selfimprove.verify.equality import canonical
 
 
 def stage(attempt: Attempt) -> int:
-    """The round of thinking at which a candidate was there: 0 unless its solver says otherwise."""
+    """The round of thinking in which a candidate was found: 0 unless its solver says otherwise."""
     return int(attempt.trajectory.metadata.get("stage", 0))
 
 
 def vote(group: Sequence[Attempt], *, window: Count | None = None) -> int | None:
-    """The first candidate with the answer that most have, of those of the last `window` stages there are; None for
-    the window: of all. Of answers as frequent, the one that was there first. Candidates without an answer do not vote.
-    Answers are the same by `equality.canonical`.
+    """The first candidate with the most frequent answer in the last `window` stages (None: in all stages).
+
+    Of equally frequent answers, the first found wins. Candidates without an answer do not vote. Answers are equal by
+    `equality.canonical`.
     """
     stages = sorted({stage(attempt) for attempt in group})
     counted = set(stages if window is None else stages[-window:])
-    said = {
+    answers = {
         i: form
         for i, attempt in enumerate(group)
         if stage(attempt) in counted and (form := canonical(attempt.verdict.extracted or "")) is not None
     }
-    if not said:
+    if not answers:
         return None
-    votes = Counter(said.values())
-    return max(said, key=lambda i: (votes[said[i]], -i))
+    votes = Counter(answers.values())
+    return max(answers, key=lambda i: (votes[answers[i]], -i))
 
 
 def best(group: Sequence[Attempt]) -> int | None:
-    """The candidate of the highest reward, the first of equals."""
+    """The candidate with the highest reward; the first one if several are equal."""
     return max(range(len(group)), key=lambda i: (group[i].verdict.reward, -i), default=None)
 
 

@@ -19,12 +19,12 @@ OPERATORS: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult
 def check(
     text: str, gold: str | None, metadata: dict[str, Any], *, form: Form = "solve", partial: bool = False
 ) -> Outcome:
-    """1 where a completion's answer is `gold`, or without a gold the chain's own result; else 0.
+    """Check an answer against `gold`, or against the chain's own result if there is no gold. The reward is 1 or 0.
 
-    `solve` and `choice` read the last "The answer is X". `expression` evaluates the last line, which may hold only
-    whole numbers, + - * and parentheses. With `partial` a wrong solution earns the share of its lines that are right. A
-    completion without an answer is `unparseable`. A gold answer that is no number, nor for `choice` a letter, is an
-    `error`.
+    `solve` and `choice` read the last "The answer is X". `expression` evaluates the last line, which may contain only
+    whole numbers, + - * and parentheses. With `partial` the reward of a wrong solution is the share of its lines that
+    are right. A completion without an answer is `unparseable`. A gold answer that is not a number (for `choice`, a
+    letter) is an `error`.
     """
     chain = Chain.of(metadata)
     expected = str(chain.answer) if gold is None else gold
@@ -50,13 +50,15 @@ def reference(gold: str, metadata: dict[str, Any], *, form: Form = "solve", part
 def step_rewards(text: str, chain: Chain, gold: str) -> list[float]:
     """1.0 or 0.0 for each line of `text` that is not blank.
 
-    A line "a + b = c" is right when its left side is what the problem's next step asks, starting from the true value
-    so far, and c is the true result; the two sides of a sum or product may be swapped. A line that jumps over n steps,
-    "(a + b) * c = d", is right when it covers the next n steps in their order and d is true. After any equation the
-    problem moves on by as many steps as it had operations, right or not, so a line that builds on a wrong value is
-    wrong too. A line "B) 28 28 yes" or "A) 30 28 no", an option beside the result, is right when the result is the true
-    one and the verdict fits. An answer line is right when it gives `gold`, whatever was skipped before it. Other lines
-    are wrong.
+    - A line "a + b = c" is right when its left side is the problem's next step, from the true value so far, and c is
+      the true result. The operands of a sum or product may be swapped.
+    - A line of n steps, "(a + b) * c = d", is right when it covers the next n steps in their order and d is true.
+    - Each equation, right or not, moves the problem on by as many steps as it has operations. So a line that builds on
+      a wrong value is wrong too.
+    - A line "B) 28 28 yes" or "A) 30 28 no" compares an option with the result. It is right when the result is the true
+      one and the verdict fits.
+    - An answer line is right when it gives `gold`, whatever was skipped before it.
+    - Other lines are wrong.
     """
     values, done, rewards = chain.values, 0, []
     for line in filter(str.strip, text.splitlines()):
@@ -79,7 +81,7 @@ def step_rewards(text: str, chain: Chain, gold: str) -> list[float]:
 
 
 def operations(line: str) -> int:
-    """How many operations the left side of an equation has; 0 for any other line."""
+    """The number of operations on the left side of an equation; 0 for any other line."""
     left, equals, _ = line.partition("=")
     node = parse(left) if equals else None
     return 0 if node is None else sum(isinstance(part, ast.BinOp) for part in ast.walk(node))
@@ -88,7 +90,7 @@ def operations(line: str) -> int:
 def parse(text: str) -> ast.expr | None:
     """The syntax tree of an expression of whole numbers, + - * and parentheses; None for anything else.
 
-    At most MAX_EXPRESSION characters and numbers up to MAX_NUMBER, so that no expression is costly to evaluate.
+    It has at most MAX_EXPRESSION characters and numbers up to MAX_NUMBER, so evaluating it is cheap.
     """
     text = text.strip()
     if len(text) > MAX_EXPRESSION or not re.fullmatch(r"[0-9+\-*() ]+", text):
@@ -107,7 +109,7 @@ def _allowed(node: ast.expr) -> bool:
 
 
 def evaluate(node: ast.expr) -> int:
-    """The value of a tree that `parse` gave."""
+    """The value of a tree from `parse`."""
     if isinstance(node, ast.BinOp):
         left, right = evaluate(node.left), evaluate(node.right)
         return apply(left, (OPERATORS[type(node.op)], right))
@@ -117,7 +119,7 @@ def evaluate(node: ast.expr) -> int:
 
 
 def _follows(node: ast.expr, value: int, steps: tuple[Step, ...]) -> bool:
-    """Whether a tree is `value` with `steps` applied in their order."""
+    """Whether a tree applies `steps` to `value` in their order."""
     if not steps:
         return _is(node, value)
     op, operand = steps[-1]

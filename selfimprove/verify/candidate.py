@@ -1,8 +1,8 @@
-"""The program's side of a code check: loads a program, then does what the tests ask of it, one request a line.
+"""The program's side of a code check. It loads a program, then answers the tests' requests, one a line.
 
-A value of the standard library is sent as it is (`selfimprove.verify.wire`). Anything else, as a function or an object
-of the program's own class, stays here under a number, and the tests have a stand-in for it
-(`selfimprove.verify.stand_in`) that asks for what it needs.
+A value of a standard library type is sent whole (`selfimprove.verify.wire`). Any other object, such as a function or an
+instance of the program's own class, stays here under a number. The tests have a stand-in for it
+(`selfimprove.verify.stand_in`), which sends requests.
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ if TYPE_CHECKING:
 
 FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType)
 STUCK = (types.AsyncGeneratorType, types.ModuleType, types.FrameType, types.TracebackType)
-PULLED_SINGLY = 64  # items of an iterator; who wants more wants them all
+PULLED_SINGLY = 64  # items of an iterator that are sent one by one; whoever reads more probably reads all
 PULLED_AT_ONCE = 4096
 PULL_SECONDS = 0.01
 MESSAGE_BYTES = 1 << 26  # the longest reply
-PRINTED_BYTES = 1 << 16  # of one call, where the tests look at what is printed
-SHARED = 16  # containers inside the program's objects that are kept alike on both sides
+PRINTED_BYTES = 1 << 16  # most output kept of one call, if the tests read output
+SHARED = 16  # containers inside the program's objects that are kept in step on both sides
 
 
 class Keeper:
-    """What stays on this side, by number."""
+    """The objects that stay on this side, by number."""
 
     def __init__(self) -> None:
         self.kept: list[Any] = []
         self._numbers: dict[int, int] = {}
         self._untold: list[int] = []
-        self._named: dict[int, tuple[str, Any]] = {}  # what the tests have sent by its name
+        self._named: dict[int, tuple[str, Any]] = {}  # id -> name and object, of objects that the tests sent by name
 
     def number(self, value: Any) -> int:
         if id(value) not in self._numbers:
@@ -75,13 +75,13 @@ class Keeper:
         return ["known", name] if alike(name) else ["kept", self.number(value)]
 
     def back(self, tag: str, *parts: Any) -> Any:
-        """What the tests mean by a node that is not a value of the standard library."""
+        """The object of a node from the tests that is not a value of the standard library."""
         if tag == "kept":
             return self.kept[parts[0]]
         if tag == "known":
-            found = named(parts[0])
-            self._named[id(found)] = parts[0], found
-            return found
+            value = named(parts[0])
+            self._named[id(value)] = parts[0], value
+            return value
         if tag == "iterator":
             return iter(parts)
         if tag == "error":
@@ -89,12 +89,12 @@ class Keeper:
         raise ValueError(tag)
 
     def news(self) -> dict[int, Any]:
-        """What the tests must know of each object that they have not heard of before."""
-        told: dict[int, Any] = {}
+        """The descriptions of all objects that the tests do not know yet, by number."""
+        descriptions: dict[int, Any] = {}
         while self._untold:
             number = self._untold.pop()
-            told[number] = self._about(self.kept[number])
-        return told
+            descriptions[number] = self._about(self.kept[number])
+        return descriptions
 
     def _about(self, value: Any) -> list[Any]:
         kind = type(value)
@@ -117,20 +117,23 @@ class Keeper:
         return [about[0], self.encode(about[1:]).message]
 
     def _class(self, kind: type) -> list[Any]:
-        """What `stand_in.mirror` must know: the names that the class and its kin define before the type of the
-        standard library that they extend, and what may be asked of its instances and of itself."""
+        """The arguments of `stand_in.mirror`.
+
+        They hold the names that the class and its bases define, up to the type of the standard library that they
+        extend, and the special methods of its instances and of the class itself.
+        """
         base = base_of(kind)
-        end = next(i for i, each in enumerate(kind.__mro__) if each is object or _tag(each))
-        own = {name for each in kind.__mro__[:end] for name in vars(each)}
-        live = set() if base in SHADOWED else {name for each in kind.__mro__[end:-1] for name in vars(each)}
+        end = next(i for i, cls in enumerate(kind.__mro__) if cls is object or _tag(cls))
+        own = {name for cls in kind.__mro__[:end] for name in vars(cls)}
+        live = set() if base in SHADOWED else {name for cls in kind.__mro__[end:-1] for name in vars(cls)}
         metaclass: Any = type(kind)
-        meta = {name for each in metaclass.__mro__ if each not in (type, object) for name in vars(each)}
+        meta = {name for cls in metaclass.__mro__ if cls not in (type, object) for name in vars(cls)}
         known = filter(None, map(name_of, kind.__mro__[:-1]))
         return [
             kind.__name__,
             base,
             next((name for name in known if not name.startswith(("abc:", "enum:", "typing:"))), None),
-            [each for each in kind.__bases__ if name_of(each) is None],
+            [cls for cls in kind.__bases__ if name_of(cls) is None],
             [name for name in SPECIAL if name in own | live],
             [name for name in SPECIAL if name in own],
             sorted(name for name in own if name not in SPECIAL and hasattr(SHADOWED.get(base), name)),
@@ -146,17 +149,17 @@ def _tag(kind: type) -> str | None:
 def _text(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # its own __str__ is at fault
+    except Exception:  # its __str__ failed
         return ""
 
 
 def base_of(kind: type) -> str | None:
-    """The tag of the type of the standard library that a class extends."""
+    """The tag of the standard library type that a class extends; None if it extends none."""
     return next(filter(None, map(_tag, kind.__mro__)), None)
 
 
 def plain(value: Any) -> Any:
-    """An object as one of the type of the standard library that its class extends; None where there is none."""
+    """An object as an instance of the standard library type that its class extends; None if there is none."""
     if isinstance(value, int):
         return int.__index__(value)
     if isinstance(value, float):
@@ -168,47 +171,47 @@ def plain(value: Any) -> Any:
 
 
 class Server:
-    """Does what the tests ask for. The methods without an underscore are what may be asked."""
+    """Answers the tests' requests. Each method without an underscore is a kind of request."""
 
     def __init__(self, programs: list[list[Any]], needs: list[str], prints: bool) -> None:
         self._keeper = Keeper()
         self._programs = viable(programs, needs)
         self._first = next(self._programs)
         self._globals: dict[str, Any] = {}
-        self._bound: dict[str, Any] = {}  # what the tests know of them
-        self._pulled: dict[int, int] = {}  # by iterator: how many items were sent,
-        self._raised: dict[int, BaseException] = {}  # and what it raised after them
+        self._bound: dict[str, Any] = {}  # the globals that the tests know
+        self._pulled: dict[int, int] = {}  # id of an iterator -> number of items sent
+        self._raised: dict[int, BaseException] = {}  # id of an iterator -> what it raised after them
         self._shared: dict[int, Message] = {}
         self._printed = io.BytesIO()
-        if prints:  # the tests look at it
+        if prints:  # the tests read the output
             sys.stdout = io.TextIOWrapper(self._printed, "utf-8", "replace", write_through=True)
 
     def _answer(self, action: str, message: Any, changed: list[Any], follow: bool) -> dict[str, Any]:
-        """One reply. Raises Unsendable."""
+        """One reply. Raises Unsendable when a value cannot be sent."""
         encode, back = self._keeper.encode, self._keeper.back
         for place, what in changed:
             change(self._shared[place], what, back)
             self._shared[place] = encode(self._shared[place].value)
         reply: dict[str, Any] = {}
-        asked = None
+        arguments = None
         try:
-            asked = Decoded(message, back)
-            given = {id(value): ["argument", k] for k, value in asked.filled().items()}
-            encoded = encode(getattr(self, action)(*asked.value), given if follow else None)
+            arguments = Decoded(message, back)
+            given = {id(value): ["argument", k] for k, value in arguments.filled().items()}
+            encoded = encode(getattr(self, action)(*arguments.value), given if follow else None)
             reply["value"] = encoded.message
-            reply["same"] = any(id(each) in given for each in encoded.objects)
-            first = {"get": 0, "load": 2}.get(action, len(encoded.nodes))  # of the nodes that are inside its objects
+            reply["same"] = any(id(value) in given for value in encoded.objects)
+            first = {"get": 0, "load": 2}.get(action, len(encoded.nodes))  # nodes from here on are inside its objects
             if any(node[0] in FILLED for node in encoded.nodes[first:]):
                 reply["shared"] = len(self._shared)
                 self._shared[len(self._shared)] = encoded
-        except BaseException as error:  # SystemExit too: the program failed, the tests decide what that means
+        except BaseException as error:  # SystemExit too: the program failed, and the tests decide what that means
             if isinstance(error, Unsendable):
                 raise
             reply["raised"] = encode(error).message
-        found = [[-1, changes(asked, encode(asked.value))]] if asked else []
+        edits = [[-1, changes(arguments, encode(arguments.value))]] if arguments else []
         for place, before in list(self._shared.items())[-SHARED:]:
             self._shared[place] = now = encode(before.value)
-            found.append([place, changes(before, now)])
+            edits.append([place, changes(before, now)])
         bound = {name: self._globals[name] for name in self._bound if name in self._globals}
         if rebound := {name: value for name, value in bound.items() if value is not self._bound[name]}:
             self._bound |= rebound
@@ -216,11 +219,14 @@ class Server:
         reply["printed"] = self._printed.getvalue()[:PRINTED_BYTES].decode("utf-8", "replace")
         self._printed.seek(0)
         self._printed.truncate()
-        return reply | {"changed": [each for each in found if each[1]], "new": self._keeper.news()}
+        return reply | {"changed": [edit for edit in edits if edit[1]], "new": self._keeper.news()}
 
     def load(self, names: list[str]) -> list[Any]:
-        """Runs the program. Its number, and what it binds of the names. What continues the prompt may run on into code
-        that fails: then the next one is taken that continues it, and ends earlier."""
+        """Run the program. Returns its number, and those of the names that it binds.
+
+        A text that continues the prompt may run on into code that fails. Then the next such text is run, which ends
+        earlier.
+        """
         number, continues, code = self._first
         while True:
             module = sys.modules["candidate"] = type(sys)("candidate")
@@ -229,7 +235,7 @@ class Server:
                 exec(code, self._globals)
                 break
             except BaseException:
-                later = next((each for each in self._programs if each[1]), None) if continues else None
+                later = next((program for program in self._programs if program[1]), None) if continues else None
                 if later is None:
                     raise
                 number, _, code = later
@@ -252,24 +258,24 @@ class Server:
         return getattr(type(value), name)(value, *args)
 
     def stranger(self, value: Any, name: str) -> bool:
-        """Whether it says yes to an object that it has never seen."""
+        """Whether the comparison `name` is true even for an object that it has never seen."""
         try:
             answer = getattr(type(value), name)(value, object())
             return answer is not NotImplemented and bool(answer)
-        except BaseException:  # it has nothing to say
+        except BaseException:  # the comparison failed
             return False
 
     def plain(self, value: Any) -> Any:
         return plain(value)
 
     def finish(self, coroutine: Any) -> Any:
-        """What a coroutine returns."""
+        """The result of a coroutine."""
         import asyncio
 
         return asyncio.run(coroutine)
 
     def pull(self, iterator: Any) -> list[Any]:
-        """The next items; none at its end."""
+        """The next items of an iterator; none at its end."""
         key = id(iterator)
         if key in self._raised:
             raise self._raised.pop(key)
@@ -291,17 +297,16 @@ class Server:
 
 
 def viable(programs: list[list[Any]], needs: list[str]) -> Iterator[tuple[int, bool, Any]]:
-    """Number and code of each program that will do, and whether it only continues a prompt. Raises LookupError, with
-    the reason, when none will.
+    """(number, whether it only continues a prompt, code) of each usable program.
 
-    A program is a part of the completion that must compile by itself and bind one of the names in `needs` (empty: the
-    completion only continues what comes before it), the whole of what is run, and whether it may be cut short where
-    it ceases to be Python.
+    A program has three parts: a part of the completion, which must compile by itself and bind one of the names in
+    `needs` (empty: the completion only continues a prompt); the whole text to run; and whether it may be cut short
+    where it ceases to be Python. Raises LookupError, with the reason, when no program is usable.
     """
-    why, found = "no code in the completion", False
-    for number, (own, whole, may_be_cut) in enumerate(programs):
+    why, any_usable = "no code in the completion", False
+    for number, (part, whole, may_be_cut) in enumerate(programs):
         try:
-            text, ahead = own or whole, len(whole) - len(own or whole)
+            text, ahead = part or whole, len(whole) - len(part or whole)
             try:
                 tree = compile(text, "<candidate>", "exec", PyCF_ONLY_AST, True)
             except SyntaxError as error:
@@ -315,15 +320,17 @@ def viable(programs: list[list[Any]], needs: list[str]) -> Iterator[tuple[int, b
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             why = f"{type(error).__name__}: {error}"[:300]
             continue
-        found = True
-        yield number, not own, code
-    if not found:
+        any_usable = True
+        yield number, not part, code
+    if not any_usable:
         raise LookupError(why)
 
 
 def cut(text: str, error: SyntaxError) -> str:
-    """The top of a text up to the statement that is not Python, without those before it that bind nothing: a model
-    that has written its function may run on into prose or another task."""
+    """The start of a text, up to the first statement that is not Python, because a model may run on into prose.
+
+    Expressions and assertions at the end of that part are removed too, since they bind nothing.
+    """
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     end, wrong = len(lines), error.lineno or 1
     while True:
@@ -344,7 +351,7 @@ def cut(text: str, error: SyntaxError) -> str:
 
 
 def bound(tree: Any) -> set[str]:
-    """Names that the statements of a module define, import or assign, those within `if`, `try` and the like too."""
+    """Names that a module's statements define, import or assign, also those inside `if`, `try` and the like."""
     names: set[str] = set()
     waiting = list(tree.body)
     while waiting:
@@ -374,7 +381,7 @@ def bound(tree: Any) -> set[str]:
 
 
 def serve() -> None:
-    """Answers requests on standard input until there are no more."""
+    """Answer requests on standard input until it ends."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1):
@@ -392,7 +399,7 @@ def serve() -> None:
     except LookupError as error:
         reply({"unparseable": str(error)})
         return
-    reply({"chosen": server._first[0]})  # said before any code of the candidate has run
+    reply({"chosen": server._first[0]})  # sent before any code of the candidate runs
     for line in requests:
         try:
             answer = server._answer(*json.loads(line))

@@ -1,7 +1,6 @@
-"""A cgroup for each sandboxed program, where this process may make one.
+"""A cgroup for each sandboxed program, if this process may make one.
 
-The kernel then counts the memory of all its processes together. Shared memory, files in memory and kernel buffers count
-too.
+The kernel then counts the memory of all its processes together, with shared memory, files in memory and kernel buffers.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ PREFIX = "selfimprove-"
 
 @functools.cache
 def parent() -> Path | None:
-    """The nearest cgroup of version 2 above this process in which it may make others that count memory, if any."""
+    """The nearest cgroup (version 2) above this process in which it may make cgroups that count memory, if any."""
     for folder in _above():
         with suppress(OSError):
             if "memory" not in (folder / "cgroup.subtree_control").read_text().split():
@@ -27,7 +26,7 @@ def parent() -> Path | None:
             trial = folder / f"{PREFIX}{os.getpid()}-trial"
             trial.mkdir()
             trial.rmdir()
-            for left in folder.glob(f"{PREFIX}*-*"):  # by a run that was killed
+            for left in folder.glob(f"{PREFIX}*-*"):  # left by a killed run
                 if not Path("/proc", left.name.split("-")[1]).exists():
                     with suppress(OSError):
                         left.rmdir()
@@ -41,13 +40,13 @@ def _above() -> list[Path]:
         mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         top = Path(next(fields[4] for fields in mounts if fields[fields.index("-") + 1] == "cgroup2"))
         lines = Path("/proc/self/cgroup").read_text().splitlines()
-        own = top / next(line for line in lines if line.startswith("0::"))[3:].lstrip("/")
-        return [folder for folder in (own, *own.parents) if folder.is_relative_to(top)]
+        current = top / next(line for line in lines if line.startswith("0::"))[3:].lstrip("/")
+        return [folder for folder in (current, *current.parents) if folder.is_relative_to(top)]
     return []
 
 
 def make(stack: ExitStack, memory_mb: int) -> Path | None:
-    """A new cgroup with this limit; the exit stack removes it. None: none can be made."""
+    """A new cgroup with this memory limit, removed by the exit stack; None if none can be made."""
     above = parent()
     if above is None:
         return None
@@ -67,6 +66,6 @@ def _remove(folder: Path) -> None:
 
 
 def ran_out(folder: Path) -> bool:
-    """Whether the kernel ended processes of the cgroup for lack of memory."""
+    """Whether the kernel killed processes of the cgroup for lack of memory."""
     events = dict(line.split() for line in (folder / "memory.events").read_text().splitlines())
     return events["oom_kill"] != "0"

@@ -1,9 +1,13 @@
 """Checks which of the options in `metadata["options"]` a completion chooses: by its letter, its text, or both.
 
-The answer is the last statement (`selfimprove.verify.statements`) that names an option; without one, a letter that
-stands alone on the last line, or leads the text ("(B) copper. Explanation: ..."); without that, the one option that the
-text takes ("B is correct", "I would pick B"), or else names without denying it ("not B", "B is wrong"). An answer that
-names several options, or the letter of one and the text of another, chooses none: `unparseable`.
+The answer is the first of these that there is:
+
+- the last statement (`selfimprove.verify.statements`) that names an option;
+- a letter alone on the last line, or one that leads the text ("(B) copper. Explanation: ...");
+- the one option that the text takes ("B is correct", "I would pick B");
+- the one option that it names without denying it ("not B", "B is wrong").
+
+An answer that names several options, or the letter of one and the text of another, is `unparseable`.
 """
 
 from __future__ import annotations
@@ -26,14 +30,14 @@ _LED = re.compile(
     r"(?:[.):,;]|\s+(?=because|since|as\b|[-\u2013\u2014])))\s*(.*)",
     re.DOTALL,
 )
-_EDGE = r"a-zA-Z0-9_'\u00c0-\u024f\u0370-\u052f"  # beside which a letter is part of a word, as no Chinese one is
+_EDGE = r"a-zA-Z0-9_'\u00c0-\u024f\u0370-\u052f"  # a letter beside one is part of a word; Chinese ones are not here
 _BEFORE, _AFTER = rf"(?<![{_EDGE}\\])", rf"(?![{_EDGE}])"
-_NO_ARTICLE = r"(?=\s*[,.:;)\]/&?!]|\s+(?:or|and|nor|is|isn't|cannot|can't|because|remains)\b|\s*$)"  # of a lone A or I
+_NO_ARTICLE = r"(?=\s*[,.:;)\]/&?!]|\s+(?:or|and|nor|is|isn't|cannot|can't|because|remains)\b|\s*$)"  # after a lone A
 _LETTERS = re.compile(
     rf"\(([A-Z])\)|\b(?:[Oo]ption|[Cc]hoice)\s+([A-Z])\b|{_BEFORE}([B-HJ-Z]){_AFTER}|{_BEFORE}([A]){_AFTER}{_NO_ARTICLE}"
 )
 _REASONS = re.compile(r"\b(?:explanation|reason(?:ing|s)?|rationale|justification|because|since|as|for|note)\b", re.I)
-_FORMULA = re.compile(r"\\[a-zA-Z]|[=^_]|\b[A-Z]\s+[A-Z]\b")  # whose letters name no options
+_FORMULA = re.compile(r"\\[a-zA-Z]|[=^_]|\b[A-Z]\s+[A-Z]\b")  # letters in a formula name no options
 _FORMULAS = re.compile(
     r"\\boxed\s*\{.*|\\\[.{0,500}?\\\]|\\\(.{0,500}?\\\)|(?<!\\)\$[^$\n\\=^_]{0,500}[\\=^_][^$\n]{0,500}\$"
 )
@@ -76,7 +80,7 @@ _REFUTED = (
 
 
 def check(text: str, gold: str | None, metadata: dict[str, Any]) -> Outcome:
-    """Whether the option that `text` chooses is the gold one, which is given by its letter, its number or its text."""
+    """Check whether `text` chooses the gold option. `gold` is that option's letter, number or text."""
     options = metadata.get("options")
     if not isinstance(options, list) or not 2 <= len(options) <= 26 or not all(isinstance(o, str) for o in options):
         return Outcome("error", 0.0, reason="metadata has no list `options` of 2 to 26 texts")
@@ -95,7 +99,7 @@ def reference(gold: str, metadata: dict[str, Any], **options: Any) -> str:
 
 
 def chosen_in(text: str, options: list[str]) -> set[int]:
-    """Indices of the options that a completion chooses; one where it is clear."""
+    """Indices of the options that a completion chooses: one if the choice is clear."""
     for passage in passages(fold(text)):
         if chosen := _chosen(passage, options):
             return chosen
@@ -131,24 +135,24 @@ def _leading(passage: str, options: list[str]) -> int | None:
         return None
     if re.match(r"\W*(?:wrong|incorrect|false|no|not)\b", match[3], re.IGNORECASE):
         return None
-    said = _REASONS.split(match[3].partition("\n")[0], maxsplit=1)[0]
-    rest = "" if match[3].startswith(("-", "\u2013", "\u2014")) else normalise(said)
+    words = _REASONS.split(match[3].partition("\n")[0], maxsplit=1)[0]
+    rest = "" if match[3].startswith(("-", "\u2013", "\u2014")) else normalise(words)
     if rest and rest != normalise(options[index]):
         return None
-    return None if index == 0 and re.match(r"\s*\(?B[).:]", match[3][len(said) :]) else index
+    return None if index == 0 and re.match(r"\s*\(?B[).:]", match[3][len(words) :]) else index
 
 
 def choose(answer: str, options: list[str], led: bool = False) -> set[int]:
-    """Indices of the options that `answer` names; one in a clear answer.
+    """Indices of the options that `answer` names: one if the answer is clear.
 
-    led: after a letter that it begins with, "(B) because ...", nothing else counts but another option's text.
+    led: if the answer begins with a letter, "(B) because ...", only another option's text counts beside it.
     """
     answer = _bare(fold(answer))
     if (match := _ALONE.fullmatch(answer)) and (letter := _index(match[1], options)) is not None:
         return {letter}
     if whole := _whole(answer, options, exactly=True):
         return whole
-    match = _LED.fullmatch(answer) if led else None  # before articles go, and "A) ill" is "ill"
+    match = _LED.fullmatch(answer) if led else None  # before articles are removed, which makes "A) ill" "ill"
     if match and (letter := _index(match[1] or match[2], options)) is not None:
         texts = [normalise(option) for option in options]
         found = {letter} | {i for i, text in enumerate(texts) if text == normalise(match[3]) != texts[letter]}
@@ -166,15 +170,15 @@ def _bare(text: str) -> str:
 
 
 def _whole(answer: str, options: list[str], exactly: bool = False) -> set[int]:
-    """The options that `answer` is the text of."""
+    """The options whose text is `answer`."""
     if exactly:
-        said = answer.strip(" .!\n").lower()
-        return {i for i, option in enumerate(options) if option.strip().lower() == said}
+        bare = answer.strip(" .!\n").lower()
+        return {i for i, option in enumerate(options) if option.strip().lower() == bare}
     return {i for i, option in enumerate(options) if normalise(option) == normalise(answer)}
 
 
 def _named(answer: str, options: list[str]) -> set[int]:
-    """The options that `answer` takes ("B is correct"), or else all that it names and does not deny."""
+    """The options that `answer` takes ("B is correct"), else those that it names without denying them."""
     texts = [normalise(option) for option in options]
     letters = {_index(next(filter(None, found)), options) for found in _LETTERS.findall(answer)}
     named = {i for i, text in enumerate(texts) if _contains(answer, text)}
@@ -205,7 +209,7 @@ def _named(answer: str, options: list[str]) -> set[int]:
 
 
 def _refuted(text: str, named: Iterable[int], options: list[str]) -> set[int]:
-    """Which options `text`, from the statement of them on, takes back: "the answer is B. No, B is wrong"."""
+    """Which of the options `named` the text takes back: "the answer is B. No, B is wrong". It begins where they are."""
     if not re.search(r"\bnot\b|n't\b|wrong|incorrect", text):
         return set()
     return {
@@ -230,7 +234,7 @@ def _count(pattern: str, text: str) -> int:
 
 
 def _index(label: str, options: list[str]) -> int | None:
-    """The option that a letter names, or a number from 1 on where no option is a number."""
+    """The option of a letter, or of a number from 1 on if no option is a number."""
     if label.isdigit():
         index = int(label) - 1
         return index if 0 <= index < len(options) and not any(map(_NUMERIC.match, options)) else None

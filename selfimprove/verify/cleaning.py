@@ -1,7 +1,7 @@
-r"""A stated answer in the form that is compared: without delimiters, currency, separators and units.
+r"""Cleans a stated answer for comparison: removes delimiters, currency, separators and units.
 
-math-verify reads "18 dollars" as a product of letters, and cannot read "50\%". So the gold answer and the answer are
-cleaned alike before it sees them. Nothing here imports math-verify, because what only groups answers cleans them too.
+math-verify reads "18 dollars" as a product of letters, and cannot read "50\%". So gold answer and answer are cleaned
+alike before it sees them. This module does not import math-verify, because code that only groups answers uses it too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from decimal import Decimal
 from selfimprove.verify.characters import fold
 from selfimprove.verify.statements import boxed
 
-LONGEST = 500  # characters of an answer; of longer ones, looping samples mostly, the parser is slow to make nothing
+LONGEST = 500  # most characters of an answer; the parser takes long to fail on longer ones, mostly looping samples
 
 NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 CURRENCY = r"$\u20ac\u00a3\u00a5\u20b9\u00a2\u20a9\u20bd\u20ba\u20ab\u0e3f\u20b4\u20aa\u20a6\u20b1\u20bf"  # a class's
@@ -76,7 +76,7 @@ _LONG = (
     r"(?:[\u03bcmcdkn]m|ft|yd|mi|nmi|in|[\u03bcmk]g|lbs?|oz|[\u03bcmn]s|secs?|mins?|hrs?|[\u03bcmcd][lL]|k[NJWV]|M[JW]|kWh|mA|[kMG]?Hz"
     r"|[kM]?Pa|atm|k?cal|[kMG]?eV|[kMGT]i?B|mol|rad|ha|rpm|[mk]ph|bpm|cc|sq\.?|dB|[kM]?\u03a9)"
 )
-_SHORT = r"[mgshdlLNJWVAKC]"  # with a space before it: 5m may be a product
+_SHORT = r"[mgshdlLNJWVAKC]"  # only after a space: 5m may be a product
 _DEGREES = r"(?:\^?\s*\{?\\circ\}?|\\degree|[\u00b0\u00ba])\s*[CFK]?(?![a-zA-Z])"
 _UNIT = (
     rf"(?:\s*(?:{_LONG}|{_DEGREES})|\s+{_SHORT}|{_SHORT}(?=[\u00b2\u00b3]|/(?:s|h|min)\b)){_POWER}"
@@ -92,7 +92,7 @@ _CLOCK = re.compile(r"(\d{1,2})(?::(\d{2})(?::\d{2})?)?\s*([ap])\.?\s?m\b\.?|(\d
 # Prose
 
 _WORD = re.compile(r"(?<![\\\w])[a-zA-Z]{3,}")
-_OTHER_LETTER = re.compile(r"[^\W\d_a-zA-Z\u0370-\u03ff]")  # neither ASCII nor Greek: of no formula
+_OTHER_LETTER = re.compile(r"[^\W\d_a-zA-Z\u0370-\u03ff]")  # neither ASCII nor Greek, so not part of a formula
 _LEADING = re.compile(rf"({QUANTITY})(?=\s+[a-zA-Z(]|\s*[^\W\d_a-zA-Z]|[,;(]|\s*$)")
 _HEDGED = re.compile(  # "5 or maybe 6", "5, 6", "5 apples or 6"; but not "5, since 2 + 3 = 5"
     r"\s*(?:(?:[a-z]+\s+)?(?:,\s*(?:(?:and|or|maybe|perhaps|possibly)\s+)?|(?:or|to|and)\s+(?:[a-z]+\s+)?)"
@@ -109,9 +109,9 @@ _NOT_PROSE = re.compile(
 
 
 def clean(answer: str) -> str | None:
-    """An answer in the form that is compared. A plain number becomes `-?digits[.digits]%?`.
+    """An answer in the form for comparison. A plain number becomes `-?digits[.digits]%?`.
 
-    None: the text says no single thing. It is prose without a number, or with several of which it chooses none.
+    None if the text has no single answer: it is too long, or prose with no number or with several to choose from.
     """
     if _DONE.fullmatch(answer):
         return answer
@@ -137,7 +137,7 @@ def clean(answer: str) -> str | None:
         return None
     if is_prose(text):
         if not any(map(str.isdigit, text)):
-            if len(text) == 3 and text.isascii():  # "Yes", or the product xyz: math-verify takes it for either
+            if len(text) == 3 and text.isascii():  # "Yes", or the product xyz: math-verify compares both
                 return text
             return f"\\text{{{text.lower()}}}" if _WORDS.fullmatch(text) else None
         return _from_prose(text)
@@ -161,7 +161,7 @@ def is_prose(text: str) -> bool:
 
 
 def _unspanned(text: str) -> str:
-    """The mathematics without its dollar signs or other delimiters."""
+    """The mathematics in a text, without dollar signs or other delimiters."""
     if "$" not in text and "\\" not in text:
         return text
     spans: list[str] = [next(group for group in span if group) for span in SPAN.findall(text)]
@@ -186,12 +186,12 @@ def _scaled(match: re.Match[str]) -> str:
 
 
 def _unwrapped(text: str) -> str:
-    """A text without the commands for upright letters and for space."""
+    """A text without the LaTeX commands for upright letters and for space."""
     return (_GAPS.sub(" ", TEXT.sub(r" \1", text)) if "\\" in text else text).strip()
 
 
 def _unmeasured(text: str) -> str:
-    """A plain number or fraction without the unit behind it; typed symbols as LaTeX."""
+    """A plain number or fraction without its unit; in other texts, Unicode symbols as LaTeX."""
     if match := _MEASURE.fullmatch(_unwrapped(text)):
         return match[1]
     if text.isascii():
@@ -206,9 +206,9 @@ def _time(clock: re.Match[str]) -> str:
 
 
 def same_time(one: str, other: str) -> bool | None:
-    """Whether two cleaned answers are the same time of day; None unless one can be nothing else and the other can be.
+    """Whether two cleaned answers are the same time of day; None if either cannot be one, or neither has to be.
 
-    Where only one says am or pm, the other is taken for the same half of the day, or for one of 24 hours.
+    If only one says am or pm, the other may be in the same half of the day, or on the 24-hour clock.
     """
     a, b = (re.fullmatch(r"(\d{1,2})(?::(\d\d)(?: ([ap])m)?)?", text) for text in (one, other))
     if not a or not b or not (a[3] or b[3] or "00" in (a[2], b[2])):
@@ -223,7 +223,7 @@ def same_time(one: str, other: str) -> bool | None:
 
 
 def _from_prose(text: str) -> str | None:
-    """The number at the start of a sentence, else the one after its last equals sign, else its only one."""
+    """The number at a sentence's start, else the one after its last equals sign, else its only number."""
     if match := _LEADING.match(text):
         return None if _HEDGED.match(text, match.end()) else clean(match[1])
     if "=" in text:

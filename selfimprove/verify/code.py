@@ -1,15 +1,15 @@
-"""Unit tests on model-written Python, run so that the program under test has no say in the verdict.
+"""Runs unit tests on model-written Python, so that the program under test cannot influence the verdict.
 
 `metadata["tests"]` is one of
 - `{"prompt": ..., "test": ..., "entry_point": ...}`: HumanEval's form (Chen et al. 2021, arXiv 2107.03374), where
   `test` defines `check(candidate)`;
-- a list of assertions that call the function by name: MBPP's form (Austin et al. 2021, arXiv 2108.07732);
-  `metadata["setup"]` is code that runs before them;
+- a list of assertions that call the function by name: MBPP's form (Austin et al. 2021, arXiv 2108.07732), with code in
+  `metadata["setup"]` that runs before them;
 - a list of `{"input": ..., "output": ...}`: what the program reads and must print.
 
-Assertions run in one sandbox and the program in another, joined by two pipes on which only calls and plain values pass
-(`selfimprove.verify.harness`). The program sees the arguments of each call and nothing else of the tests: it cannot
-reach the assertion, the verdict, or the process that decides. Printed answers are compared out here.
+Assertions run in one sandbox and the program in another. Two pipes join them, and only calls and plain values pass
+(`selfimprove.verify.harness`). The program sees the arguments of each call and nothing else of the tests. It cannot
+reach the assertion, the verdict, or the process that decides. Printed answers are compared outside the sandbox.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from selfimprove.verify.instrument import prepare
 from selfimprove.verify.sandbox import Limits, Result, run, run_pair
 
 NEEDS_GOLD = False
-KEEPS_TIME = True  # the sandbox ends what takes too long
+KEEPS_TIME = True  # the sandbox enforces the time limit
 OUTPUT_BYTES = 1 << 20
 PROCESSES = 16
 REMEMBERED = 4096  # verdicts
-RELATIVE = 1e-9  # of a printed number, where that is more than the tolerance
+RELATIVE = 1e-9  # relative tolerance of a printed number, if that is more than the absolute one
 
 
 def require(*, sandbox: str = "bubblewrap", image: str = IMAGE, **options: Any) -> dict[str, str]:
-    """The guards of the programs, for the run's record. Raises ConfigError where the sandbox cannot run here."""
+    """The sandbox's guards, for the run's record. Raises ConfigError when the sandbox cannot run here."""
     sandboxes.require(sandbox, image)
     return sandboxes.describe(sandbox, image)
 
@@ -60,17 +60,16 @@ def check(
     partial: bool = False,
     float_tolerance: NonNegative = 1e-6,
 ) -> Outcome:
-    """Whether the program in `text` passes the tests; `gold` is not read.
+    """Check whether the program in `text` passes the tests. `gold` is not read.
 
-    The program is the last fenced block that defines what the tests call; without a fence it is the whole text, or
-    what continues the prompt of a HumanEval problem. image: what a container is made of. seconds: what all tests
-    together may take, not counting the time in which the machine was busy with something else; memory_mb: MiB, for
-    the program and for the tests each. partial: a program that fails is rewarded with the share of the assertions there
-    are (or of inputs) that it passes, else with 0. float_tolerance: by how much a number may differ that is to be
-    printed with a decimal point; 0 compares texts.
+    The program is the last fenced block that defines what the tests call. Without a fence it is the whole text, or the
+    text that continues a HumanEval prompt. image: the image for containers. seconds: the limit of all tests together;
+    waiting on a busy machine does not count. memory_mb: MiB, for the program and for the tests each. partial: the
+    reward of a program that fails is the share of all assertions (or inputs) that it passes, else 0. float_tolerance:
+    how much a printed number may differ if the expected one has a decimal point; 0 compares texts.
 
     `wrong` when an assertion fails or the program raises, exits, or needs too much memory; `unparseable` when there is
-    no program; `timeout`; `error` when the tests or the sandbox are at fault, or cannot tell.
+    no program; `timeout`; `error` when the tests or the sandbox are at fault, or cannot decide.
     """
     limits = Limits(seconds, memory_mb, OUTPUT_BYTES, PROCESSES)
     tests = metadata.get("tests")
@@ -89,11 +88,11 @@ def check(
     return _remembered(task, limits, {"sandbox": sandbox, "image": image}, partial)
 
 
-_decided: dict[bytes, Outcome] = {}  # by programs, tests and limits, oldest first
+_decided: dict[bytes, Outcome] = {}  # digest of programs, tests and limits -> outcome, oldest first
 
 
 def _remembered(task: dict[str, Any], limits: Limits, where: dict[str, Any], partial: bool) -> Outcome:
-    """The outcome of a task. It is taken from memory where this process has run the task to a decision before."""
+    """The outcome of a task, from memory if this process has decided the task before."""
     key = hashlib.blake2b(json.dumps([task, asdict(limits), where, partial]).encode()).digest()
     if key in _decided:
         return _decided[key]
@@ -112,7 +111,10 @@ def _remembered(task: dict[str, Any], limits: Limits, where: dict[str, Any], par
 
 
 def reference(gold: str | None, metadata: dict[str, Any], **options: Any) -> str:
-    """The gold program as a completion that `check` reads: a solution, or what continues the problem's prompt."""
+    """A completion with the gold program, which is a solution or the continuation of the problem's prompt.
+
+    Raises ValueError when there is none.
+    """
     if gold is None:
         raise ValueError("the problem has no gold program")
     tests = metadata.get("tests")
@@ -125,14 +127,14 @@ def reference(gold: str | None, metadata: dict[str, Any], **options: Any) -> str
 def _human_eval(text: str, prompt: str, test: str, entry_point: str, partial: bool) -> dict[str, Any]:
     stub = f"{prompt}    pass\n\n"
     prepared = prepare((test,), entry_point, stub, partial)
-    found = programs.continuing(text, prompt, entry_point)
-    return prepared | {"programs": found, "needs": [entry_point], "prelude": stub, "candidate": entry_point}
+    pieces = programs.continuing(text, prompt, entry_point)
+    return prepared | {"programs": pieces, "needs": [entry_point], "prelude": stub, "candidate": entry_point}
 
 
 def _assertions(text: str, setup: str, tests: list[str], partial: bool) -> dict[str, Any]:
     prepared = prepare((setup, *tests), None, "", partial)
-    found = programs.defining(text)
-    return prepared | {"programs": found, "needs": prepared["wanted"], "prelude": "", "candidate": None}
+    pieces = programs.defining(text)
+    return prepared | {"programs": pieces, "needs": prepared["wanted"], "prelude": "", "candidate": None}
 
 
 _START = """
@@ -144,8 +146,11 @@ if hasattr(sys, "set_int_max_str_digits"):
 
 @functools.cache
 def _sides(compiled: bool) -> tuple[dict[str, str | bytes], dict[str, str | bytes]]:
-    """The files that the Python of the tests and that of the program run. Compiling them costs as much as the rest of a
-    check, so it is done once, where that Python loads what this one compiles."""
+    """The files that run on the tests' side and on the program's side.
+
+    Compiling them costs as much as the rest of a check. So they are compiled once, if the sandbox's Python runs
+    bytecode of this one.
+    """
     sides: list[dict[str, str | bytes]] = []
     for modules, start in (
         ((wire, stand_in, link, harness), "drive(int(sys.argv[-2]), int(sys.argv[-1]))"),
@@ -176,18 +181,18 @@ def _asserted(task: dict[str, Any], limits: Limits, where: dict[str, Any], parti
             return Outcome("error", 0.0, reason=why)
     extracted = None
     if verdict["chosen"] is not None:
-        own, whole, _ = task["programs"][verdict["chosen"]]
-        extracted = own or whole
+        part, whole, _ = task["programs"][verdict["chosen"]]
+        extracted = part or whole
     status: Status = verdict["status"]
     reward = _reward(status, verdict["passed"], verdict["passed"] + verdict["failed"], partial)
-    reason = verdict["reason"].encode(errors="replace").decode()  # an exception's text may hold half a surrogate pair
+    reason = verdict["reason"].encode(errors="replace").decode()  # an exception's text may have half a surrogate pair
     return Outcome(status, reward, extracted, reason=reason or None)
 
 
 def _verdict(
     task: dict[str, Any], limits: Limits, where: dict[str, Any], partial: bool, follow: bool
 ) -> dict[str, Any] | Outcome:
-    """The verdict that the tests' process gave, or that its silence means."""
+    """The verdict of the tests' process, or an Outcome if it gave none."""
     sides = _sides(sandboxes.runs_bytecode(where["sandbox"]))
     task = task | {"partial": partial, "follow": follow}
     result = run_pair(*sides, stdin=json.dumps(task), limits=limits, **where)
@@ -238,8 +243,10 @@ def _printed(
 
 
 def same_output(printed: str, expected: str, tolerance: float) -> bool:
-    """Whether a program printed what it should: the same lines, blanks at their ends and empty lines at the end aside,
-    and within the tolerance the same numbers, where the expected one has a decimal point or an exponent."""
+    """Whether a program printed the expected lines, ignoring blanks at their ends and empty lines at the end.
+
+    A number may differ by the tolerance if the expected one has a decimal point or an exponent.
+    """
     ours, theirs = _lines(printed), _lines(expected)
     return len(ours) == len(theirs) and all(
         a == b or (tolerance > 0 and _same_numbers(a.split(" "), b.split(" "), tolerance))
@@ -261,7 +268,7 @@ _FLOAT = re.compile(r"(?=.*[.eE])" + _NUMBER.pattern, re.ASCII)
 
 
 def _lines(text: str) -> list[str]:
-    """Lines without the blanks at their ends, nor empty ones at the end. They end as `print` ends them."""
+    """Lines without blanks at their ends, and without empty ones at the end. Only a newline ends a line."""
     return [line.rstrip(" \t\r") for line in text.rstrip(" \t\r\n").split("\n")]
 
 
@@ -272,7 +279,7 @@ def _reward(status: Status, passed: int, total: int, partial: bool) -> float:
 
 
 def _stopped(result: Result, limits: Limits) -> Outcome:
-    """The outcome where the tests' own process did not end by itself."""
+    """The outcome if the tests' process did not end by itself."""
     if result.status == "timeout":
         return Outcome("timeout", 0.0, reason=f"took more than {limits.seconds:g} s")
     if result.status == "memory":

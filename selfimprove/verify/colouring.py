@@ -1,8 +1,8 @@
-"""Checks a colouring of a graph's vertices, given one a line as "vertex: colour", or as a JSON object.
+"""Checks a colouring of a graph's vertices, written as lines "vertex: colour" or as a JSON object.
 
-`metadata["edges"]` is a list of pairs of vertices and `metadata["colours"]` how many colours may be used, or a list of
-their names; `metadata["vertices"]` may name vertices that no edge has. Vertices and colours are words or numbers. The
-gold answer, where there is one, is not read: every proper colouring is right.
+`metadata["edges"]` is a list of pairs of vertices. `metadata["colours"]` is the number of colours that may be used, or
+a list of their names. `metadata["vertices"]` may name vertices without an edge. Vertices and colours are words or
+numbers. The gold answer is not read: every proper colouring is right.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _ASSIGNED = re.compile(
 
 
 def check(text: str, gold: str | None, metadata: dict[str, Any]) -> Outcome:
-    """Whether every vertex has a colour, no edge joins two of the same, and there are not too many colours.
+    """Check that every vertex has a colour, no edge joins two of the same colour, and only allowed colours are used.
 
-    Where a vertex is given two colours the last one counts. The reason of `wrong` names what is violated first.
+    If a vertex is given several colours, the last one counts. The reason of `wrong` names the first violation.
     """
     try:
         vertices, edges = graph(metadata)
@@ -51,17 +51,17 @@ def check(text: str, gold: str | None, metadata: dict[str, Any]) -> Outcome:
 
 
 def graph(metadata: dict[str, Any]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Vertices and edges as words. Raises KeyError, TypeError or ValueError where `metadata` holds no graph."""
+    """Vertices and edges as words. Raises KeyError, TypeError or ValueError when `metadata` has no graph."""
     edges = [(str(u), str(v)) for u, v in metadata["edges"]]
-    named = [*map(str, metadata.get("vertices", [])), *(v for edge in edges for v in edge)]
-    return list(dict.fromkeys(named)), edges
+    vertices = [*map(str, metadata.get("vertices", [])), *(v for edge in edges for v in edge)]
+    return list(dict.fromkeys(vertices)), edges
 
 
 def read(text: str, vertices: Sequence[str]) -> dict[str, str]:
-    """The colour that `text` gives to each of the vertices it names; the last, where it gives several."""
+    """The colour that `text` gives to each vertex it names; the last one if it gives several."""
     return {vertex: colour.lower() for vertex, colour in _ASSIGNED.findall(text) if vertex in vertices}
 
 
 def reference(gold: str, metadata: dict[str, Any]) -> str:
-    """The gold colouring, which is a completion as it stands."""
+    """The gold colouring. It is a completion already."""
     return gold

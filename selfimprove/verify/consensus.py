@@ -1,4 +1,4 @@
-"""Agreement among a problem's samples as the verdict. The gold answer is not looked at.
+"""Agreement among a problem's samples as the verdict. It does not read the gold answer.
 
 Self-consistency (Wang et al. 2022, arXiv 2203.11171) takes the answer that most samples state. LMSI (Huang et al. 2022,
 arXiv 2210.11610) fine-tunes on the solutions that state it. TTRL (Zuo et al. 2025, arXiv 2504.16084) rewards them.
@@ -28,38 +28,38 @@ async def consensus(
     ties: Literal["first", "all"] = "all",
     fallback: Fallback = "none",
 ) -> list[Outcome]:
-    """`correct` is the answer that most samples give, where at least `threshold` of all samples do.
+    """The most frequent answer is `correct` if at least `threshold` of all samples give it.
 
-    Shares are of all samples, those without an answer among them, which are `unparseable` and never vote.
+    A sample without an answer is `unparseable` and does not vote, but counts in the shares' denominator.
     reward: `share` is the share of samples that give the same answer; `majority` is 1 for `correct` and 0 for others.
-    ties: of equally frequent answers `all` are `correct`, or the `first` that was sampled, which favours none, since
-    samples are alike before they are drawn. fallback: what a text says that states no answer, where the data set's
-    check does not read it.
+    ties: of equally frequent answers, `all` are `correct` or only the `first` sampled. This favours no answer, because
+    samples are exchangeable. fallback: how to read a text that states no answer and that the data set's check did not
+    read (`read`).
     """
     answers = await asyncio.gather(*(answer(problem, t.text, context, fallback) for t in trajectories))
-    votes = Counter(said for said in answers if said is not None)
+    votes = Counter(vote for vote in answers if vote is not None)
     most = max(votes.values(), default=0)
-    winners = [said for said, count in votes.items() if count == most]  # in order of appearance
+    winners = [vote for vote, count in votes.items() if count == most]  # in order of appearance
     if ties == "first":
         winners = winners[:1]
     outcomes = []
-    for said in answers:
-        if said is None:
+    for vote in answers:
+        if vote is None:
             outcomes.append(Outcome("unparseable", 0.0, reason="no answer is stated"))
             continue
-        share = votes[said] / len(answers)
-        right = said in winners and share >= threshold
+        share = votes[vote] / len(answers)
+        right = vote in winners and share >= threshold
         value = share if reward == "share" else float(right)
-        reason = f"{votes[said]} of {len(answers)} samples agree"
-        outcomes.append(Outcome("correct" if right else "wrong", value, said, reason=reason))
+        reason = f"{votes[vote]} of {len(answers)} samples agree"
+        outcomes.append(Outcome("correct" if right else "wrong", value, vote, reason=reason))
     return outcomes
 
 
 async def answer(problem: Problem, text: str, context: Context | None, fallback: Fallback = "none") -> str | None:
-    """The answer that a text gives, in one form for equal answers; None when it gives none.
+    """The answer that a text gives, in one form for equal answers; None if it gives none.
 
-    It is what the data set's own check extracts. Where there is no check, or no gold answer for it to run with, or it
-    came to no end, the general conventions hold (`read`).
+    The data set's own check extracts it. If there is no check, or no gold answer for it, or it ends as `timeout` or
+    `error`, the general conventions hold (`read`).
     """
     if problem.gold is not None and context is not None:
         checked = await context.check(text, problem)
@@ -69,26 +69,26 @@ async def answer(problem: Problem, text: str, context: Context | None, fallback:
 
 
 def read(text: str, metadata: dict[str, Any], fallback: Fallback) -> str | None:
-    """The answer of a completion by the general conventions, in one form for equal answers; None without one.
+    """The answer of a completion by the general conventions, in one form for equal answers; None if there is none.
 
-    With `metadata["options"]` it is the letter of the one option that is chosen. Else it is what the text states last,
-    or the whole text where it is but an expression of whole numbers, or what `fallback` says.
+    With `metadata["options"]` it is the letter of the one chosen option. Else it is what the text states last, or the
+    whole text if that is an expression of whole numbers, or what `fallback` names: the last number, or the whole text.
     """
     options = metadata.get("options")
     if isinstance(options, list) and options:
         chosen = choice.chosen_in(text, options)
         return chr(ord("A") + chosen.pop()) if len(chosen) == 1 else None
-    said = stated(text)
-    if said is None:
+    verbatim = stated(text)
+    if verbatim is None:
         if arithmetic.parse(text) is not None:
-            said = text
+            verbatim = text
         elif fallback == "last_number":
-            said = maths.extract(text, "last_number")
+            verbatim = maths.extract(text, "last_number")
         elif fallback == "text":
-            said = text
-    return None if said is None else form(said)
+            verbatim = text
+    return None if verbatim is None else form(verbatim)
 
 
-def form(said: str) -> str | None:
-    """The single form of an answer that stands in a text, such as "$18" or "18 dollars a day"."""
-    return canonical(cleaning.clean(said) or said)
+def form(verbatim: str) -> str | None:
+    """The one form of an answer as it stands in a text, such as "$18" or "18 dollars a day"."""
+    return canonical(cleaning.clean(verbatim) or verbatim)

@@ -1,8 +1,8 @@
-"""Runs programs in a container of their own, by the command line that Docker and Podman share.
+"""Runs programs in a fresh container, by the command line that Docker and Podman share.
 
-One container a call, and nothing of the host in it. Its first process is `selfimprove.verify.watch`, as root without
-any capability but those to become and to end other users: it starts the programs as two users that cannot reach each
-other, nor it, and its end is the end of them all.
+Each call has its own container, with nothing of the host in it. Its first process is `selfimprove.verify.watch`. It
+runs as root, with no capability but those to change users and to kill their processes. It starts the programs as two
+users, who can reach neither each other nor it. When it ends, all of them end.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ ENGINES = {
         "systemctl start docker; may this user not ask it: usermod -aG docker USER",
     ),
     "podman": ("apt-get install podman", "podman info"),
-}  # what installs it, and what mends it
+}  # the commands that install it and that mend it
 IMAGE = "python:3.11-slim"
 SHM_MB = 16  # of /dev/shm
-OWN_MB, OWN_PROCESSES = 64, 8  # for the first process, beside the programs'
-START_SECONDS = 30  # a container's start and end, which are no part of a program's time
+OWN_MB, OWN_PROCESSES = 64, 8  # for the first process, in addition to the programs'
+START_SECONDS = 30  # to start and end a container; not part of a program's time
 ANSWER_SECONDS = 60  # for any other command
-USERS = range(50_000, 60_000)  # where few systems have a user; limits count processes by it, over all containers
+USERS = range(50_000, 60_000)  # rarely used ids; process limits count by user, over all containers
 GONE = re.compile("no such container|already in progress", re.IGNORECASE)
 
 
 def describe(engine: str, image: str) -> dict[str, str]:
-    """The engine's version and the image's digest (its id, where it came from no registry).
+    """The engine's version and the image's digest (its id if it came from no registry).
 
-    Raises ConfigError, with the command that helps, when the engine is not installed or does not answer, or the image
-    is not on this machine.
+    Raises ConfigError when the engine is not installed or does not answer, or when the image is not on this machine.
+    The message names the command that helps.
     """
     version = _ask(engine, "version", "--format", "{{.Server.Version}}")
     if version.returncode:
@@ -56,15 +56,15 @@ def describe(engine: str, image: str) -> dict[str, str]:
 
 
 def run(engine: str, image: str, programs: Sequence[dict[str, Any]], stdin: str, limits: Limits) -> Result:
-    """Runs one program, or two joined by two pipes, as `watch.run` does, in one container, which is gone afterwards.
+    """Run one program, or two joined by two pipes, in one container, as `watch.run` does. Then the container is gone.
 
-    `error` when the container gives no result, `timeout` also when it does not end. Raises ConfigError when the engine
-    is not installed, RuntimeError when a container that has to go does not.
+    The status is `error` when the container gives no result, and `timeout` also when it does not end. Raises
+    ConfigError when the engine is not installed, RuntimeError when the container cannot be removed.
     """
     name = f"selfimprove-{secrets.token_hex(8)}"
     first = USERS.start + secrets.randbelow(len(USERS) - 1)
     request = {"programs": programs, "stdin": stdin, "limits": asdict(limits), "users": [first, first + 1]}
-    # No limit on the client's memory; a byte of output is six of JSON at most.
+    # The client's memory has no limit. A byte of output becomes at most six bytes of JSON.
     outer = Limits(limits.seconds + START_SECONDS, 1 << 20, 12 * limits.output_bytes + (1 << 16), 0)
     start = functools.partial(_Container, engine, name)
     result = watch.run(start, [_command(engine, image, name, limits)], json.dumps(request).encode(), outer)
@@ -75,14 +75,14 @@ def run(engine: str, image: str, programs: Sequence[dict[str, Any]], stdin: str,
 
 
 class _Container(Child):
-    """The client of a container."""
+    """The client process of a container."""
 
     def __init__(self, engine: str, name: str, stack: ExitStack, command: Sequence[str]) -> None:
         self._engine, self._name = engine, name
-        super().__init__(stack, command, env=None)  # the client's own: DOCKER_HOST, its settings
+        super().__init__(stack, command, env=None)  # our own environment: DOCKER_HOST and other settings
 
     def kill(self) -> None:
-        """A client that ended well has seen its container go. After any other end it is removed, running or not."""
+        """Kill the client and remove its container, running or not. After exit code 0 the container is already gone."""
         if self.process.poll() == 0:
             return
         self.process.kill()
@@ -98,7 +98,7 @@ def _command(engine: str, image: str, name: str, limits: Limits) -> list[str]:
         *("--pull=never", "--log-driver=none", "--network=none", "--read-only"),
         *(f"--tmpfs=/tmp:rw,nosuid,nodev,noexec,mode=1777,size={DISK_MB}m", f"--shm-size={SHM_MB}m"),
         *(f"--memory={memory}", f"--memory-swap={memory}", f"--pids-limit={2 * limits.processes + OWN_PROCESSES}"),
-        # Limits on the programs are set inside. Without these an engine would raise its own, which not every root may.
+        # The programs' limits are set inside. Without these options an engine raises its own limits, which can fail.
         *(f"--ulimit=nofile={OPEN_FILES}:{OPEN_FILES}", "--ulimit=nproc=4096:4096", "--ulimit=core=0:0"),
         *("--cap-drop=ALL", "--cap-add=SETUID", "--cap-add=SETGID", "--cap-add=KILL"),
         *("--security-opt=no-new-privileges", "--user=0:0", "--workdir=/", "--entrypoint=python"),
@@ -128,5 +128,5 @@ def _ask(engine: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _line(text: str) -> str:
-    """The end of a command's output, as one line."""
+    """The end of a command's output on one line."""
     return " ".join(text.split())[-300:]

@@ -1,8 +1,8 @@
-r"""When two answers are the same: one notion for votes, maj@k, consensus and the counting of different answers.
+r"""Decides when two answers are equal: for votes, maj@k, consensus and counts of different answers.
 
-It is that of the verdicts. What takes algebra to see, that \sqrt{8} is 2\sqrt{2}, the check of mathematics settles in
-its own process, which can be killed: it writes such answers in one form (`selfimprove.verify.math.simplest`). The rest
-is text and plain numbers, and is settled here.
+Verdicts use the same rule. Algebra, as in \sqrt{8} = 2\sqrt{2}, is left to the check of mathematics, which runs in a
+process that can be killed and writes equal answers in one form (`selfimprove.verify.math.simplest`). The rest is text
+and plain numbers, which this module compares.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _FILLER = frozenset(" ?._-!,;:*\u2026\n\t")
 
 @lru_cache(maxsize=65536)
 def canonical(answer: str) -> str | None:
-    r"""The one text for an answer and all that are the same: 1,000 and 1000.0, 1/2 and 0.5, $18 and 18, x = 3 and 3,
-    "1, 2" and \{2, 1\}, Paris and paris. None for an answer of nothing but dots and question marks.
+    r"""One text for all equal answers; None for an answer of only dots, question marks and the like.
 
-    Whole numbers are exact. Others agree in six decimals, below 1 in six significant digits; 50% is 50.
+    Equal are 1,000 and 1000.0, 1/2 and 0.5, $18 and 18, x = 3 and 3, "1, 2" and \{2, 1\}, Paris and paris. Whole
+    numbers are exact. Others are equal if they agree in six decimals, below 1 in six significant digits. 50% is 50.
     """
     if answer.isascii() and answer.isdecimal():
         return answer.lstrip("0") or "0"
     if _FILLER.issuperset(answer):
         return None
-    if len(answer.strip()) == 1 and answer.strip().isalpha():  # a letter, of an option say, and no article
+    if len(answer.strip()) == 1 and answer.strip().isalpha():  # a letter, such as an option's, and not an article
         return answer.strip().upper()
     if (whole := cleaning.TEXT.fullmatch(answer.strip())) and not any(map(str.isdigit, whole[1])):
         return words.normalise(whole[1])

@@ -1,4 +1,4 @@
-"""An answer that is a program of one Python expression: run in the sandbox, it has to give the gold value."""
+"""Checks an answer that is one Python expression: run in the sandbox, it must give the gold value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from selfimprove.verify import Outcome, code
 from selfimprove.verify.container import IMAGE
 
 MAX_EXPRESSION = 2000  # characters
-KEEPS_TIME = True  # the sandbox ends what takes too long
+KEEPS_TIME = True  # the sandbox enforces the time limit
 
 
 def require(*, sandbox: str = "bubblewrap", image: str = IMAGE, **options: Any) -> dict[str, str]:
@@ -28,9 +28,9 @@ def check(
     seconds: Seconds = 5.0,
     memory_mb: Count = 512,
 ) -> Outcome:
-    """Whether the value of the expression equals the gold number; what runs it is as of `code.check`.
+    """Check whether the value of the expression equals the gold number. The options are those of `code.check`.
 
-    `unparseable` for a text that is no expression, or a longer one than MAX_EXPRESSION.
+    `unparseable` if the text is not an expression or is longer than MAX_EXPRESSION.
     """
     body = text.strip()
     if len(body) > MAX_EXPRESSION:
@@ -42,8 +42,8 @@ def check(
     program = f"def result():\n    return (\n{body}\n    )\n"
     tests = [f"assert result() == {gold}"]
     options: dict[str, Any] = {"sandbox": sandbox, "image": image, "seconds": seconds, "memory_mb": memory_mb}
-    found = code.check(program, gold, {"tests": tests}, **options)
-    return Outcome(found.status, found.reward, body, reason=found.reason)
+    outcome = code.check(program, gold, {"tests": tests}, **options)
+    return Outcome(outcome.status, outcome.reward, body, reason=outcome.reason)
 
 
 def reference(gold: str, metadata: dict[str, Any], **options: Any) -> str:

@@ -32,16 +32,16 @@ def verify_file(
     seconds: float = 10,
     memory_mb: int = 2048,
 ) -> dict[Status, int]:
-    """Checks every row of a JSONL file with the verifier named `target`; how many rows got each status.
+    """Check every row of a JSONL file with the verifier named `target`. Returns the number of rows by status.
 
-    A row has `id`, `completion`, and `gold` where the check needs one; what else it has, and what its `metadata` has,
-    is the check's metadata. `out` gets a row for each, in order, with `id`, `status`, `reward`, `extracted`,
-    `step_rewards` and `reason`; it appears whole or not at all. Without it the rows go to standard output.
+    A row has `id`, `completion`, and `gold` if the check needs one. Its other keys and those in its `metadata` are the
+    check's metadata. `out` gets one row for each, in order, with `id`, `status`, `reward`, `extracted`, `step_rewards`
+    and `reason`. It is written whole or not at all. Without `out` the rows go to standard output.
 
-    For a group verifier the rows with one id are the samples of one problem, wherever they stand.
+    For a group verifier, all rows with the same id are samples of one problem, wherever they stand in the file.
 
-    Raises ConfigError for a row that is none, naming its line, when a file cannot be read or written, and for a group
-    verifier that asks a model.
+    Raises ConfigError when a row is malformed (with its line), when a file cannot be read or written, and when a group
+    verifier needs a model.
     """
     counts = dict.fromkeys(STATUSES, 0)
     ids: deque[Any] = deque()
@@ -71,14 +71,14 @@ def verify_file(
     try:
         with (
             unfinished.open("w", encoding="utf-8") if unfinished else nullcontext(sys.stdout) as file,
-            closing(outcomes()) as found,
+            closing(outcomes()) as results,
         ):
-            for outcome in found:
+            for outcome in results:
                 counts[outcome.status] += 1
                 file.write(json.dumps({"id": ids.popleft()} | asdict(outcome)) + "\n")
         if unfinished and out:
             unfinished.replace(out)
-    except BrokenPipeError:  # whoever read our output went away
+    except BrokenPipeError:  # the reader of our output is gone
         raise
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}") from error
@@ -89,7 +89,7 @@ def verify_file(
 
 
 def _by_problem(verify: Callable[..., Any], ids: list[Any], items: list[Item]) -> list[Outcome]:
-    """Outcomes in the order of the rows, by a group verifier that needs nothing but texts."""
+    """Outcomes in the order of the rows, from a group verifier that needs only texts."""
     groups: dict[Any, list[int]] = {}
     for row, id in enumerate(ids):
         groups.setdefault(id, []).append(row)
@@ -128,24 +128,24 @@ _KINDS = {"id": "text or a whole number", "completion": "text", "gold": "text or
 
 
 def check_gold(problems: Iterable[Problem], pool: Pool) -> list[tuple[Problem, Outcome]]:
-    """The problems whose gold answer does not pass the pool's own check, each with what the check said of it.
+    """The problems whose gold answer fails the pool's own check, each with the check's outcome.
 
-    A completion that states the gold answer comes from `reference(gold, metadata, **options)` beside the check; without
-    it nothing is to be found. Nor is it for a problem without a gold answer, where the check's module says
-    `NEEDS_GOLD = False` (unit tests, a constraint).
+    `reference(gold, metadata, **options)` in the check's module makes a completion that states the gold answer. Without
+    it the list is empty. Problems without a gold answer are skipped if the check's module has `NEEDS_GOLD = False`
+    (unit tests, a constraint).
     """
     module = importlib.import_module(pool.target.rpartition(".")[0])
     if not hasattr(module, "reference"):
         return []
-    asked: deque[Problem] = deque()
+    sent: deque[Problem] = deque()
 
     def items() -> Iterator[Item]:
         for problem in problems:
             if problem.gold is None and not getattr(module, "NEEDS_GOLD", True):
                 continue
-            asked.append(problem)
+            sent.append(problem)
             text = "" if problem.gold is None else module.reference(problem.gold, problem.metadata, **pool.options)
             yield text, problem.gold, problem.metadata
 
-    outcomes = ((asked.popleft(), outcome) for outcome in pool.run(items()))
+    outcomes = ((sent.popleft(), outcome) for outcome in pool.run(items()))
     return [(problem, outcome) for problem, outcome in outcomes if outcome.status != "correct"]

@@ -1,8 +1,8 @@
-"""The tests' process of a code check: runs tests that `selfimprove.verify.instrument` has prepared.
+"""The tests' process of a code check. It runs tests that `selfimprove.verify.instrument` has prepared.
 
 The program runs in another process (`selfimprove.verify.candidate`). Values of the standard library's types are rebuilt
-here, and anything else is asked for (`selfimprove.verify.stand_in`): no object of the program's stands in this process,
-so none of its code takes part in a comparison.
+here. Every other object stays there, and a stand-in asks it for answers (`selfimprove.verify.stand_in`). So no code of
+the program takes part in a comparison.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-STEPS = 10_000  # statements that may fail, lest tests that wait for a value wait for ever
-# Raised here, and not by the program, these say that the tests or the harness lack something.
+STEPS = 10_000  # most statements that may fail, because tests may loop until a value comes
+# If the tests raise these, and not the program, then the tests or the harness lack something.
 FAULTS = (ImportError, OSError, SyntaxError, MemoryError, RecursionError, SystemExit, KeyboardInterrupt, Unsendable)
 
 
 class Tally:
-    """What became of the assertions. The tests' statements run within its blocks, which `instrument` has put there."""
+    """Counts how assertions end. The tests' statements run within its blocks, which `instrument` has added."""
 
     def __init__(self, link: Link, task: dict[str, Any]) -> None:
         self.link, self.task = link, task
         self.reached: set[int] = set()
         self.passed = self.failed = self.doubted = 0
-        self.steps = 0  # statements that failed, assertions aside
+        self.steps = 0  # failed statements that are not assertions
         self.reason = ""  # the first failure
 
     def assertion(self, number: int) -> Assertion:
@@ -42,7 +42,7 @@ class Tally:
         self.reason = self.reason or f"{type(error).__name__}: {error}".rstrip(": ")[:300]
 
     def blames(self, error: BaseException) -> bool:
-        """Whether a failure is the program's, not the tests' or the harness's."""
+        """Whether a failure is the program's fault, not the tests' or the harness's."""
         if self.link.refused:
             return False
         if isinstance(error, Gone) or any(error is each for each in self.link.raised):
@@ -50,7 +50,7 @@ class Tally:
         if isinstance(error, NameError):
             name = str(error).partition("'")[2].partition("'")[0]
             return name in self.task["due"] or (bool(self.reason) and name in self.task["bound"])
-        if isinstance(error, TypeError) and self.link.live:  # one that wanted the real thing
+        if isinstance(error, TypeError) and self.link.live:  # perhaps a function that does not take stand-ins
             return False
         return not isinstance(error, FAULTS)
 
@@ -81,7 +81,7 @@ class Assertion:
 
 
 class Step:
-    """A statement, after whose failure the tests go on without what it would have bound."""
+    """A statement. If it fails, the tests go on without the names that it binds."""
 
     def __init__(self, tally: Tally) -> None:
         self.tally, self.lost = tally, False
@@ -99,7 +99,7 @@ class Step:
 
 
 class Attempt:
-    """The body of a `try` or a `with`, which may catch what is raised in there."""
+    """The body of a `try` or a `with`, which may catch exceptions."""
 
     def __init__(self, tally: Tally) -> None:
         self.tally = tally
@@ -112,7 +112,7 @@ class Attempt:
 
 
 class Effect:
-    """A statement that is a call: what the program changes in place there, it changes in the tests' own objects."""
+    """A statement that is a call. Changes that the program makes in place there are repeated on the tests' objects."""
 
     def __init__(self, link: Link) -> None:
         self.link = link
@@ -125,14 +125,14 @@ class Effect:
 
 
 def used(*values: Any) -> None:
-    """Fails where one of the values is what a failed call has returned."""
+    """Raises the call's error when one of the values is the result of a failed call."""
     for value in values:
         if issubclass(type(value), Lost):
             bool(value)
 
 
 def judge(task: dict[str, Any], link: Link, tally: Tally, outcome: dict[str, Any]) -> None:
-    """Runs the tests. Raises what they raise."""
+    """Run the tests. Raises what they raise."""
     names: dict[str, Any] = {"__name__": "tests"}
     tests = [compile(test, "<tests>", "exec", 0, True) for test in task["tests"]]
     exec(compile(task["prelude"], "<tests>", "exec", 0, True), names)
@@ -164,7 +164,7 @@ def judge(task: dict[str, Any], link: Link, tally: Tally, outcome: dict[str, Any
 
 
 def conclude(link: Link, tally: Tally, task: dict[str, Any]) -> tuple[str, str]:
-    """Status and reason of tests that have run to their end, or failed on the way."""
+    """Status and reason of tests that ran to their end or failed on the way."""
     if link.gone and not tally.reason:
         return "wrong", link.gone
     if tally.reason:
@@ -181,18 +181,24 @@ def conclude(link: Link, tally: Tally, task: dict[str, Any]) -> tuple[str, str]:
 
 
 def drive(replies: int, requests: int) -> None:
-    """Reads a task from standard input, runs its tests, writes the verdict to standard output, both as JSON.
+    """Read a task from standard input, run its tests, and write the verdict to standard output, both as JSON.
 
-    Task: `programs` and `needs` (see `candidate.viable`); `prelude`, code that the tests may use; `tests`, code that
-    asserts; `candidate`, the function that is given to the tests' own `check`, or None where they call by name;
-    `wanted`, the names that the program may bind; `due`, those it must; `lent` and `spare`, names that the tests have
-    forgotten to import, the second only where the program does not bind them; `bound`, names that the tests bind;
-    `assertions`, how many there are in the text; `tries`, whether some stand in a `try`; `partial`, whether to go on
-    after a failure; `follow`, whether what the program changes in place changes in the tests' objects everywhere.
+    The task has:
+
+    - `programs` and `needs`: see `candidate.viable`;
+    - `prelude`: code that the tests may use;
+    - `tests`: code that asserts;
+    - `candidate`: the function for the tests' own `check`, or None if the tests call it by name;
+    - `wanted`: names that the program may bind; `due`: names that it must bind;
+    - `lent` and `spare`: names that the tests forgot to import, the second only if the program does not bind them;
+    - `bound`: names that the tests bind;
+    - `assertions`: the number of assertions; `tries`: whether some are in a `try`;
+    - `partial`: whether to go on after a failure;
+    - `follow`: whether every change of the program's in place is repeated on the tests' objects.
     """
     task = json.load(sys.stdin)
     verdict = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the tests print is no verdict
+    os.dup2(2, 1)  # so that nothing the tests print is taken for the verdict
     pipes = os.fdopen(replies, "rb"), os.fdopen(requests, "wb")
     link = Link(*pipes, "\n".join(task["tests"]), task["partial"], task["follow"])
     tally = Tally(link, task)
@@ -202,14 +208,14 @@ def drive(replies: int, requests: int) -> None:
     except BaseException as error:
         if outcome["chosen"] is not None and tally.blames(error):
             tally.fail(error)
-        elif not tally.reason:  # what failed first decides
+        elif not tally.reason:  # the first failure decides
             text = link.refused or f"{type(error).__name__}: {error}".rstrip(": ")
             outcome |= {"status": "error", "reason": f"the tests cannot be run: {text}"[:300]}
     if link.lost:
         tally.fail(link.lost)
     if not outcome["status"]:
         outcome["status"], outcome["reason"] = conclude(link, tally, task)
-    failed = int(outcome["status"] == "wrong" and not tally.failed)  # then it failed elsewhere
+    failed = int(outcome["status"] == "wrong" and not tally.failed)  # it failed outside an assertion
     failed += tally.failed + tally.doubted + task["assertions"] - len(tally.reached)
     json.dump(outcome | {"passed": tally.passed, "failed": failed, "moved": link.moved}, verdict)
     verdict.close()

@@ -1,5 +1,8 @@
-"""Prepares the tests of a code check for `selfimprove.verify.harness`: what they want of the program, and blocks that
-count their assertions. The tests are the data set's; nothing of the program is looked at here."""
+"""Prepares the tests of a code check for `selfimprove.verify.harness`.
+
+It finds the names that the tests want from the program, and adds blocks that count their assertions. The tests are the
+data set's. The program is not read here.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from typing import Any
 from selfimprove.verify.candidate import bound
 
 BUILTINS = frozenset(dir(builtins))
-# Modules that tests use, themselves or what is in them, without an import.
+# Modules that tests use without an import, or whose names they use so.
 MODULES = (
     *(
         "math",
@@ -35,17 +38,17 @@ PACKAGES |= {name: name for name in ("numpy", "pandas", "networkx", "scipy", "sy
 
 @functools.lru_cache(maxsize=256)
 def prepare(tests: tuple[str, ...], candidate: str | None, given: str, partial: bool) -> dict[str, Any]:
-    """What `harness.drive` is told of the tests. Raises SyntaxError, ValueError or RecursionError where they, or what
-    is given, are no Python.
+    """The tests' part of the task for `harness.drive`.
 
-    candidate: the function that `check` is given, None where tests call by name. given: code that runs before them.
+    candidate: the function that `check` gets, None if tests call it by name. given: code that runs before them. Raises
+    SyntaxError, ValueError or RecursionError when the tests or `given` are not Python.
     """
     trees = [ast.parse(test) for test in tests]
     own = set[str]().union(*map(bound, trees))
     free = {node.id for node in _every(trees, ast.Name)} - own - bound(ast.parse(given)) - {"__name__"}
     lent, spare = _forgotten(trees, free - BUILTINS)
     wanted = {candidate} if candidate else free - BUILTINS - lent.keys()
-    if not wanted:  # the task asks for a function that has the name of a built-in one
+    if not wanted:  # the task is to write a function with the name of a built-in one
         wanted = _innermost(trees, free & BUILTINS)
     due = [candidate] if candidate else sorted(_innermost(trees, wanted))
     counter = _Counter()
@@ -78,19 +81,19 @@ def _called(tree: ast.AST) -> set[str]:
 
 
 def _innermost(trees: list[ast.Module], names: set[str]) -> set[str]:
-    """Those of the names that are called with nothing that calls another one."""
+    """The names that are called with arguments that call none of the names."""
     calls = [call for call in _every(trees, ast.Call) if isinstance(call.func, ast.Name) and call.func.id in names]
     inner = {id(call): set().union(*map(_called, [*call.args, *call.keywords])) for call in calls}
     return {call.func.id for call in calls if not inner[id(call)] & names}
 
 
 def _forgotten(trees: list[ast.Module], free: set[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Names that the tests use without an import, and where they are: those that must not come from the program, which
-    would then judge itself, and those that need not.
+    """Names that the tests use without an import, with their places: `lent` and `spare`.
 
-    A module is of the first kind where only attributes are used that it has; so is a function of the standard library
-    that is called with what a function that is not the library's returns. One that stands beside such a call is of the
-    second kind.
+    Names in `lent` must not come from the program, which would then judge itself: modules of which the tests use only
+    attributes that they have, and functions of the standard library that are called with the result of some other
+    function. Names in `spare` may come from the program: functions of the library in a statement beside such a call,
+    and names of `typing`.
     """
     lent, spare = {}, {}
     attributes: dict[str, list[str]] = {}
@@ -99,29 +102,29 @@ def _forgotten(trees: list[ast.Module], free: set[str]) -> tuple[dict[str, str],
             attributes.setdefault(node.value.id, []).append(node.attr)
     uses = [node.id for node in _every(trees, ast.Name)]
     library = {name: place for name in free if (place := _place(name))}
-    asked = free - library.keys()
+    others = free - library.keys()
     statements = [node for node in _every(trees, ast.stmt) if not hasattr(node, "body")]
     for name in sorted(free):
         used = attributes.get(name, [])
         if used and len(used) == uses.count(name):
             if name in PACKAGES:
                 lent[name] = PACKAGES[name]
-            elif name in MODULES and all(hasattr(importlib.import_module(name), each) for each in used):
+            elif name in MODULES and all(hasattr(importlib.import_module(name), attribute) for attribute in used):
                 lent[name] = name
         elif name in library:
             calls = [call for call in _every(trees, ast.Call) if getattr(call.func, "id", "") == name]
             beside = [s for s in statements if any(node.id == name for node in _every([s], ast.Name))]
-            if any(_called(argument) & asked for call in calls for argument in [*call.args, *call.keywords]):
+            if any(_called(argument) & others for call in calls for argument in [*call.args, *call.keywords]):
                 lent[name] = library[name]
-            elif library[name].startswith("typing:") or (beside and all(_called(each) & asked for each in beside)):
+            elif library[name].startswith("typing:") or (beside and all(_called(s) & others for s in beside)):
                 spare[name] = library[name]
     return lent, spare
 
 
 def _place(name: str) -> str | None:
-    """Where the standard library has a name, as `wire.named` reads it."""
-    found = (module for module in MODULES if hasattr(importlib.import_module(module), name))
-    return next((f"{module}:{name}" for module in found if not name.startswith("_")), None)
+    """A name's place in the standard library, in the form of `wire.named`; None if it has none."""
+    modules = (module for module in MODULES if hasattr(importlib.import_module(module), name))
+    return next((f"{module}:{name}" for module in modules if not name.startswith("_")), None)
 
 
 class _Counter(ast.NodeTransformer):
@@ -129,10 +132,10 @@ class _Counter(ast.NodeTransformer):
 
     def __init__(self) -> None:
         self.assertions = 0
-        self.tries = False  # whether assertions stand in a `try`
+        self.tries = False  # whether some assertion is in a `try`
 
     def visit_Assert(self, node: ast.Assert) -> ast.stmt:
-        if not any(isinstance(part, ast.Name) for part in ast.walk(node.test)):  # says nothing of the program
+        if not any(isinstance(part, ast.Name) for part in ast.walk(node.test)):  # does not involve the program
             return node
         self.assertions += 1
         same = [
@@ -160,7 +163,7 @@ class _Counter(ast.NodeTransformer):
 
 
 def _steps(block: list[ast.stmt]) -> list[ast.stmt]:
-    """Statements after whose failure the next one runs, with no value in the names that the failed one binds."""
+    """Wrap each statement so that the next one runs even if it fails. Names that a failed one binds are deleted."""
     steps: list[ast.stmt] = []
     for statement in block:
         fields = ["body", "orelse"] if isinstance(statement, ast.For | ast.While | ast.If) else []
@@ -185,7 +188,7 @@ _WHOLE = (
 
 
 def _ours(statement: ast.stmt) -> str:
-    """The name of the block that a statement was put in."""
+    """The name of the block that wraps a statement; empty if it is not one of ours."""
     if not isinstance(statement, ast.With):
         return ""
     block = statement.items[0].context_expr

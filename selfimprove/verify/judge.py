@@ -1,12 +1,13 @@
-"""A model's own word on whether a solution is right, as a probability.
+"""Asks a model whether a solution is right, and reads the probability of its verdict.
 
-The judge is asked with a template and answers with one of two verdict words; P(correct) is the share that `correct` has
-of their probability, as in generative verifiers (Zhang et al. 2024, arXiv 2408.15240, eq. 4) and self-evaluation
-(Kadavath et al. 2022, arXiv 2207.05221). With `reason` it writes first and the verdict is scored behind what it wrote.
+The judge is prompted with a template and answers with one of two verdict words. P(correct) is the probability of the
+word `correct` divided by that of both, as in generative verifiers (Zhang et al. 2024, arXiv 2408.15240, eq. 4) and
+self-evaluation (Kadavath et al. 2022, arXiv 2207.05221). With `reason` the judge writes its reasons first, and the
+verdict is scored after them.
 
-It is the policy itself, the model that the run began with, another model that is opened once a phase, or a server with
-OpenAI's chat interface, whose `top_logprobs` give the probabilities. A solution is never blamed for a judge that does
-not say: without a readable verdict it is `unparseable`.
+The judge is the policy, the run's first model, another model, which is opened once a phase, or a server with OpenAI's
+chat interface, whose `top_logprobs` give the probabilities. A solution is never blamed for an unclear judge: without a
+readable verdict it is `unparseable`.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ if TYPE_CHECKING:
     from openai.types.chat import ChatCompletion
     from openai.types.chat.chat_completion_token_logprob import ChatCompletionTokenLogprob
 
-LEAST = 0.01  # probability of both verdict words together, below which the judge is about to say something else
-TOP = 20  # alternatives a token that are asked of a server: as many as OpenAI and vLLM give
-RETRIES = 4  # of the client library, with growing pauses, where a server is busy or does not answer
+LEAST = 0.01  # if both verdict words together have less probability, the judge is about to say something else
+TOP = 20  # alternatives a token to request from a server: the most that OpenAI and vLLM give
+RETRIES = 4  # of the client library, with growing pauses, if a server is busy or does not answer
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How the judge is asked, and what it answers with."""
+    """The judge's prompt, the form of its answer, and how the answer is sampled."""
 
     prompt: list[Message]
     lead: str
@@ -48,7 +49,7 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """P(correct), None where there is no readable verdict, and the judge's text."""
+    """P(correct), None without a readable verdict, and the judge's text."""
 
     probability: float | None
     text: str
@@ -63,14 +64,14 @@ def require(
     incorrect: str | None = None,
     **options: Any,
 ) -> None:
-    """Raises ConfigError where a server cannot be asked as configured."""
+    """Raises ConfigError when a server cannot be used as configured."""
     if server is None:
         return
     if model in (None, "policy", "base"):
-        raise ConfigError("verifier.model: needs the name that the server has for its model", "verifier")
+        raise ConfigError("verifier.model: needs the server's name for its model", "verifier")
     client.require("verifier", key_env)
     if prompt and prompt[-1]["role"] == "assistant":
-        raise ConfigError("verifier.prompt: must end with the user's turn, for a server begins a new one", "verifier")
+        raise ConfigError("verifier.prompt: must end with the user's turn: a server begins a new turn", "verifier")
     if incorrect is None:
         raise ConfigError("verifier.incorrect: a server's judge needs both verdict words", "verifier")
 
@@ -85,7 +86,7 @@ def resource(
     trust_remote_code: bool = False,
     **options: Any,
 ) -> Engine | Server | None:
-    """What answers: a server, an engine of its own, or None for the policy. Raises ConfigError."""
+    """The judge: a server, a separate engine, or None for the policy. Raises ConfigError when it cannot be opened."""
     if server is not None:
         return Server(server, model, key_env, concurrency)
     if model == "policy":
@@ -93,13 +94,13 @@ def resource(
     from selfimprove.policy.hf import TransformersEngine
     from selfimprove.policy.models import resolve
 
-    own = opening.model
+    base = opening.model
     return TransformersEngine(
-        resolve(own.name, own.path) if model == "base" else resolve("", model),
+        resolve(base.name, base.path) if model == "base" else resolve("", model),
         device=opening.hardware.device,
-        dtype=own.dtype,
+        dtype=base.dtype,
         max_batch=opening.hardware.max_batch,
-        trust_remote_code=own.trust_remote_code if model == "base" else trust_remote_code,
+        trust_remote_code=base.trust_remote_code if model == "base" else trust_remote_code,
     )
 
 
@@ -123,36 +124,39 @@ async def verify(
     concurrency: Count = 16,
     trust_remote_code: bool = False,
 ) -> list[Outcome]:
-    """P(correct) of each solution as its reward, or with `reward: verdict` 1 from `threshold` on and else 0; `correct`
-    from `threshold` on. The judge's text is the outcome's `reason`.
+    """The judge's verdict on each solution: `correct` if P(correct) >= `threshold`.
 
-    {question}, {options}, {solution} and {gold} are replaced in `prompt`, which ends with the user's turn. The answer
-    is `lead` and one of the two words; with `reason`, what it writes up to `max_tokens` at `temperature`, in which the
-    last `lead` is where the verdict stands. `incorrect` None: P(correct) is the probability of `correct` itself, and
-    not its share. A prompt that does not fit the judge's window is an `error`, as is {gold} where the problem has none.
+    The reward is P(correct), or with `reward: verdict` 1 for `correct` and 0 else. The outcome's `reason` is the
+    judge's text.
+
+    {question}, {options}, {solution} and {gold} are replaced in `prompt`, which ends with the user's turn. The judge's
+    answer is `lead` and one of the two words. With `reason` the judge writes up to `max_tokens` at `temperature`, and
+    the verdict follows the last `lead` in that text. With `incorrect` None, P(correct) is the probability of `correct`
+    itself, not its share. A prompt that does not fit the judge's window is an `error`, as is {gold} for a problem that
+    has none.
     """
     form = Form(prompt, lead, correct, incorrect, reason, temperature, max_tokens)
-    asked = context.resource
+    opened = context.resource
     judge = context.policy.through(
-        context.policy.engine if asked is None or isinstance(asked, Server) else asked, "judge"
+        context.policy.engine if opened is None or isinstance(opened, Server) else opened, "judge"
     )
 
     async def one(trajectory: Trajectory, number: int) -> Outcome:
         try:
             chat = fill(form.prompt, problem, trajectory.text)
-            if isinstance(asked, Server):
-                said = await asked.ask(judge, chat, form, number)
+            if isinstance(opened, Server):
+                verdict = await opened.ask(judge, chat, form, number)
             else:
-                said = await ask(judge, chat, form)
+                verdict = await ask(judge, chat, form)
         except ValueError as error:
             return Outcome("error", 0.0, reason=f"judge: {error}")
-        if said.probability is None:
-            return Outcome("unparseable", 0.0, reason=f"no readable verdict: {said.text}")
-        right = said.probability >= threshold
+        if verdict.probability is None:
+            return Outcome("unparseable", 0.0, reason=f"no readable verdict: {verdict.text}")
+        right = verdict.probability >= threshold
         return Outcome(
             "correct" if right else "wrong",
-            said.probability if reward == "probability" else float(right),
-            reason=said.text,
+            verdict.probability if reward == "probability" else float(right),
+            reason=verdict.text,
         )
 
     return await asyncio.gather(*(one(trajectory, i) for i, trajectory in enumerate(trajectories)))
@@ -162,7 +166,7 @@ async def verify(
 
 
 async def ask(judge: Policy, chat: list[Message], form: Form) -> Said:
-    """The verdict of an engine's model. Raises ValueError when the prompt does not fit its window."""
+    """The verdict of a model in an engine. Raises ValueError when the prompt does not fit its window."""
     written = ""
     if form.reason:
         (sample,) = await judge.sample(chat, temperature=form.temperature, max_tokens=form.max_tokens)
@@ -182,14 +186,14 @@ async def ask(judge: Policy, chat: list[Message], form: Form) -> Said:
 async def share(
     judge: Policy, chat: list[Message], opened: str, correct: str, incorrect: str | None
 ) -> tuple[float, float]:
-    """(P(correct), P of either word) behind an assistant's turn that has begun with `opened`; the second is 1 where
-    there is but one word.
+    """(P(correct), P of either word) after an assistant's turn that begins with `opened`.
 
-    Two words are compared from the first token in which they differ, as the tokenizer makes them in their place.
+    The second is 1 if there is only one word. Two words are compared from the first token in which they differ, when
+    tokenized in place. Raises ValueError when the prompt does not fit the window.
     """
     ids = [judge.render(closing(chat, opened + word)) for word in (correct, incorrect) if word is not None]
     other = ids[1] if len(ids) > 1 else judge.render(closing(chat, opened) if opened else chat)
-    most = min(len(other), *(len(row) - 1 for row in ids))  # a token of each word is left to score
+    most = min(len(other), *(len(row) - 1 for row in ids))  # leaves a token of each word to score
     start = next((i for i in range(most) if ids[0][i] != other[i]), most)
     if (longest := max(map(len, ids))) > judge.engine.max_length:
         raise ValueError(f"{longest} tokens do not fit its window of {judge.engine.max_length}")
@@ -205,14 +209,14 @@ async def share(
 
 
 def closing(chat: list[Message], text: str) -> list[Message]:
-    """The chat with an assistant's turn that has begun with `text`."""
+    """The chat with an open assistant's turn that begins with `text`."""
     if chat[-1]["role"] == "assistant":
         return [*chat[:-1], {"role": "assistant", "content": chat[-1]["content"] + text}]
     return [*chat, {"role": "assistant", "content": text}]
 
 
 def verdict_start(text: str, form: Form) -> int | None:
-    """Where the verdict word may begin: behind the last lead. A reply that gives no reason need not repeat the lead."""
+    """Where the verdict word may begin: after the last lead. A reply without reasons need not repeat the lead."""
     at = text.rfind(form.lead)
     if at < 0:
         return None if form.reason else 0
@@ -221,21 +225,24 @@ def verdict_start(text: str, form: Form) -> int | None:
 
 
 def verdict_of(text: str, form: Form) -> bool | None:
-    """Which verdict word `text` begins with, whatever its case and the marks before it; None: neither."""
-    said = text.lstrip(" \t\n*_`\"'([").lower()
+    """Whether `text` begins with `correct` or `incorrect`, ignoring case and marks before it; None: with neither.
+
+    With `incorrect` None, anything but `correct` is False.
+    """
+    bare = text.lstrip(" \t\n*_`\"'([").lower()
     words = sorted((form.correct, form.incorrect or ""), key=len, reverse=True)
-    found = next((word for word in words if word and re.match(rf"{re.escape(word.strip().lower())}(?!\w)", said)), None)
-    return (False if form.incorrect is None else None) if found is None else found == form.correct
+    first = next((word for word in words if word and re.match(rf"{re.escape(word.strip().lower())}(?!\w)", bare)), None)
+    return (False if form.incorrect is None else None) if first is None else first == form.correct
 
 
 # A judge on a server
 
 
 class Server:
-    """An OpenAI-compatible chat endpoint, asked at most `concurrency` times at once.
+    """An OpenAI-compatible chat endpoint, with at most `concurrency` requests at once.
 
-    Raises ConfigError for a model it does not know, a refused key, or log-probabilities it does not give, and RunError
-    when it cannot be reached.
+    Raises ConfigError when it does not know the model, refuses the key or gives no log-probabilities, and RunError when
+    it cannot be reached.
     """
 
     def __init__(self, url: str, model: str, key_env: str | None, concurrency: int, timeout: float = 120.0) -> None:
@@ -289,15 +296,15 @@ class Server:
 
     def _silent(self) -> ConfigError:
         return ConfigError(
-            f"judge: {self.url} gives no log-probabilities for {self.model!r}, from which P(correct) is made; choose a "
-            "model or server that does"
+            f"judge: {self.url} gives no log-probabilities for {self.model!r}, which P(correct) is computed from; "
+            "choose a model or server that does"
         )
 
 
 def verdict_probability(tokens: list[ChatCompletionTokenLogprob], form: Form) -> float | None:
-    """P(correct) from the alternatives of the token with which the verdict word begins; None without such a token.
+    """P(correct) from the alternatives of the verdict word's first token; None if there is no such token.
 
-    An alternative counts for the word that it begins, and for neither where both begin so.
+    An alternative counts for the word that begins with it, or for neither if both do.
     """
     whole = "".join(token.token for token in tokens)
     start = verdict_start(whole, form)
@@ -311,9 +318,9 @@ def verdict_probability(tokens: list[ChatCompletionTokenLogprob], form: Form) ->
     words = [form.correct.strip().lower(), (form.incorrect or "").strip().lower()]
     masses = [0.0, 0.0]
     for other in token.top_logprobs:
-        begun = [bool(_bare(other.token)) and word.startswith(_bare(other.token)) for word in words]
-        if sum(begun) == 1:
-            masses[begun.index(True)] += math.exp(other.logprob)
+        begins = [bool(_bare(other.token)) and word.startswith(_bare(other.token)) for word in words]
+        if sum(begins) == 1:
+            masses[begins.index(True)] += math.exp(other.logprob)
     return masses[0] / sum(masses) if sum(masses) >= LEAST else None
 
 

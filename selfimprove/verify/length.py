@@ -1,6 +1,6 @@
-"""How well a text keeps a limit of words: `metadata["limit"]`, of selfimprove.datasets.lengths. The reward is 0 to 100.
+"""Checks how well a text keeps a word limit, `metadata["limit"]` (selfimprove.datasets.lengths). Rewards are 0 to 100.
 
-`check` is for any text. `outline` is for texts of selfimprove.datasets.outline, whose every sentence has to be one.
+`check` is for any text. `outline` is for texts of selfimprove.datasets.outline: each line must follow its grammar.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NEEDS_GOLD = False
 
 
 def check(text: str, gold: str | None, metadata: dict[str, Any]) -> Outcome:
-    """Correct with a full score. A text without words cannot be read."""
+    """The reward is 100 times the score; with a full score it is `correct`. A text without words is `unparseable`."""
     words = count_words(text)
     if not words:
         return Outcome("unparseable", 0.0, reason="no words")
@@ -30,11 +30,11 @@ def check(text: str, gold: str | None, metadata: dict[str, Any]) -> Outcome:
 
 
 def outline(text: str, gold: str | None, metadata: dict[str, Any]) -> Outcome:
-    """The same, and wrong where a line is no sentence of the grammar; the reward is of the length alone."""
-    found = check(text, gold, metadata)
-    if found.status != "correct":
-        return found
+    """As `check`, but `wrong` if a line is not a sentence of the grammar. The reward depends on the length alone."""
+    length = check(text, gold, metadata)
+    if length.status != "correct":
+        return length
     lines = valid(text, str(metadata.get("question")))
     if all(lines):
-        return found
-    return Outcome("wrong", found.reward, found.extracted, reason=f"line {lines.index(False) + 1} breaks the grammar")
+        return length
+    return Outcome("wrong", length.reward, length.extracted, reason=f"line {lines.index(False) + 1} breaks the grammar")

@@ -1,4 +1,4 @@
-"""The tests' side of the two pipes to the program, in a code check: one request at a time, and its reply."""
+"""The tests' side of the two pipes to the program, in a code check: one request at a time, then its reply."""
 
 from __future__ import annotations
 
@@ -29,43 +29,43 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import IO, Any, NoReturn
 
-ITEMS = 100_000  # at most this many of an iterator are sent
-NOT_RAISED = (StopIteration, StopAsyncIteration, GeneratorExit)  # would end a loop of the tests' and not fail it
+ITEMS = 100_000  # most items of an iterator that are sent
+NOT_RAISED = (StopIteration, StopAsyncIteration, GeneratorExit)  # would end a loop in the tests instead of failing it
 
 
 class Gone(BaseException):
-    """The program's process has ended or broken the protocol: no test can catch this."""
+    """The program's process has ended or broken the protocol. No test can catch this."""
 
 
 class Failed(Exception):
-    """The program raised what cannot be raised here."""
+    """The program raised an exception that cannot be raised here."""
 
 
 class Link:
-    """The two pipes to the program, and what is known of its objects."""
+    """The two pipes to the program, and what the tests' side knows of its objects."""
 
     def __init__(self, replies: IO[bytes], requests: IO[bytes], tests: str, partial: bool, follow: bool) -> None:
-        """partial: whether the tests go on after a failure; follow: see `self.follow`."""
+        """partial: whether the tests go on after a failure. follow: see `self.follow`."""
         self._replies, self._requests, self._tests, self.partial = replies, requests, tests, partial
         self._turn = RLock()
-        self._about: dict[int, Any] = {}  # what the program's side said of its objects, by number
-        self._made: dict[int, Any] = {}
-        self._numbers: dict[int, int] = {}  # by the id of what was made
+        self._about: dict[int, Any] = {}  # number of a program's object -> its description by the program's side
+        self._made: dict[int, Any] = {}  # number -> stand-in
+        self._numbers: dict[int, int] = {}  # id of a stand-in -> number
         self._sent: set[str] = set()  # names of the standard library
         self._shared: dict[int, Message] = {}  # containers inside the program's objects
-        self.asked = 0
+        self.asked = 0  # requests so far
         self.raised: list[BaseException] = []  # by the program
         self.doubt = self.refused = self.gone = ""  # reasons
-        self.lost: BaseException | None = None  # the first failure whose result the tests went on without
+        self.lost: BaseException | None = None  # the first failure after which the tests went on without a result
         self.names: dict[str, Any] = {}  # of the tests
-        self.live = False  # whether an object is known that may change and passes for one of the standard library
-        self.within = 0  # assertions, and blocks that may catch: a failure in there is raised
-        self.follow = int(follow)  # whether what the program changes in place changes in the tests' objects too
+        self.live = False  # whether some object can change and passes for one of the standard library
+        self.within = 0  # depth of assertions and of blocks that may catch; inside them a failure is raised
+        self.follow = int(follow)  # whether the program's changes in place are repeated on the tests' objects
         StandIn.link = self
-        self.moved = False  # whether it changed something that did not change here
+        self.moved = False  # whether the program changed an object that was not changed here
 
     def exchange(self, request: Any) -> dict[str, Any]:
-        """One request and its reply. Raises Gone."""
+        """Send one request and return its reply. Raises Gone when the program gives none."""
         if not self.gone:
             try:
                 self._requests.write(json.dumps(request, separators=(",", ":")).encode() + b"\n")
@@ -80,23 +80,23 @@ class Link:
         raise Gone(self.gone)
 
     def refuse(self, why: str) -> NoReturn:
-        """Raises Unsendable, which decides the check, whatever the tests make of it."""
+        """Raises Unsendable. It decides the check, whatever the tests do with it."""
         self.refused = self.refused or why
         raise Unsendable(why)
 
     def ask(self, action: str, *parts: Any) -> Any:
-        """What the program's side answers. Raises what the program raised."""
+        """The program side's answer to a request. Raises what the program raised."""
         with self._turn:  # tests may have threads
             return self._ask(action, parts)
 
     def _ask(self, action: str, parts: tuple[Any, ...]) -> Any:
         self.asked += 1
-        asked = Encoded(list(parts), self._node)
-        own = []
+        arguments = Encoded(list(parts), self._node)
+        edits = []
         for place, before in self._shared.items():
             self._shared[place] = now = Encoded(before.value, self._node)
-            own.append([place, changes(before, now)])
-        request = [action, asked.message, [each for each in own if each[1]], bool(self.follow)]
+            edits.append([place, changes(before, now)])
+        request = [action, arguments.message, [edit for edit in edits if edit[1]], bool(self.follow)]
         try:
             reply = self.exchange(request)
         except Gone as error:
@@ -105,9 +105,9 @@ class Link:
             self.refuse(str(reply["unsendable"]))
         try:
             self._about.update((int(number), about) for number, about in reply["new"].items())
-            back = functools.partial(self._back, asked.objects)
+            back = functools.partial(self._back, arguments.objects)
             decoded = Decoded(reply["raised"] if "raised" in reply else reply["value"], back)
-            self._changed(asked, reply["changed"], self.follow > 0 or decoded.value is None)
+            self._changed(arguments, reply["changed"], self.follow > 0 or decoded.value is None)
             if "shared" in reply:
                 self._shared[reply["shared"]] = decoded
             if "rebound" in reply:
@@ -116,7 +116,7 @@ class Link:
                 sys.stdout.write(reply["printed"])
         except MemoryError:
             self.refuse("a value that is too large")
-        except Exception:  # anything may be wrong with what it sent
+        except Exception:  # the program may have sent anything
             self.gone = "the program sent what is no value"
             return self._failed(Gone(self.gone), action)
         if reply.get("same") and not self.follow and " is " in self._tests:
@@ -126,27 +126,26 @@ class Link:
         return decoded.value
 
     def _failed(self, error: BaseException, action: str) -> Any:
-        """Raises what became of a request; where the tests are to go on, it is raised when the result is used."""
+        """Raise a request's error; or, if the tests are to go on, return a value that raises it when used."""
         self.raised.append(error)
         if action == "call" and self.partial and not self.within:
             self.lost = self.lost or error
             return lost(error)
         raise error
 
-    def _changed(self, asked: Message, changed: list[Any], follow: bool) -> None:
-        """Changes what the program has changed in place: its own containers always, those of the tests' where they call
-        it for nothing else."""
+    def _changed(self, arguments: Message, changed: list[Any], follow: bool) -> None:
+        """Repeat the program's changes in place: on its own containers always, on the tests' if `follow`."""
         for place, what in changed:
             if place == -1 and not follow:
                 self.moved = True
             elif place == -1 or place in self._shared:
-                before = asked if place == -1 else self._shared[place]
-                change(before, what, functools.partial(self._back, asked.objects))
+                before = arguments if place == -1 else self._shared[place]
+                change(before, what, functools.partial(self._back, arguments.objects))
                 if place != -1:
                     self._shared[place] = Encoded(before.value, self._node)
 
     def _raised(self, error: Any, parts: tuple[Any, ...]) -> BaseException:
-        """What is raised here for what the program raised."""
+        """The exception to raise here for `error`, which the program raised."""
         if not isinstance(error, BaseException):
             self.gone = "the program raised what is no exception"
             return Gone(self.gone)
@@ -156,7 +155,7 @@ class Link:
             return Failed(f"{type(error).__name__}: {error}".rstrip(": "))
         return error
 
-    # Nodes of what is not of the standard library
+    # Nodes of objects that are not the standard library's
 
     def _node(self, value: Any) -> list[Any]:
         if id(value) in self._numbers:
@@ -173,9 +172,9 @@ class Link:
             return ["error", type(value), *value.args]
         self.refuse(f"the tests pass a {type(value).__name__}, which cannot be sent to the program")
 
-    def _back(self, asked: list[Any], tag: str, *parts: Any) -> Any:
+    def _back(self, arguments: list[Any], tag: str, *parts: Any) -> Any:
         if tag == "argument":
-            return asked[parts[0]]
+            return arguments[parts[0]]
         if tag == "known" and parts[0] in self._sent:
             return named(parts[0])
         if tag == "known" and alike(parts[0]) and isinstance(named(parts[0]), type):

@@ -1,9 +1,9 @@
 r"""Checks a mathematical answer against the gold answer, with Hugging Face math-verify.
 
-The answer is the last thing a completion states that can be one (`selfimprove.verify.statements`): a remark on the
-answer ("This answer is reasonable") is none, nor is what is denied ("The answer is not 5"). It and the gold answer are
-cleaned alike (`selfimprove.verify.cleaning`). Two plain numbers are compared here; everything else goes to math-verify,
-with our own notion of equal numbers and with no timer of its own: run this in a `Pool`.
+The answer is the last statement that can be one (`selfimprove.verify.statements`). A remark on the answer ("This answer
+is reasonable") is none, nor is a denial ("The answer is not 5"). Answer and gold answer are cleaned alike
+(`selfimprove.verify.cleaning`). Two plain numbers are compared here. Everything else goes to math-verify, which uses
+our test for equal numbers and has no timer here: run this in a `Pool`.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from selfimprove.verify.characters import fold
 from selfimprove.verify.cleaning import CURRENCY, LONGEST, NUMBER, QUANTITY, SPAN, clean, is_prose, same_time
 from selfimprove.verify.statements import ADVERBS, NOT, REMARK, passages, statements
 
-logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of each call that sets no timer
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns about each call without a timer
 values.stand_in()
 
 _PRINTER = LatexPrinter()
 
 Fallback = Literal["last_number", "none"]
 
-_LETTERS = r"a-zA-Z0-9_\u00c0-\u024f\u0370-\u052f"  # beside which a digit is part of a name: x2, but not 第2
+_LETTERS = r"a-zA-Z0-9_\u00c0-\u024f\u0370-\u052f"  # a digit beside one is part of a name: x2, but not 第2
 _LAST_NUMBER = re.compile(
     rf"(?<![{_LETTERS}.\\])(?:(?<![\d)}}])-\s?)?[{CURRENCY}]?(?:\d{{1,2}}:\d\d?(?!\d)(?:\s?[ap]\.?m\b)?|(?:{NUMBER})"
     r"(?:[eE][-+]?\d+|\s?(?:\\times|\\cdot|[x\u00d7\u00b7])\s?10\^\{?-?\d+\}?)?(?:/\d+|\s?\\?%)?"
     r"(?:\s*(?:[万萬만亿億억]|(?:thousand|million|billion|trillion)\b))?)"
 )
 _PLAIN = re.compile(r"-?\d{1,15}(?:\.\d+)?%?")
-_BARE = re.compile(r"[-+.\\(\[{$]*\d|[-+]?\\[a-zA-Z({\[]|[a-zA-Z]\s?=")  # what a formula by itself begins with
+_BARE = re.compile(r"[-+.\\(\[{$]*\d|[-+]?\\[a-zA-Z({\[]|[a-zA-Z]\s?=")  # the start of a bare formula
 _QUICK = re.compile(r"\$?[0-9][0-9.,]*")  # a number and nothing else
 _AMOUNT = rf"(?:\\?[{CURRENCY}]|\\\(|\s)*({QUANTITY})(?![.,]?\d)"
 _DENIED = re.compile(
@@ -55,7 +55,7 @@ _REFUTED = re.compile(
     re.IGNORECASE,
 )
 _VAGUE = re.compile(rf"{ADVERBS}(?:between|either|somewhere|anywhere|from\s+\S?\d)", re.IGNORECASE)
-_NO_QUANTITY = re.compile(  # what a sentence on an answer may begin with, and no mathematical answer does
+_NO_QUANTITY = re.compile(  # starts of sentences about an answer, never of a mathematical answer
     rf"{ADVERBS}(?:shown|found|expected|as|required|done|final|simple|easy|given|within|below|above|less|more|greater"
     r"|smaller|larger|at (?:least|most)|close|near|exact|rounded|simplified|written|expressed|represented|boxed|stated"
     r"|presented|independent|dependent|optional|needed|dimensionally|too|great|first|step|this|it(?!\s+is)|we|what"
@@ -66,12 +66,12 @@ _NO_QUANTITY = re.compile(  # what a sentence on an answer may begin with, and n
     r"|not (?:an?|in|on|the|only|always|yet|as|so|simply|just|clear|obvious|surprising))(?![a-zA-Z])",
     re.IGNORECASE,
 )
-_WEAK = re.compile(  # words that give an answer, but not where another one is stated
+_WEAK = re.compile(  # words that count as an answer only if no other is stated
     rf"{ADVERBS}(?:right|true|false|even|odd|positive|negative|prime|unique|impossible|possible|undefined|unknown|real"
     r"|rational|irrational|finite|infinite)[\s.!*]*(?:[.,]|$|\b(?:and|as|since|because)\b.*)",
     re.IGNORECASE,
 )
-_HEADING = re.compile(  # what a heading of Markdown begins with, which has "####" as well
+_HEADING = re.compile(  # starts of Markdown headings, which also have "####"
     r"[*_\s]*(?:step|verif\w+|conclusion|solution|check\w*|explanation|summary|part|case|note|analysis|final answer"
     r"|answer|calculat\w+|understand\w*|approach|method|result|\d+\.\s+[a-z])\b",
     re.IGNORECASE,
@@ -82,7 +82,10 @@ _PLACEHOLDER = re.compile(
 
 
 def check(text: str, gold: str | None, metadata: dict[str, Any], *, fallback: Fallback = "last_number") -> Outcome:
-    """Whether the answer that `text` states equals `gold`. With `fallback: none` a bare last number is no answer."""
+    """Check whether the answer stated in `text` equals `gold`.
+
+    With `fallback: last_number` the last number is the answer of a text that states none; with `none` it is not.
+    """
     if gold is None or not gold.strip():
         return Outcome("error", 0.0, reason="the problem has no gold answer")
     expected = clean(gold)
@@ -111,11 +114,11 @@ def reference(gold: str, metadata: dict[str, Any], **options: Any) -> str:
 
 
 def extract(text: str, fallback: Fallback) -> str | None:
-    """The answer of a completion, as it stands there; else the last number that is not denied, if that may stand in."""
+    """The answer of a completion, verbatim; or, with `fallback: last_number`, its last number that is not denied."""
     for passage in passages(fold(text)):
-        found = _answer(passage, fallback)
-        if found is not None:
-            return found
+        answer = _answer(passage, fallback)
+        if answer is not None:
+            return answer
     return None
 
 
@@ -169,7 +172,7 @@ def _answer(passage: str, fallback: Fallback) -> str | None:
 
 
 def _formula(text: str, place: int) -> str | None:
-    """The formula in LaTeX around a place of a text, or what it says after its last equals sign."""
+    """The LaTeX formula around a place in a text, or its part after the last equals sign."""
     for span in SPAN.finditer(text) if "\\" in text else ():
         inner: str = next(filter(None, span.groups()))
         if span.start() < place < span.end() and "\\" in inner:
@@ -179,7 +182,7 @@ def _formula(text: str, place: int) -> str | None:
 
 
 def _affirmed(text: str) -> tuple[str, list[str | None]]:
-    """A text without the numbers that it says are not the answer, and those numbers, cleaned."""
+    """The text without the numbers that it denies, and those numbers, cleaned."""
     denied: list[str | None] = []
 
     def drop(match: re.Match[str]) -> str:
@@ -197,10 +200,7 @@ def _is_number(cleaned: str) -> bool:
 
 
 def compare_short(gold: str, answer: str) -> bool | None:
-    """Equality of two cleaned answers where plain arithmetic decides it; None where it does not.
-
-    It is that of `values.equal_numbers`.
-    """
+    """Whether two cleaned answers are equal, as in `values.equal_numbers`; None if plain arithmetic cannot tell."""
     if gold == answer:
         return True
     if "%" in gold or "%" in answer or not _is_number(gold) or not _is_number(answer):
@@ -216,15 +216,15 @@ def compare_short(gold: str, answer: str) -> bool | None:
 
 @lru_cache(maxsize=16384)
 def compare(gold: str, answer: str) -> bool | None:
-    """Equality of two cleaned answers, None where the second cannot be read.
+    """Whether two cleaned answers are equal; None if the second cannot be read.
 
-    Remembered for as long as the process lives: samples of one problem, and of later rounds, state the same answers
-    again. What raises, hangs or dies leaves nothing behind, so only what was decided is.
+    Results are cached in the process, because samples of a problem, also in later rounds, often state the same answers.
+    A comparison that raises, hangs or dies is not cached.
     """
     equal = compare_short(gold, answer)
     if equal is None and (":" in gold or ":" in answer):
         equal = same_time(gold, answer)
-        if equal is None and same_time(gold, gold):  # of no other form
+        if equal is None and same_time(gold, gold):  # gold is a time and the answer is not
             return False
     if equal is not None:
         return equal
@@ -234,9 +234,9 @@ def compare(gold: str, answer: str) -> bool | None:
 
 @lru_cache(maxsize=16384)
 def simplest(cleaned: str) -> str:
-    r"""A cleaned answer in the form of all that have its value, where it is a formula: 2 \sqrt{2} for \sqrt{8}.
+    r"""A cleaned formula in one form for all of its value: 2 \sqrt{2} for \sqrt{8}. Other answers are unchanged.
 
-    So answers that are the same are the same text to what groups them (`selfimprove.verify.equality`).
+    So equal answers have equal texts when they are grouped (`selfimprove.verify.equality`).
     """
     parsed = _parse(cleaned)
     value = parsed[0] if parsed else None
@@ -255,7 +255,7 @@ def simplest(cleaned: str) -> str:
 
 @lru_cache(maxsize=1024)
 def _fault(gold: str) -> str | None:
-    """Why nothing can be compared with this cleaned gold answer, if so."""
+    """Why this cleaned gold answer cannot be compared; None if it can."""
     if same_time(gold, gold):
         return None
     parsed = _parse(gold)
@@ -270,7 +270,7 @@ def _fault(gold: str) -> str | None:
 
 @lru_cache(maxsize=1024)
 def _parse(cleaned: str) -> list[Any]:
-    """What math-verify makes of a cleaned answer; empty where it makes nothing. Not for changing: it is cached."""
+    """A cleaned answer as math-verify parses it; empty if it cannot. Do not change the list: it is cached."""
     latex = f"${cleaned[:-1]}$%" if cleaned.endswith("%") else f"${cleaned}$"
     parsed: list[Any] = parse(latex, [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
     return parsed

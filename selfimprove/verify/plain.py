@@ -1,4 +1,4 @@
-"""Records of built-in types as JSON, in which tuples, sets and keys that are no text stay what they are."""
+"""Encodes values of built-in types as JSON, keeping tuples, sets and keys that are not text."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ _KINDS: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "frozenset":
 
 
 def encode(value: Any) -> Any:
-    """JSON that `decode` turns back into an equal value. Raises ValueError for what has no such form."""
+    """JSON that `decode` turns back into an equal value. Raises ValueError when there is no such form."""
     if value is None or isinstance(value, bool):
         return value
     for kind in (int, float, str):
-        if isinstance(value, kind):  # one of a class that extends it becomes one of it
+        if isinstance(value, kind):  # an instance of a subclass becomes one of `kind`
             return kind(value)
     for name, container in _KINDS.items():
         if isinstance(value, container):
@@ -29,7 +29,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(data: Any) -> Any:
-    """The value that `encode` was given. Raises ValueError, TypeError or KeyError for what it could not have made."""
+    """The value that `encode` was given. Raises ValueError, TypeError or KeyError when `data` is not from `encode`."""
     if not isinstance(data, list):
         return data
     name, body = data

@@ -1,8 +1,8 @@
 """A pool of processes that run checks and can be killed.
 
-One thread a worker: it sends its worker a few items at once, reads one line for each that is done, and so knows which
-item was begun when nothing more comes. An item that overruns its time, or takes its worker down with it, costs its own
-outcome and no other: the rest of what was sent is done again by a new worker. Nothing but JSON crosses the pipes.
+Each worker process has a thread. The thread sends a few items at once and reads one line for each finished item, so it
+knows which item is running when no more lines come. An item that overruns its time or kills its worker loses only its
+own outcome: a new worker does the rest of the batch again. Only JSON crosses the pipes.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from selfimprove.verify.worker import KEEPS_TIME, OUT_OF_MEMORY, READY
 
 Item = tuple[str, str | None, dict[str, Any]]  # text, gold, metadata (JSON)
 
-CLOSING = 5.0  # seconds for a thread to end, whose worker has been killed
-WINDOW = 4096  # items of one `run` between the oldest one not yet yielded and the newest one read
+CLOSING = 5.0  # seconds for a thread to end after its worker was killed
+WINDOW = 4096  # most items of one `run` from the oldest not yet yielded to the newest read
 BATCH = 256  # most items sent at once
-BATCH_SECONDS = 0.05  # work sent at once, so that cheap checks are not all pipe and slow ones spread over the workers
-START_SECONDS = 120  # a worker's imports, on a busy machine
+BATCH_SECONDS = 0.05  # of work sent at once: enough for cheap checks, and slow ones still spread over the workers
+START_SECONDS = 120  # for a worker's imports, on a busy machine
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ class _Worker:
     def __init__(self, header: dict[str, Any]) -> None:
         """Raises ConfigError when the check cannot be loaded with its options."""
         path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-        # A fixed hash seed, so that no order of a set, and with it no verdict, differs from one worker to another.
+        # With a fixed hash seed, the order of a set, and so a verdict, is the same in all workers.
         environment = os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "selfimprove.verify.worker"],
@@ -59,7 +59,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=environment,
-            start_new_session=True,  # a process group to kill as a whole, which Ctrl-C does not reach
+            start_new_session=True,  # its process group can be killed as a whole, and Ctrl-C does not reach it
         )
         self.finished = 0
         self._ended = ""
@@ -83,15 +83,14 @@ class _Worker:
             self.process.stdin.flush()
 
     def send(self, jobs: Iterable[_Job]) -> None:
-        """Only to an idle worker, which reads all of it before it begins: the write cannot wait for a check."""
+        """Send a batch to an idle worker. It reads the whole batch first, so the write never waits for a check."""
         data = b"\n".join(job.line for job in jobs)
         self._write(b"%d\n%b" % (len(data), data))
 
     def receive(self, seconds: float) -> bytes | None:
-        """The next line, None when none came in time, empty when the worker is gone.
+        """The next line; None if none came in time, empty if the worker is gone.
 
-        Time in which the worker was ready to run and had no core does not count: on a crowded machine a check is slow
-        to come, not slow.
+        Time that the worker spent waiting for a core does not count.
         """
         deadline = time.monotonic() + seconds
         assert self.process.stdout is not None
@@ -111,11 +110,11 @@ class _Worker:
         return line
 
     def end(self) -> str:
-        """Kills the worker and all it started, and says how it had ended."""
+        """Kill the worker and all processes it started. Returns how the worker ended."""
         if self._ended:
             return self._ended
         with suppress(subprocess.TimeoutExpired):
-            self.process.wait(0.1)  # a closed pipe comes a moment before the exit code
+            self.process.wait(0.1)  # the exit code comes a moment after the pipe is closed
         died = self.process.returncode
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -135,13 +134,12 @@ class _Worker:
 class Pool:
     """Runs the check named `target` with `options` on many items, in `workers` processes.
 
-    seconds: limit of one check, after which it is `timeout`. A check whose module says `KEEPS_TIME` ends by itself in
-    time, as the processes that it starts have a limit of their own, which a busy machine stretches: it is waited for
-    `PATIENCE` times as long. memory_mb: address space of a worker, in MiB; a check that
-    wants more is an `error`, as is one that raises, dies, or returns something else than an Outcome. An outcome does
-    not depend on the number of workers or on what else is checked.
+    seconds: limit of one check, after which its outcome is `timeout`. A check with `KEEPS_TIME` in its module limits
+    its own processes, for which waiting on a busy machine does not count. The pool waits `PATIENCE` times as long for
+    it. memory_mb: address space of a worker, in MiB. A check that needs more is an `error`, as is one that raises,
+    dies, or does not return an Outcome. Outcomes do not depend on the number of workers or on other items.
 
-    Use it as a context manager: no process outlives the block, nor this process should it be killed.
+    Use it as a context manager. No worker outlives the block, nor this process if it is killed.
     """
 
     def __init__(
@@ -167,13 +165,13 @@ class Pool:
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
-            # A signal that interrupts whoever waits for an outcome can leave the outcome's lock taken, for ever.
+            # A signal in a thread that waits for an outcome can leave the outcome's lock taken for ever.
             thread.join(CLOSING)
         while (job := self._jobs.get()) is not None:
             job.future.cancel()
 
     def run(self, items: Iterable[Item]) -> Iterator[Outcome]:
-        """The outcome of each item, in order. Holds no more than `WINDOW` items, and checks equal ones near once.
+        """The outcome of each item, in order. It holds at most `WINDOW` items and checks equal ones within them once.
 
         Raises ConfigError when the check cannot be loaded.
         """
@@ -196,7 +194,7 @@ class Pool:
                 future.cancel()
 
     async def check_one(self, text: str, gold: str | None, metadata: dict[str, Any]) -> Outcome:
-        """One outcome, for a solver that asks its verifier as it goes."""
+        """The outcome of one item, for a solver that uses its verifier."""
         return await asyncio.wrap_future(self._submit(_encode(text, gold, metadata)))
 
     def _submit(self, line: bytes) -> Future[Outcome]:
@@ -208,14 +206,14 @@ class Pool:
         jobs: deque[_Job] = deque()
         try:
             self._serve(slot, jobs)
-        except BaseException as error:  # belongs to whoever waits for an outcome, and would be lost with this thread
+        except BaseException as error:  # raised again where an outcome is awaited, or the thread would lose it
             while not self._closed.is_set() or jobs:
                 while jobs:
                     jobs.popleft().future.set_exception(error)
                 self._take(jobs, 1)
 
     def _serve(self, slot: int, jobs: deque[_Job]) -> None:
-        """Outcomes for what it takes from the queue into `jobs`, until the pool closes."""
+        """Take jobs from the queue into `jobs` and set their outcomes, until the pool closes."""
         worker = self._start(slot)
         size = 1
         try:
@@ -230,7 +228,7 @@ class Pool:
             worker.end()
 
     def _read(self, worker: _Worker, jobs: deque[_Job]) -> bool:
-        """Takes from `jobs` what the worker has done. False when the worker is no more, after the guilty one."""
+        """Remove finished jobs from `jobs`. False if the worker is gone; then the job that ended it is removed too."""
         seconds = self.seconds * PATIENCE if worker.keeps_time else self.seconds
         while jobs:
             line = worker.receive(seconds)
@@ -246,7 +244,7 @@ class Pool:
                 if end == f"exit code {OUT_OF_MEMORY}":
                     reason = f"needs more than {self.memory_mb} MiB"
                 jobs.popleft().future.set_result(Outcome("error", 0.0, reason=reason))
-            # else: what earlier checks left behind may have helped, so the item has a fresh worker to itself first
+            # else: an earlier check may have caused it, so the item is tried again first in a fresh worker
             return False
         return True
 
@@ -261,7 +259,7 @@ class Pool:
         return worker
 
     def _take(self, jobs: deque[_Job], size: int) -> bool:
-        """Waits for a job, and adds up to `size` to `jobs`, leaving the other workers their share. False at the end."""
+        """Wait for a job, and move up to `size` to `jobs`, leaving the other workers their share. False at the end."""
         size = min(size, 1 + self._jobs.qsize() // self.workers)
         while len(jobs) < size:
             try:
@@ -277,7 +275,7 @@ class Pool:
 
 
 def _queued(pid: int) -> float:
-    """Seconds that a process has waited for a core so far; 0 where the kernel does not count them."""
+    """Seconds that a process has waited for a core so far; 0 if the kernel does not count them."""
     try:
         return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
     except (OSError, IndexError):

@@ -1,5 +1,7 @@
-"""Where in a completion the program is: pieces of text, most likely first, of which the sandbox takes the first that is
-Python and defines what the tests call. Nothing is parsed out here."""
+"""Finds where in a completion the program may be: pieces of text, the most likely first.
+
+The sandbox takes the first piece that is Python and defines what the tests call. This module does not parse Python.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import textwrap
 
 Program = tuple[str, str, bool]  # see `candidate.viable`
 
-_LINE = re.compile(r"([> \t]*)(`{3,}|~{3,})[ \t]*([^`\n]*)")  # a fence on a line of its own
+_LINE = re.compile(r"([> \t]*)(`{3,}|~{3,})[ \t]*([^`\n]*)")  # a fence alone on its line
 _ANYWHERE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _BODY = re.compile(r"(?:[ \t][^\n]*|)(?:\n(?:[ \t][^\n]*|)(?=\n|\Z))*")  # lines that are indented or empty
 _START = re.compile(r"^(?:def|class|import|from|async def|@\w)", re.MULTILINE)
@@ -17,10 +19,10 @@ _PRINTS = re.compile(r"\bprint\s*\(|\bwrite(?:lines)?\s*\(")
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
-    """Fenced blocks, last first, each after the language that its fence names.
+    """(language, block) of the fenced blocks, last first.
 
-    A fence may be indented, or longer than three marks. A block that the text ends within counts, as does what stands
-    before the first fence, where a prompt has opened it: such pieces come after the others.
+    A fence may be indented, or longer than three marks. The last block may be unfinished. Text outside fences counts
+    too, since the prompt may have opened a fence, but comes after the others.
     """
     inside: list[tuple[str, str]] = []
     outside: list[tuple[str, str]] = []
@@ -38,7 +40,7 @@ def blocks(text: str) -> list[tuple[str, str]]:
         lines = []
         opened, indent, language = ("", "", "") if closes else (fence[2], fence[1], fence[3].strip().lower())
     (inside if opened else outside).append((language, "\n".join(lines) + "\n"))
-    if len(inside) + len(outside) == 1:  # no fence at all
+    if len(inside) + len(outside) == 1:  # no fences
         return []
     anywhere = [("", block) for block in _ANYWHERE.findall(text)]
     found = [*reversed(inside), *reversed(anywhere), *reversed(outside)]
@@ -46,35 +48,35 @@ def blocks(text: str) -> list[tuple[str, str]]:
 
 
 def continuing(text: str, prompt: str, entry_point: str) -> list[Program]:
-    """Programs of which `entry_point` is a function that `prompt` begins and `text` defines or continues."""
+    """Programs with the function `entry_point`, which `prompt` begins and `text` defines or continues."""
     stub = f"{prompt}    pass\n\n"  # the prompt's imports and helpers, which an answer need not repeat
     pieces = [block for _, block in blocks(text)]
     head = text.partition("```")[0]
     body = _indented(head)
     begun = [text, head, body]
     if re.search(rf"^(?:async )?def {re.escape(entry_point)}\b", text[len(body) :], re.MULTILINE):
-        begun = [body]  # it runs on into the same function again: the first one is its answer
+        begun = [body]  # the text goes on to define the function again: the first one is the answer
     fenced: list[Program] = [(piece, stub + piece, False) for piece in pieces]
     whole: list[Program] = [(piece, stub + piece, True) for piece in _whole(text)]
-    more: list[Program] = [("", prompt + piece, True) for piece in [*pieces, *begun] if _is_body(piece)]
-    for piece in [each.strip("\r\n") for each in [*pieces, text, head] if _RETURNS.search(each)]:  # blanks are lost,
+    bodies: list[Program] = [("", prompt + piece, True) for piece in [*pieces, *begun] if _is_body(piece)]
+    for piece in [part.strip("\r\n") for part in [*pieces, text, head] if _RETURNS.search(part)]:  # indents are lost:
         if re.search(r"\n(?:return|yield)\b", piece):  # those of all lines,
-            more.append(("", prompt + textwrap.indent(piece, "    "), True))
-        else:  # or of the first
+            bodies.append(("", prompt + textwrap.indent(piece, "    "), True))
+        else:  # or the first line's
             line = f"    {piece.lstrip()}\n"
-            more += [("", prompt + line, True), ("", prompt + _indented(line), True)]
-    found = fenced + (more + whole if _is_body(text) else whole + more)
-    return [program for program in dict.fromkeys(found) if program[1].strip()]
+            bodies += [("", prompt + line, True), ("", prompt + _indented(line), True)]
+    candidates = fenced + (bodies + whole if _is_body(text) else whole + bodies)
+    return [program for program in dict.fromkeys(candidates) if program[1].strip()]
 
 
 def defining(text: str) -> list[Program]:
-    """Programs that stand by themselves."""
+    """Programs that do not continue a prompt."""
     pieces: list[Program] = [(block, block, False) for _, block in blocks(text)]
     return [*pieces, *((piece, piece, True) for piece in _whole(text))]
 
 
 def printing(text: str) -> str:
-    """The program that prints: the last block of Python that does, else the last of any language, else the text."""
+    """The last Python block that prints, else the last block that prints, else the last block, else `text`."""
     found = blocks(text)
     for wanted in (lambda name: name.startswith("py"), lambda name: True):
         for name, block in found:
@@ -84,7 +86,7 @@ def printing(text: str) -> str:
 
 
 def _whole(text: str) -> list[str]:
-    """The text, and the text from where code may begin in it; up to the mark by which MBPP's examples end a program."""
+    """The text, and the text from where code may begin, up to the mark that ends a program in MBPP's examples."""
     text = re.split(r"^\[DONE\]", text, maxsplit=1, flags=re.MULTILINE)[0].replace("[BEGIN]\n", "", 1)
     start = _START.search(text)
     return [
@@ -93,11 +95,11 @@ def _whole(text: str) -> list[str]:
 
 
 def _is_body(text: str) -> bool:
-    """Whether it can continue a prompt that ends within a function."""
+    """Whether a text can continue a prompt that ends inside a function."""
     return bool(text.strip()) and text.lstrip("\r\n")[0] in " \t"
 
 
 def _indented(text: str) -> str:
-    """The function body that a base model's completion starts with, without what it made up after it."""
+    """The function body at the start of a base model's completion, without the text after it."""
     match = _BODY.match(text)
     return match[0] if match else ""

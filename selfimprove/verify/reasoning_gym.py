@@ -1,11 +1,11 @@
-"""Checks an answer by the reasoning-gym task that its problem comes from (Stojanovski et al. 2025, arXiv 2505.24760).
+"""Checks an answer with the reasoning-gym task of its problem (Stojanovski et al. 2025, arXiv 2505.24760).
 
-The answer is what stands in the last `<answer>` tags, or else what `selfimprove.verify.stated` finds. `metadata` has
-the `task`, its `config`, and the task's own record of the problem, as `pack` made it.
+The answer is the text in the last `<answer>` tags, or else what `selfimprove.verify.stated` finds. `metadata` has the
+`task`, its `config`, and the task's record of the problem, packed by `pack`.
 
-Several tasks evaluate the answer as Python: `eval`, or SymPy's `parse_expr`, which is the same. What a model wrote must
-not run outside the sandbox, so such a task is only given answers that cannot call anything but functions of calculus.
-`Integral` is none: it would restate the question, which the scorer of integrals takes for the answer.
+Several tasks evaluate the answer as Python, by `eval` or by SymPy's `parse_expr`, which amounts to the same. A model's
+text must not run outside the sandbox. So these tasks only get answers that can call nothing but functions of calculus.
+`Integral` is not among these: it would restate the question, and the scorer of integrals takes that for the answer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from selfimprove.verify.plain import decode, encode
 
 INSTALL = "pip install 'selfimprove[reasoning-gym]'"
 
-NEEDS_GOLD = False  # a task decides by its own record; some have no answer to show
+NEEDS_GOLD = False  # a task decides by its record; some have no gold answer
 
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _EVALUATES = re.compile(r"\b(?:eval|exec|parse_expr|sympify)\(")
@@ -50,9 +50,9 @@ def require(**options: Any) -> dict[str, str]:
 
 
 def check(text: str, gold: str | None, metadata: dict[str, Any], *, partial: bool = False) -> Outcome:
-    """`correct` where the task's `score_answer` is 1, else `wrong`, with that score as the reward if `partial`.
+    """`correct` if the task's `score_answer` is 1, else `wrong`; with `partial` that score is the reward.
 
-    `unparseable` where no answer is stated, or the task raises on it.
+    `unparseable` if no answer is stated, or if the task raises on it.
     """
     try:
         task = _task(metadata["task"], json.dumps(metadata["config"]))
@@ -68,7 +68,7 @@ def check(text: str, gold: str | None, metadata: dict[str, Any], *, partial: boo
         score = float(task.score_answer(answer, entry))
     except MemoryError:
         raise
-    except Exception as error:  # the gold answer passes, so it is this one that the task cannot read
+    except Exception as error:  # the task can read the gold answer, so this answer is at fault
         return Outcome("unparseable", 0.0, answer, reason=f"{metadata['task']}: {type(error).__name__}: {error}"[:300])
     if score >= 1.0 and metadata["task"] == "puzzle24" and not uses_each(answer, entry["metadata"]["numbers"]):
         return Outcome("wrong", 0.0, answer, reason="makes 24 of other numbers than the given ones")
@@ -83,15 +83,15 @@ def reference(gold: str | None, metadata: dict[str, Any], **options: Any) -> str
 
 
 def extract(text: str) -> str | None:
-    """The answer that a completion states, if it does."""
+    """The answer that a completion states; None if it states none."""
     if tagged := _TAGGED.findall(text):
         return str(tagged[-1]).strip()
-    said = stated(text)
-    return said.strip().strip("$") if said else None
+    answer = stated(text)
+    return answer.strip().strip("$") if answer else None
 
 
 def pack(record: dict[str, Any]) -> Any:
-    """A task's record of a problem as JSON. Raises ValueError for what has no such form."""
+    """A task's record of a problem as JSON. Raises ValueError when it has no such form."""
     return encode(record)
 
 
@@ -102,7 +102,7 @@ def evaluates(score_answer: Callable[..., float]) -> bool:
 
 
 def harmless(answer: str) -> bool:
-    """Whether evaluating the answer can do no more than compute a number, a formula, or a list of literals."""
+    """Whether evaluating the answer can only compute a number, a formula, or a list of literals."""
     try:
         return isinstance(ast.literal_eval(answer), int | float | list | tuple)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -110,7 +110,7 @@ def harmless(answer: str) -> bool:
 
 
 def uses_each(answer: str, numbers: list[int]) -> bool:
-    """Whether the whole numbers in a formula are these, each once: puzzle24's scorer only counts them."""
+    """Whether a formula uses each of the whole numbers `numbers` once, and no others. puzzle24's scorer only counts."""
     return sorted(map(int, re.findall(r"\d+", answer))) == sorted(numbers)
 
 

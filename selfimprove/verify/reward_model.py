@@ -1,11 +1,11 @@
-"""A score by a reward model: a Hugging Face sequence classifier that reads problem and answer.
+"""Scores answers with a reward model: a Hugging Face sequence classifier that reads problem and answer.
 
-Such models are trained on preferences with a Bradley-Terry loss, so that the sigmoid of a score's distance to another
-answer's is the probability to be preferred (Ouyang et al. 2022, arXiv 2203.02155, eq. 1). The scale has no zero of its
-own: choose `threshold` by looking at scores.
+Such models are trained on preferences with a Bradley-Terry loss. The sigmoid of the difference of two answers' scores
+is the probability that the first is preferred (Ouyang et al. 2022, arXiv 2203.02155, eq. 1). The scale has no natural
+zero: choose `threshold` by looking at scores.
 
-The model is a folder or hub id, which reads text, or one of the method's own roles of `kind: sequence`, which reads the
-token ids of the last sample as they were sampled, as it was trained on them.
+The model is a folder or hub id, which reads text, or one of the method's roles of `kind: sequence`. Such a role reads
+the token ids of the last sample as they were sampled, because it was trained on them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def require_stage(config: Config, verifier: Target, where: str) -> None:
-    """Raises ConfigError unless the verifier names a model or a reward model of the method's, and not both."""
+    """Raises ConfigError unless the verifier names either a model or a reward model of the method."""
     model, role = verifier.get("model"), verifier.get("role")
     if (model is None) == (role is None):
         raise ConfigError(
@@ -38,12 +38,12 @@ def require_stage(config: Config, verifier: Target, where: str) -> None:
 
 
 def require_role(config: Config, role: str, where: str) -> None:
-    """Raises ConfigError for a role that is no reward model of the method's."""
-    found = [name for name, own in config.roles.items() if own.kind == "sequence"]
-    if role not in found:
+    """Raises ConfigError when `role` is not a reward model of the method."""
+    reward_models = [name for name, options in config.roles.items() if options.kind == "sequence"]
+    if role not in reward_models:
         raise ConfigError(
             f"{where}={role}: no such reward model; the method's roles of `kind: sequence` are "
-            f"{', '.join(found) or 'none'}",
+            f"{', '.join(reward_models) or 'none'}",
             where,
         )
 
@@ -64,16 +64,16 @@ def resource(
 
 
 def open_role(opening: Opening, role: str) -> Scorer:
-    """The newest weights of a reward model of the method's. Raises RunError where they cannot be read."""
+    """The newest weights of a reward model of the method. Raises RunError when they cannot be read."""
     try:
         return open_model(opening, opening.paths[role])
     except ConfigError as problem:
-        said = "no pass has trained it, where its filter left no row"
-        raise RunError(f"the reward model of the role {role} cannot be read ({said}): {problem}") from None
+        hint = "if its filter left no row, no pass has trained it"
+        raise RunError(f"the reward model of the role {role} cannot be read ({hint}): {problem}") from None
 
 
 def open_model(opening: Opening, model: str, trust_remote_code: bool = False) -> Scorer:
-    """A sequence classifier with one or two labels. Raises ConfigError for any other."""
+    """A sequence classifier with one or two labels. Raises ConfigError when the model is not one."""
     from transformers import AutoModelForSequenceClassification
 
     from selfimprove.verify.scoring import Scorer
@@ -95,11 +95,10 @@ async def verify(
     threshold: float = 0.5,
     trust_remote_code: bool = False,
 ) -> list[Outcome]:
-    """The reward of each answer; it is `correct` from `threshold` on, and an `error` where it is longer than the model
-    can read.
+    """The reward of each answer. It is `correct` from `threshold` on, and an `error` if it is too long for the model.
 
-    The score is the one label's logit, or of two labels how far the second's is above the first's. `sigmoid` maps it
-    to (0, 1). `model` reads the text through its own chat template, where it has one; `role` reads token ids.
+    With one label the score is its logit; with two, the second logit minus the first. `sigmoid` maps it to (0, 1).
+    `model` reads text, by its own chat template if it has one; `role` reads token ids.
     """
     scorer: Scorer = context.resource
 
@@ -124,7 +123,7 @@ def sigmoid(score: float) -> float:
 
 
 def tokens(tokenizer: Any, problem: Problem, text: str) -> list[int]:
-    """Problem and answer as the reward model reads them: by its chat template, or one text behind the other."""
+    """Token ids of problem and answer, by the model's chat template, or joined as one text."""
     from selfimprove.verify.scoring import prompt_text
 
     prompt = problem.prompt

@@ -1,15 +1,15 @@
-"""Runs Python programs that nobody has read, so that all they can do is print.
+"""Runs untrusted Python programs, which can do nothing but print.
 
-`bubblewrap` gives each program its own namespaces: no network, no process but its own, a read-only system, a private
-and sized /tmp, no /proc, no environment, no capability, and no way to a new namespace. `prlimit` bounds its memory,
-processes and files; a seccomp filter, where `pyseccomp` is installed, closes system calls no such program needs. Time,
-output and the memory of all its processes together are watched from outside.
+`bubblewrap` gives each program its own namespaces: no network, no other processes, a read-only system, a private /tmp
+of limited size, no /proc, no environment, no capability, and no new namespaces. `prlimit` limits its memory, processes
+and files. If `pyseccomp` is installed, a seccomp filter refuses system calls that no such program needs. Time, output
+and the memory of all its processes together are watched from outside.
 
-`docker` and `podman` give each check a container of its own, without network and with a read-only image, in which
-`selfimprove.verify.watch` runs the programs as users of their own and watches them.
+`docker` and `podman` give each check a fresh container, without network and with a read-only image. In it,
+`selfimprove.verify.watch` runs each program as a separate user and watches it.
 
-What neither covers is written in docs/sandbox.md. `unsafe_subprocess` runs the program as the user, with the limits and
-none of the walls.
+docs/sandbox.md lists what neither covers. `unsafe_subprocess` runs the program as the user, with limits but without
+isolation.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ __all__ = ["ENVIRONMENT", "Limits", "Result", "describe", "require", "run", "run
 
 INSTALL = "apt-get install bubblewrap (or: dnf install bubblewrap, pacman -S bubblewrap)"
 NOBODY = "65534"
-# The namespace's first process: with its end the kernel ends all others. bubblewrap waits for it, as it would not for
-# an init of its own, so that nothing is left to reap; and the program cannot undo that it dies with its parent.
+# The namespace's first process. When it ends, the kernel ends all others. bubblewrap waits for it, which it would not
+# do for its own init, so no process is left to reap. And the program cannot undo that it dies with its parent.
 FIRST = ("/bin/sh", "-c", '"$@"; exit $?', "sh")
-ENTER = ("/bin/sh", "-c", 'echo 0 >"$0" && exec "$@"')  # a cgroup, by its list of processes
+ENTER = ("/bin/sh", "-c", 'echo 0 >"$0" && exec "$@"')  # enters a cgroup by its list of processes
 
-# Refused with EPERM: what could reach the kernel's wider surface, other processes' memory, or memory that no limit
-# counts; and what could watch or lock files that are the host's too. Namespaces already make most of them powerless;
-# this is the second wall.
+# Refused with EPERM: calls that reach the kernel's wider surface, other processes' memory, or memory that no limit
+# counts, and calls that watch or lock files shared with the host. Namespaces already make most of them powerless; this
+# is the second wall.
 DENIED_SYSCALLS = """
     acct add_key adjtimex bpf chroot clock_adjtime clock_settime delete_module fanotify_init fanotify_mark
     finit_module flock fsconfig fsmount fsopen fspick init_module inotify_add_watch inotify_init inotify_init1
@@ -58,13 +58,13 @@ DENIED_SYSCALLS = """
 """
 CLONE_NEW = 0x7E020000  # every CLONE_NEW* flag of clone(2) but CLONE_NEWTIME, which clone(2) cannot take
 AF_UNIX = 1
-F_SETLEASE, F_NOTIFY = 1024, 1026  # of fcntl(2): they tell of what others do with a file or a folder
+F_SETLEASE, F_NOTIFY = 1024, 1026  # of fcntl(2): they report what others do with a file or a folder
 
 
 def require(name: str, image: str = IMAGE) -> None:
-    """Raises ConfigError unless the sandbox `name` can run a program here; tried once, in 50 ms to 1 s.
+    """Raises ConfigError unless the sandbox `name` can run a program here. It tries once, which takes 50 ms to 1 s.
 
-    image: what a container is made of.
+    image: the image for containers.
     """
     try:
         if name in container.ENGINES:
@@ -88,7 +88,7 @@ def require(name: str, image: str = IMAGE) -> None:
 
 
 def describe(name: str, image: str = IMAGE) -> dict[str, str]:
-    """What guards the runs of sandbox `name` here, for the run's record."""
+    """The guards of sandbox `name` on this machine, for the run's record."""
     if name in container.ENGINES:
         return {"sandbox": name, **container.describe(name, image)}
     if name == "unsafe_subprocess":
@@ -111,10 +111,10 @@ def run(
     sandbox: str = "bubblewrap",
     image: str = IMAGE,
 ) -> Result:
-    """Runs a Python program to its end and says how it ended. No process of it is left when this returns.
+    """Run a Python program and return how it ended. All its processes are gone then.
 
-    files: text files by name, put beside the program, in its working directory. Safe to call from several threads.
-    Raises ConfigError when the sandbox is not installed.
+    files: text files by name, for the program's working directory. Safe to call from several threads. Raises
+    ConfigError when the sandbox is not installed.
     """
     main = {"arguments": ["main.py"], "files": {"main.py": program, **(files or {})}}
     return _run([main], stdin, Limits(seconds, memory_mb, output_bytes, processes), sandbox, image)
@@ -129,11 +129,11 @@ def run_pair(
     sandbox: str = "bubblewrap",
     image: str = IMAGE,
 ) -> Result:
-    """Runs two Python programs, apart from each other and joined by two pipes alone; the result is the trusted one's.
+    """Run two Python programs in separate sandboxes, joined only by two pipes. The result is the trusted one's.
 
-    trusted, untrusted: files by name, of which the first is run; bytes only where `runs_bytecode`. The untrusted
-    program's standard input and output are the pipes; the trusted one finds the descriptors to read from and to write
-    to as its last two arguments. Limits hold for each of the two. The untrusted one is killed when the trusted one
+    trusted, untrusted: files by name, of which the first is run; bytes only if `runs_bytecode`. The pipes are the
+    untrusted program's standard input and output. The trusted program gets the descriptors to read from and write to as
+    its last two arguments. Each program has the limits for itself. The untrusted one is killed when the trusted one
     ends. Raises ConfigError as `run` does.
     """
     programs = [{"arguments": [next(iter(files))], "files": dict(files)} for files in (trusted, untrusted)]
@@ -142,12 +142,12 @@ def run_pair(
 
 @functools.cache
 def runs_bytecode(name: str) -> bool:
-    """Whether the Python in the sandbox `name` runs what this one compiles, as files of bytes."""
+    """Whether the Python in the sandbox `name` runs bytecode that this Python compiles."""
     if name in container.ENGINES:
         return False
     ask = "import importlib.util; print(importlib.util.MAGIC_NUMBER.hex(), end='')"
-    said = subprocess.run([_python(), "-c", ask], capture_output=True, text=True, env=ENVIRONMENT).stdout
-    return said == MAGIC_NUMBER.hex()
+    magic = subprocess.run([_python(), "-c", ask], capture_output=True, text=True, env=ENVIRONMENT).stdout
+    return magic == MAGIC_NUMBER.hex()
 
 
 def _run(programs: Sequence[dict[str, Any]], stdin: str, limits: Limits, sandbox: str, image: str) -> Result:
@@ -166,7 +166,7 @@ def _as_the_user(
     folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
     for name, text in program["files"].items():
         Path(folder, name).write_bytes(_bytes(text))
-    # Without a user namespace the number of processes is counted over all that the user runs: no limit can be set.
+    # Without a user namespace the kernel counts all processes of the user, so NPROC cannot be limited.
     command = [*_prlimit(limits, "NPROC"), _python(), *program["arguments"], *map(str, inherit)]
     return Child(stack, command, cwd=folder, pass_fds=inherit, **pipes)
 
@@ -180,7 +180,7 @@ class _Bubblewrap(Child):
         command = [*_prlimit(limits), _python(), *program["arguments"], *map(str, inherit)]
         wrap, fds = list(_fixed_options()), list(inherit)
         self._group = cgroup.make(stack, limits.memory_mb)
-        with ExitStack() as mine:  # descriptors that only the child needs
+        with ExitStack() as mine:  # closes descriptors that only the child needs
             for name, text in program["files"].items():
                 fds.append(_memory_file(mine, _bytes(text)))
                 wrap += ["--file", str(fds[-1]), f"/tmp/{name}"]
@@ -192,7 +192,7 @@ class _Bubblewrap(Child):
             self._status = stack.enter_context(os.fdopen(reader, "rb"))
             fds.append(writer)
             command = [*wrap, "--remount-ro", "/", "--json-status-fd", str(writer), "--", *FIRST, *command]
-            if os.geteuid() == 0:  # RLIMIT_NPROC counts by the user outside, and does not bind root
+            if os.geteuid() == 0:  # RLIMIT_NPROC counts by the user outside, and does not hold for root
                 drop = ["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--"]
                 command = [_tool("setpriv"), *drop, *command]
             if self._group:
@@ -204,7 +204,7 @@ class _Bubblewrap(Child):
                 self.follow(self.pid)
 
     def kill(self) -> None:
-        """Kills every process in the sandbox. Raises RuntimeError should the kernel not let them go."""
+        """Kill every process in the sandbox. Raises RuntimeError when they do not end."""
         if len(self.fds) < 2:
             return
         with suppress(ProcessLookupError):
@@ -237,12 +237,14 @@ def _bytes(text: str | bytes) -> bytes:
 
 
 def _used(folder: str, size_mb: int) -> int:
-    """Bytes that the file system of a folder holds, which has this size; 0 where it may not be looked at, or is not yet
-    there: a sandbox begins with the host's files."""
+    """Bytes used in the file system at `folder`, which has this size.
+
+    0 if it cannot be read or has another size: a sandbox begins with the host's files, before its own are mounted.
+    """
     with suppress(OSError):
-        found = os.statvfs(folder)
-        if found.f_blocks * found.f_frsize == size_mb << 20:
-            return (found.f_blocks - found.f_bfree) * found.f_frsize
+        disk = os.statvfs(folder)
+        if disk.f_blocks * disk.f_frsize == size_mb << 20:
+            return (disk.f_blocks - disk.f_bfree) * disk.f_frsize
     return 0
 
 
@@ -253,7 +255,7 @@ def _readable(fd: int, seconds: float) -> bool:
 
 
 def _memory_file(stack: ExitStack, data: bytes) -> int:
-    """A descriptor that reads `data`, of a file that is in memory only."""
+    """A descriptor of a file in memory with `data`, at its start."""
     fd = os.memfd_create("input")
     stack.callback(os.close, fd)
     with os.fdopen(os.dup(fd), "wb") as file:
@@ -269,7 +271,7 @@ def _prlimit(limits: Limits, *leave_out: str) -> list[str]:
 
 @functools.cache
 def _fixed_options() -> tuple[str, ...]:
-    """Bubblewrap's command line up to what differs from call to call."""
+    """The part of bubblewrap's command line that is the same for every call."""
     wrap = [
         _tool("bwrap"),
         "--unshare-all",
@@ -283,7 +285,7 @@ def _fixed_options() -> tuple[str, ...]:
     ]
     wrap += ["--die-with-parent", "--new-session", "--as-pid-1", "--cap-drop", "ALL"]
     if "--disable-userns" in subprocess.run([wrap[0], "--help"], capture_output=True, text=True).stdout:
-        wrap += ["--disable-userns"]  # since bubblewrap 0.8; older ones have the seccomp filter alone
+        wrap += ["--disable-userns"]  # since bubblewrap 0.8; older ones only have the seccomp filter
     wrap += ["--ro-bind", "/usr", "/usr", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
     for folder in ("/bin", "/sbin", "/lib", "/lib32", "/lib64"):
         if os.path.islink(folder):
@@ -300,22 +302,24 @@ def _fixed_options() -> tuple[str, ...]:
 
 @functools.cache
 def _python() -> str:
-    """The interpreter that programs run under: this one's base, or the system's where an unprivileged user (which root
-    becomes) may not read this one."""
-    own = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
-    if own.exists() and (
-        os.geteuid() != 0 or all(folder.stat().st_mode & stat.S_IXOTH for folder in own.resolve().parents)
+    """The interpreter for programs: this one's base, or the system's if an unprivileged user cannot read that.
+
+    Root's programs run as such a user. Raises ConfigError when there is no interpreter.
+    """
+    base = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
+    if base.exists() and (
+        os.geteuid() != 0 or all(folder.stat().st_mode & stat.S_IXOTH for folder in base.resolve().parents)
     ):
-        return str(own)
-    if found := shutil.which("python3", path="/usr/bin:/bin"):
-        return os.path.realpath(found)
-    raise ConfigError(f"the sandbox cannot read {own} as an unprivileged user, and there is no /usr/bin/python3")
+        return str(base)
+    if system := shutil.which("python3", path="/usr/bin:/bin"):
+        return os.path.realpath(system)
+    raise ConfigError(f"the sandbox cannot read {base} as an unprivileged user, and there is no /usr/bin/python3")
 
 
 @functools.cache
 def _tool(name: str) -> str:
-    if found := shutil.which(name):
-        return os.path.realpath(found)
+    if path := shutil.which(name):
+        return os.path.realpath(path)
     package = INSTALL if name == "bwrap" else "apt-get install util-linux"
     raise ConfigError(
         f"running model-written code needs `{name}`, which is not installed: {package}. "
@@ -325,7 +329,7 @@ def _tool(name: str) -> str:
 
 @functools.cache
 def _seccomp_filter() -> bytes | None:
-    """A compiled filter, or None where there is no libseccomp to compile it."""
+    """A compiled filter; None if there is no libseccomp to compile it."""
     try:
         import pyseccomp  # type: ignore[import-untyped]
     except (ImportError, RuntimeError):  # RuntimeError: libseccomp itself is missing
@@ -337,12 +341,12 @@ def _seccomp_filter() -> bytes | None:
     }
     clone3 = numbers.pop("clone3")
     for number in numbers.values():
-        if number != -1:  # a call that this libseccomp does not know
+        if number != -1:  # -1: this libseccomp does not know the call
             filter.add_rule(deny, number)
     for bit in range(32):
         if flag := CLONE_NEW & 1 << bit:
             filter.add_rule(deny, "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, flag, flag))
-    if clone3 != -1:  # its flags are in memory, out of a filter's sight: ENOSYS sends libc back to clone
+    if clone3 != -1:  # a filter cannot see its flags, which are in memory: ENOSYS makes libc use clone instead
         filter.add_rule(pyseccomp.ERRNO(38), clone3)
     for command in (F_SETLEASE, F_NOTIFY):
         filter.add_rule(deny, "fcntl", pyseccomp.Arg(1, pyseccomp.EQ, command))

@@ -1,4 +1,4 @@
-"""The base policy's own opinion as the reward: a group verifier that reads no gold answer.
+"""The base policy's own opinion as the reward. This group verifier reads no gold answer.
 
 Three self-rewards of "Self-Improvement in Language Models: The Sharpening Mechanism" (Huang et al. 2024, arXiv
 2412.01951), for responses y to a problem x:
@@ -25,7 +25,7 @@ Form = Literal["logprob", "mean_logprob", "majority"]
 
 
 class Base:
-    """The base model, opened when it is first asked for: samples of the base itself bring their log-probabilities."""
+    """The base model, opened when first needed. Samples of the base itself already have their log-probabilities."""
 
     def __init__(self, opening: Opening) -> None:
         self._opening = opening
@@ -50,8 +50,10 @@ def resource(opening: Opening, *, form: Form) -> Base:
 async def self_reward(
     problem: Problem, trajectories: list[Trajectory], context: Context, *, form: Form
 ) -> list[Outcome]:
-    """The self-reward of each response. One that was cut off at the token limit is never the best: log pi(y | x) is not
-    that of a whole response. Among equals the first is best; where all are cut off none is."""
+    """The self-reward of each response; the best one is `correct`, the first if several are equal.
+
+    A response cut off at the token limit is never the best, because log pi(y | x) is not that of a whole response.
+    """
     if form == "majority":
         rewards = [outcome.reward for outcome in await consensus(problem, trajectories, context)]
     else:
@@ -64,7 +66,7 @@ async def self_reward(
 
 
 async def log_probability(trajectory: Trajectory, context: Context) -> float:
-    """log pi_base of all that was sampled in a trajectory, in nats."""
+    """log pi_base of all tokens sampled in a trajectory, in nats."""
     total = 0.0
     for sample in trajectory.samples:
         if sample.version == 0:

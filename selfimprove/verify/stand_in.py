@@ -1,9 +1,9 @@
-"""What stands in the tests' process for the objects that stay with the program, in a code check.
+"""Stand-ins in the tests' process for objects that stay with the program, in a code check.
 
-A stand-in has the special methods that the program's object has, and asks for each answer. No code of the program runs
-here, and its answer to a question is believed as a function's result would be, with one exception. Where a class of the
-program's own says what one of its objects is equal to, less than, or in sum with something else, it has been told what
-the tests expect: an assertion that holds by such an answer shows nothing, and the link is in `doubt`.
+A stand-in has the special methods of the program's object, and asks the program for each result. No code of the program
+runs here. A result is trusted like that of a function call, with one exception. When a class of the program's own
+compares its object with another value, or adds them, it is told what the tests expect. An assertion that holds only by
+such a result shows nothing, and the link is in `doubt`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def lost(error: BaseException) -> Any:
-    """What a call has returned that failed: whatever it is used for raises the error."""
+    """The result of a failed call. Any use of it raises the error."""
 
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise error
@@ -36,9 +36,9 @@ class Lost:
 
 
 class StandIn:
-    """An object of the program's, as the tests see it."""
+    """An object of the program, as the tests see it."""
 
-    link: Link  # there is one in a process
+    link: Link  # one for each process
 
     def __getattribute__(self, name: str) -> Any:
         if name in HERE:
@@ -65,7 +65,7 @@ class Function(StandIn):
 
 
 class Pulled(StandIn):
-    """An iterator, whose items are sent one by one at first."""
+    """An iterator. Its first items are sent one by one."""
 
     def __iter__(self) -> Pulled:
         return self
@@ -79,7 +79,7 @@ class Pulled(StandIn):
         return items.pop()
 
 
-HERE = {*SPECIAL, "__class__", "__reduce_ex__"}  # not asked for
+HERE = {*SPECIAL, "__class__", "__reduce_ex__"}  # attributes that are not requested from the program
 LIKE = {
     "function": "FunctionType",
     "method": "MethodType",
@@ -89,7 +89,7 @@ LIKE = {
 
 
 class Mirror(type):
-    """The class of a class of the program's."""
+    """The metaclass of stand-ins for the program's classes."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         return StandIn.link.ask("call", cls, list(args), kwargs)
@@ -114,12 +114,12 @@ def mirror(
     hashable: bool,
     meta: list[str],
 ) -> Any:
-    """A class for the stand-ins of a class's objects. See `candidate.Keeper` for what is known of it."""
+    """The class of the stand-ins for one class's objects. `candidate.Keeper` describes that class."""
     shadowed = SHADOWED.get(base)
     names: dict[str, Any] = {"_live": bool(base and not shadowed)}
-    for each in SPECIAL:
-        if each in special and each != "__hash__":
-            names[each] = _special(each, each in own)
+    for method in SPECIAL:
+        if method in special and method != "__hash__":
+            names[method] = _special(method, method in own)
     if not hashable:
         names["__hash__"] = None
     elif "__hash__" in own:
@@ -133,12 +133,12 @@ def mirror(
         names["__getattribute__"] = _unless(set(hidden), shadowed)
     elif like := loaded(known):  # for isinstance
         names["__class__"] = property(lambda self: like)
-    extended: list[Any] = [each for each in bases if isinstance(each, Mirror)]
+    extended: list[Any] = [cls for cls in bases if isinstance(cls, Mirror)]
     metas = list(dict.fromkeys(map(type, extended))) or [Mirror]
-    kind = type("Mirror", tuple(metas), {each: _special(each, True) for each in SPECIAL if each in meta})
-    if not any(issubclass(each, StandIn) for each in extended):
+    kind = type("Mirror", tuple(metas), {method: _special(method, True) for method in SPECIAL if method in meta})
+    if not any(issubclass(cls, StandIn) for cls in extended):
         extended.append(StandIn)
-    if shadowed and not any(issubclass(each, shadowed) for each in extended):
+    if shadowed and not any(issubclass(cls, shadowed) for cls in extended):
         extended.append(shadowed)
     return kind.__new__(kind, name, tuple(extended), names)
 
@@ -153,7 +153,7 @@ def _unless(hidden: set[str], shadowed: Any) -> Callable[[Any, str], Any]:
 
 
 def _special(name: str, own: bool) -> Callable[..., Any]:
-    """A special method. own: the program's class defines it, or none of the standard library's does."""
+    """A special method of a stand-in. own: the program's class defines it, and no type of the standard library."""
     if name in REFUSED:
         return lambda self, *args: StandIn.link.refuse(f"the tests need {name} of an object of the program's")
     if name == "__call__":
@@ -169,10 +169,10 @@ def _special(name: str, own: bool) -> Callable[..., Any]:
         if name in COMPARISONS:
             if bool(answer) == (name == "__ne__"):  # anything may differ
                 return answer
-            if name != "__ne__" and link.ask("stranger", self, name):  # what is like everything is like nothing
+            if name != "__ne__" and link.ask("stranger", self, name):  # true for any object, so it shows nothing
                 return False
-        elif isinstance(self, tuple(each for each in link.names.values() if isinstance(each, Mirror))):
-            return answer  # the tests know the class, and ask for its sums
+        elif isinstance(self, tuple(value for value in link.names.values() if isinstance(value, Mirror))):
+            return answer  # the tests know the class, so its arithmetic is what they test
         link.doubt = f"{name} is the program's own, and says what it was asked to"
         return answer
 
@@ -188,20 +188,20 @@ def _plain(value: Any) -> Any:
 
 
 def loaded(name: str | None) -> Any:
-    """What the standard library has by this name, where the tests have loaded it."""
+    """The standard library's object of this name, if the tests have imported its module; else None."""
     module = str(name).partition(":")[0]
     return named(str(name)) if module.partition(".")[0] in STANDARD and module in sys.modules else None
 
 
 def error_class(name: str, known: str | None, bases: list[Any]) -> Any:
-    """The standard library's own where the tests have loaded it, else a class that can be raised and caught like it."""
-    found = loaded(known)
-    if isinstance(found, type) and issubclass(found, BaseException):
-        return found
+    """The standard library's class if the tests have loaded it, else one that can be raised and caught like it."""
+    original = loaded(known)
+    if isinstance(original, type) and issubclass(original, BaseException):
+        return original
 
     def text(self: Any) -> str:
-        said = self.__dict__.get("_said")
-        return BaseException.__str__(self) if said is None else str(said)
+        message = self.__dict__.get("_said")
+        return BaseException.__str__(self) if message is None else str(message)
 
     def get(self: Any, name: str) -> Any:
         return StandIn.link.ask("get", self, name)
@@ -210,10 +210,10 @@ def error_class(name: str, known: str | None, bases: list[Any]) -> Any:
 
 
 def raised(kind: Any, text: str, names: dict[str, Any], *args: Any) -> Any:
-    """An exception as the program raised it."""
+    """The exception that the program raised."""
     try:
         made = kind(*args) if kind.__module__ != "candidate" else kind.__new__(kind, *args)
-    except TypeError:  # it wants more than it keeps
+    except TypeError:  # its constructor needs more than the arguments it keeps
         made = kind.__new__(kind, *args)
     if kind.__module__ == "candidate":
         names = names | {"_said": text}

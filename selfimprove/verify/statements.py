@@ -1,9 +1,9 @@
-r"""What a completion states as its answer, and what of it does not count.
+r"""Finds what a completion states as its answer.
 
-Not read at all: reasoning (`<think> ... </think>`, and everything behind a `<think>` that has no end), and what a base
-model runs on into, the next question with its answer. In the rest an answer is stated by a box, `#### ...` (GSM8K),
-`<answer> ... </answer>`, and "The answer is ..." or "Answer: ...", in several languages. Which of the statements counts
-is for each check to decide: the last one that can be an answer to its kind of question.
+Two parts are not read: reasoning (`<think> ... </think>`, and everything after a `<think>` without end), and further
+questions with their answers, which a base model likes to add. In the rest, an answer is stated by a box, `#### ...`
+(GSM8K), `<answer> ... </answer>`, and "The answer is ..." or "Answer: ...", in several languages. Each check decides
+which statement counts: the last one that can answer its kind of question.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import re
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-MOST = 50  # statements of a passage that are looked at, the last ones: a looping sample makes a thousand
-FARTHEST = 1000  # characters of a statement
+MOST = 50  # only this many last statements of a passage are read: a looping sample makes a thousand
+FARTHEST = 1000  # most characters of a statement
 
 
 class Statement(NamedTuple):
-    start: int  # where it stands in its passage
-    text: str  # what is stated, as it stands there
+    start: int  # its place in the passage
+    text: str  # what is stated, verbatim
     kind: Literal["box", "tag", "mark", "phrase", "supposed"]  # supposed: "if the answer is 5"
     denied: bool = False  # "the answer is not 5"
 
@@ -45,11 +45,11 @@ _REPLY = re.compile(
 
 
 def passages(text: str) -> list[str]:
-    """The parts of a completion that may answer, one for each question in it; the first that answers is the answer.
+    """The parts of a completion that may hold the answer, one for each question in it. The first that answers counts.
 
-    Another question begins with a line such as "Question:" or "### Problem 2", where an answer has been stated before
-    it, or an empty line precedes it, or "Answer:" follows; and wherever another turn of a conversation begins.
-    "Question 1" is not another one, nor are those that go on counting from it.
+    A new question begins where another turn of a conversation does. It also begins at a line such as "Question:" or
+    "### Problem 2" if an answer was stated before it, an empty line precedes it, or "Answer:" follows. "Question 1" and
+    those that count on from it begin no new part.
     """
     parts = [text]
     if "<" in text or "[" in text or "◁" in text:
@@ -60,8 +60,8 @@ def passages(text: str) -> list[str]:
 def _questions(text: str) -> Iterator[str]:
     start, line, looked = 0, text.find("\n") + 1, 0
     first = _NEXT.match(text)
-    numbered = first is not None and first["number"] is not None  # then the problem itself has several questions
-    reply: int | None = None  # where the last answer begins; read when it matters
+    numbered = first is not None and first["number"] is not None  # the problem itself has several questions
+    reply: int | None = None  # where the last answer begins; found when first needed
     while line:
         if match := _NEXT.match(text, line):
             if reply is None:
@@ -81,7 +81,7 @@ def _questions(text: str) -> Iterator[str]:
 
 
 def _spoken(text: str) -> str:
-    """A completion without its reasoning. An end without a beginning ends what the prompt began."""
+    """A completion without its reasoning. An end tag without a beginning ends reasoning that the prompt began."""
     kept: list[str] = []
     start, inside = 0, False
     for tag in _TAG.finditer(text):
@@ -113,7 +113,7 @@ _PHRASE = re.compile(
     r"|:|=|(?:->?|=>|\u2192)(?=\s)|(?P<head>\n))[:*_\s]*",
     re.IGNORECASE,
 )
-_HEADING = re.compile(r"(?:^|\n)[\s#*_]*(?:the\s+)?(?:final\s+)?$", re.IGNORECASE)  # what "Answer" is then alone with
+_HEADING = re.compile(r"(?:^|\n)[\s#*_]*(?:the\s+)?(?:final\s+)?$", re.IGNORECASE)  # before "Answer" in a heading
 _FOREIGN = re.compile(
     "|".join(
         (
@@ -139,7 +139,7 @@ _FOREIGN = re.compile(
     re.IGNORECASE,
 )
 _FOREIGN_WORDS = re.compile("respuesta|risposta|resposta|reponse|antwo|cevap|jawaban|jibu", re.IGNORECASE)
-_SAID = re.compile(  # to the end of the formula, the line or the sentence, which "St. Louis" and "U.S." do not end
+_SAID = re.compile(  # to the end of the formula, line or sentence; the points of "St. Louis" and "U.S." end none
     r"\\\[.{0,2000}?\\\]|\$\$.{0,2000}?\$\$"
     r"|[^\n]+?(?=[.!]?[*_]*(?:\n|$)|(?<!\b(?:St|Dr|Mr|Ms|Mt|vs|Rs|No))(?<!\.\w)[.!][*_]*\s)",
     re.DOTALL,
@@ -164,7 +164,7 @@ ADVERBS = (
     r"|likely|very|quite|already|then|of course|in fact|both|always|still|fully|completely|mathematically|logically"
     r"|well),?\s+)*"
 )
-REMARK = re.compile(  # what is said of an answer without giving one
+REMARK = re.compile(  # words about an answer that give none
     rf"{ADVERBS}(?:correct|incorrect|wrong|accurate|inaccurate|consistent|inconsistent|reasonable|unreasonable|plausible"
     r"|sensible|valid|invalid|verified|confirmed|checked|validated|supported|justified|proved|proven|obtained|derived"
     r"|reached|calculated|computed|determined|based on|complete|clear|obvious|evident|straightforward|good|fine|ok|okay"
@@ -176,7 +176,7 @@ REMARK = re.compile(  # what is said of an answer without giving one
 
 
 def statements(passage: str) -> list[Statement]:
-    """All that `passage` states as an answer, in order of place. Boxes that form a list are one statement."""
+    """All statements of an answer in `passage`, in order. Boxes that form a list are one statement."""
     found: list[Statement] = []
     if "\\boxed" in passage or "\\fbox" in passage:
         found += _lists(passage)
@@ -198,7 +198,7 @@ def is_idle(statement: Statement) -> bool:
 
 
 def stated(text: str) -> str | None:
-    """The last statement of the first passage that makes one, as it stands there; None when there is none."""
+    """The last statement of the first passage that has one, verbatim; None if there is none."""
     for passage in passages(text):
         for statement in reversed(statements(passage)):
             if not is_idle(statement):
@@ -212,29 +212,29 @@ def _phrases(pattern: re.Pattern[str], text: str) -> Iterator[Statement]:
         before = text[max(text.rfind("\n", 0, start), text.rfind(". ", 0, start), start - 40, 0) : start]
         if match.lastgroup == "head" and not _HEADING.search(before):
             continue
-        if said := _SAID.match(text, match.end(), match.end() + FARTHEST):
+        if answer := _SAID.match(text, match.end(), match.end() + FARTHEST):
             if len(before) > 2 and _SUPPOSED.search(before):
-                yield Statement(start, said[0], "supposed")
+                yield Statement(start, answer[0], "supposed")
                 continue
-            denied = (match.lastgroup or "").startswith("no") or NOT.match(said[0]) is not None
+            denied = (match.lastgroup or "").startswith("no") or NOT.match(answer[0]) is not None
             denied = denied or (len(before) > 5 and _WRONG.search(before) is not None)
-            yield Statement(start, said[0], "phrase", denied)
+            yield Statement(start, answer[0], "phrase", denied)
 
 
 def last_box(text: str) -> tuple[int, str | None]:
     """Start and content of the outermost box that closes last; (-1, None) without one."""
-    found = _boxes(text)
-    return (found[-1][0], text[found[-1][1] : found[-1][2]]) if found else (-1, None)
+    boxes = _boxes(text)
+    return (boxes[-1][0], text[boxes[-1][1] : boxes[-1][2]]) if boxes else (-1, None)
 
 
 def boxed(text: str) -> str | None:
-    """What the last box of a text says, or the last boxes that form a list."""
-    found = list(_lists(text)) if "\\boxed" in text or "\\fbox" in text else []
-    return found[-1].text if found else None
+    """The content of a text's last box, or of the last boxes that form a list."""
+    boxes = list(_lists(text)) if "\\boxed" in text or "\\fbox" in text else []
+    return boxes[-1].text if boxes else None
 
 
 def _boxes(text: str) -> list[tuple[int, int, int]]:
-    """Start, content's start and content's end of each box that lies in no other. One pass, however nested."""
+    """Start, content's start and content's end of each outermost box. It takes one pass, however deep they nest."""
     found: list[tuple[int, int, int]] = []
     first = min((i for i in (text.find("\\boxed"), text.find("\\fbox")) if i >= 0), default=len(text))
     opened: list[tuple[int, int] | None] = []  # start and content's start of a box, None for another brace
@@ -252,7 +252,7 @@ def _boxes(text: str) -> list[tuple[int, int, int]]:
 
 
 def _lists(text: str) -> Iterator[Statement]:
-    """A statement for each box, one for those with nothing but commas, "and", "or" and "x =" between them."""
+    """One statement for each box, or for a list of boxes with only commas, "and", "or" and "x =" between them."""
     group: list[str] = []
     start = end = 0
     for begin, inner, close in _boxes(text):

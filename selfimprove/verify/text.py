@@ -1,9 +1,10 @@
-"""Checks a short answer in words, as SQuAD's evaluation does (Rajpurkar et al. 2016, arXiv 1606.05250),
-except that numbers keep their sign and point, and that what is typed in several ways (composed or not, curly or
-straight, full-width or not) is one text.
+"""Checks a short answer in words, as SQuAD's evaluation does (Rajpurkar et al. 2016, arXiv 1606.05250).
 
-The answer is what the completion states last (`selfimprove.verify.statements`), or all of it where it states nothing; a
-remark on the answer is no statement, nor is "The answer is not ...". Where several gold answers are right,
+There are two differences: numbers keep their sign and point, and characters typed in several ways (composed or not,
+curly or straight, full-width or not) are the same.
+
+The answer is the completion's last statement (`selfimprove.verify.statements`), or all of it if it states nothing. A
+remark on the answer is no statement, nor is "The answer is not ...". If several gold answers are right,
 `metadata["answers"]` has them, as a list or as SQuAD's {"text": [...]}, and the one that fits best counts.
 """
 
@@ -22,13 +23,13 @@ from selfimprove.verify.characters import fold
 from selfimprove.verify.statements import is_idle, passages, statements
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_SENTENCE = re.compile(r"[^.!?\n]*$")  # the last one, as far as it goes
-# All punctuation but a number's sign and point: without them SQuAD's own normalisation takes 1.3 for 13 and -3 for 3.
+_SENTENCE = re.compile(r"[^.!?\n]*$")  # the last one, perhaps unfinished
+# All punctuation but a number's sign and point. SQuAD's own normalisation drops them and takes 1.3 for 13, -3 for 3.
 _PUNCTUATION = re.compile(rf"((?<![^\s$(])-(?=\$?\.?\d)|(?<![a-z])\.(?=\d))|[{re.escape(string.punctuation)}]")
 
 
 def exact(text: str, gold: str | None, metadata: dict[str, Any]) -> Outcome:
-    """Whether answer and gold are the same words."""
+    """Check whether answer and gold are the same words."""
     read = _read(text, gold, metadata)
     if isinstance(read, Outcome):
         return read
@@ -37,7 +38,7 @@ def exact(text: str, gold: str | None, metadata: dict[str, Any]) -> Outcome:
 
 
 def f1(text: str, gold: str | None, metadata: dict[str, Any], *, threshold: Share = 0.5) -> Outcome:
-    """The reward is the F1 of the words of answer and gold, in any order; from `threshold` on it is `correct`."""
+    """The reward is the F1 of the words of answer and gold, in any order. From `threshold` on it is `correct`."""
     read = _read(text, gold, metadata)
     if isinstance(read, Outcome):
         return read
@@ -51,7 +52,7 @@ def reference(gold: str, metadata: dict[str, Any], **options: Any) -> str:
 
 
 def normalise(text: str) -> str:
-    """Lower case, without punctuation, articles and spare spaces; punctuation alone stays as it is."""
+    """Lower case, without punctuation, articles and extra spaces. A text of punctuation alone keeps it."""
     text = fold(text).lower()
     words = _ARTICLES.sub(" ", _unpunctuated(_PUNCTUATION.sub(r"\1", text))).split()
     return " ".join(words) or "".join(text.split())
@@ -67,13 +68,13 @@ def _is_punctuation(character: str) -> bool:
 
 
 def word_f1(answer: list[str], gold: list[str]) -> float:
-    """Harmonic mean of precision and recall over words with their counts, in [0, 1]."""
+    """The harmonic mean of precision and recall over words with their counts, in [0, 1]."""
     common = (Counter(answer) & Counter(gold)).total()
     return 2 * common / (len(answer) + len(gold))
 
 
 def _read(text: str, gold: str | None, metadata: dict[str, Any]) -> tuple[str, list[str]] | Outcome:
-    """The answer and the gold answers, normalised; or why there is nothing to compare."""
+    """The answer and the gold answers, normalised; or an Outcome if there is nothing to compare."""
     golds = gold_texts(metadata.get("answers")) or [gold]
     if not all(isinstance(one, str) and normalise(one) for one in golds):
         return Outcome("error", 0.0, reason=f"gold answers {golds!r} include one without a word")
@@ -93,7 +94,7 @@ def gold_texts(answers: Any) -> list[Any]:
 
 
 def answer_of(text: str) -> str:
-    """What a completion states, or the first passage of it that says anything, as it stands there."""
+    """The answer that a completion states, verbatim; or its first passage with text, without a remark at its end."""
     for passage in passages(text):
         remark = None
         found = statements(passage)

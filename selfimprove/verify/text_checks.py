@@ -1,4 +1,4 @@
-"""Checks of a text that know nothing of what it says: how long it is, how it ends, and whether it repeats itself."""
+"""Checks of a text's form, not of its content: how long it is, how it ends, and whether it repeats itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from selfimprove.verify import Outcome
 
 NEEDS_GOLD = False
 
-ENDS = ".!?,;:-\"')]}>`"  # what a whole text may end with, as the released code of Self-Lengthen has it
+ENDS = ".!?,;:-\"')]}>`"  # a whole text ends with one of these, as in the released code of Self-Lengthen
 
 
 def count_words(text: str) -> int:
@@ -19,7 +19,7 @@ def count_words(text: str) -> int:
 
 
 def repetition(text: str, n: int) -> float:
-    """The share of a text's word n-grams that stood in it before; 0 where it has none."""
+    """The share of a text's word n-grams that occurred in it before; 0 if it has no n-grams."""
     words = text.split()
     grams = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
     total = sum(grams.values())
@@ -27,7 +27,7 @@ def repetition(text: str, n: int) -> float:
 
 
 def fault(text: str, ngram: int) -> str | None:
-    """Why a text is no whole one: it is empty, ends in the middle, or has some `ngram` words in a row twice."""
+    """Why a text is not whole: it is empty, ends in the middle, or repeats `ngram` words in a row. None if it is."""
     if not text.strip():
         return "no words"
     if text.rstrip()[-1] not in ENDS:
@@ -36,7 +36,7 @@ def fault(text: str, ngram: int) -> str | None:
 
 
 def whole(text: str, gold: str | None, metadata: dict[str, Any], *, ngram: Count) -> Outcome:
-    """Correct where a text has no `fault`; the reward is its number of words, or 0."""
+    """`correct` if a text has no `fault`. The reward is then its number of words, else 0."""
     reason = fault(text, ngram)
     if reason:
         return Outcome("wrong" if text.strip() else "unparseable", 0.0, reason=reason)

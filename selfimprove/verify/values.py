@@ -1,7 +1,7 @@
-"""When two numbers are the same: exactly, where both are exact, else to about six significant digits.
+"""Decides when two numbers are equal: exactly if both are exact, else to about six significant digits.
 
-math-verify rounds to six decimals, by which 1e-7 is 2e-7, and takes (100! + 1)/101! for 1/101!. This stands in for its
-comparison of numbers, also within sets, intervals and matrices (`stand_in`).
+math-verify rounds to six decimals: to it 1e-7 equals 2e-7, and (100! + 1)/101! equals 1/101!. `stand_in` replaces its
+comparison of numbers, also within sets, intervals and matrices.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from sympy import (
     zoo,
 )
 
-TOLERANCE = 5e-7  # as rounding to six decimals has it
+TOLERANCE = 5e-7  # the error of rounding to six decimals
 _CUT = 1.000001e-6  # so that 0.333333 is 1/3
-_ROUNDING = 1e-14  # relative, of what decimals are computed with
+_ROUNDING = 1e-14  # relative rounding error of computed decimals
 _ENDLESS = (nan, oo, -oo, zoo)
 _LONG = (
     Integral,
@@ -42,14 +42,16 @@ _LONG = (
     Product,
     Limit,
     Derivative,
-)  # are computed as numbers, since in closed form they may take for ever
-_PERCENT = UnevaluatedExpr(Rational(1, 100))  # what math-verify makes of "%"
+)  # computed as numbers, because a closed form may take for ever
+_PERCENT = UnevaluatedExpr(Rational(1, 100))  # math-verify's form of "%"
 _DIGITS = 60  # of a root, a logarithm or a multiple of pi
 
 
 def stand_in() -> None:
-    """Makes math-verify compare numbers by `equal_numbers`, and only what are no numbers by algebra; and read digits as
-    digits, where it has sympy evaluate them as a program, which takes a third of all its time."""
+    """Make math-verify compare numbers by `equal_numbers`, and use algebra only for everything else.
+
+    It also reads plain digits directly. math-verify has sympy evaluate them as a program, a third of all its time.
+    """
     by_algebra, by_sympy = grader.sympy_symbolic_eq, latex2sympy2._Latex2Sympy.parse_number
     grader.sympy_numeric_eq = equal_numbers
     grader.sympy_symbolic_eq = lambda a, b: not (_is_number(a) and _is_number(b)) and by_algebra(a, b)
@@ -66,10 +68,10 @@ def _is_number(value: Any) -> bool:
 
 
 def equal_numbers(a: Any, b: Any, float_rounding: int = 6, numeric_precision: int = 15) -> bool:
-    """Whether two sympy values are the same number, or matrices of the same numbers. The last two are not looked at.
+    """Whether two sympy values are the same number, or matrices of the same numbers. The last two options are ignored.
 
-    50% is 50 and 0.5. Decimals are equal that are less than half a millionth apart, of the larger number or of 1; a
-    decimal is besides that any number that it is cut or rounded from after at least six significant digits.
+    50% equals both 50 and 0.5. Decimals are equal if they differ by less than half a millionth of the larger one or of
+    1. A decimal also equals any number that gives it when cut or rounded after at least six significant digits.
     """
     if isinstance(a, MatrixBase | MatrixExpr) and isinstance(b, MatrixBase | MatrixExpr):
         a, b = a.doit(), b.doit()
@@ -93,7 +95,7 @@ def _percent(value: Expr) -> tuple[Expr, bool]:
 
 def _equal(a: Expr, b: Expr) -> bool:
     if not a.is_number or not b.is_number:
-        return False  # algebra is math-verify's
+        return False  # math-verify does the algebra
     x, y = a.evalf(20), b.evalf(20)
     if _plainly_apart(x, y):
         return False
@@ -110,7 +112,7 @@ def _equal(a: Expr, b: Expr) -> bool:
 
 
 def _plainly_apart(x: Expr, y: Expr) -> bool:
-    """Whether two values differ by more than a hundred thousandth: what most wrong answers do, told without algebra."""
+    """Whether two values differ by more than a hundred thousandth. This settles most wrong answers without algebra."""
     if not isinstance(x, Float) or not isinstance(y, Float):
         return False
     a, b = float(x), float(y)
@@ -126,13 +128,15 @@ def _exactly(a: Expr, b: Expr) -> bool:
 
 @lru_cache(maxsize=256, typed=True)
 def evaluated(value: Expr) -> Expr:
-    """A sympy value with its roots, powers and factorials computed; integrals, sums and the like are left."""
+    """A sympy value with roots, powers and factorials computed, but not integrals, sums and the like."""
     return value if value.has(*_LONG) else value.doit()
 
 
 def cut(decimals: Sequence[object], difference: Any, scale: Any) -> bool:
-    """Whether `difference` is what is lost by cutting or rounding after the last digit that `decimals` were written
-    with, six significant digits at least."""
+    """Whether cutting or rounding after the last written digit of `decimals` can explain `difference`.
+
+    False if one has fewer than six significant digits.
+    """
     written = [Decimal(str(decimal)).normalize().as_tuple() for decimal in decimals]
     if any(len(number.digits) < 6 for number in written):
         return False

@@ -1,8 +1,8 @@
-"""Runs one program, or two that talk to each other, until the first has ended or a limit is reached.
+"""Runs one program, or two that talk to each other, until the first ends or a limit is reached.
 
-`selfimprove.verify.sandbox` uses this out here. In a container this very file, sent as text, is the first process: it
-reads one request and writes one result, both as JSON, and with its end the kernel ends everything else in there. So it
-imports the standard library alone; it needs Python 3.10.
+`selfimprove.verify.sandbox` uses it on the host. In a container, this same file, sent as text, is the first process. It
+reads one request and writes one result, both as JSON. When it ends, the kernel ends everything else in the container.
+So it imports only the standard library; it needs Python 3.10.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Status = Literal["ok", "exit", "killed", "timeout", "memory", "output", "error"]
 DISK_MB = 64  # of /tmp, and the size of the largest file
 OPEN_FILES = 128
 TICK = 0.1  # s between two looks at all processes
-PATIENCE = 60  # times its limit: the wall clock after which a run is given up that had no core all the while
+PATIENCE = 60  # a run that got no core is given up after this many times its limit, by the wall clock
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "HOME": "/tmp",
@@ -42,10 +42,10 @@ ENVIRONMENT = {
 class Result:
     """How a program ended.
 
-    status: `ok` (exit code 0), `exit` (another one), `killed` (by a signal; the code is 128 + its number), `timeout`,
-    `memory`, `output` (wrote more than it may), or `error` (the sandbox did not start it, or the machine was too busy
-    to run it; `stderr` says why).
-    exit_code is None where the program was stopped from outside. stdout and stderr are cut at the output limit.
+    status: `ok` (exit code 0), `exit` (another code), `killed` (by a signal; the code is 128 + its number), `timeout`,
+    `memory`, `output` (it wrote too much), or `error` (the sandbox did not start it, or the machine was too busy to run
+    it; `stderr` says why). exit_code is None if the program was stopped from outside. stdout and stderr are cut at the
+    output limit.
     """
 
     status: Status
@@ -53,20 +53,20 @@ class Result:
     stdout: str
     stderr: str
     seconds: float  # wall clock
-    counted: float  # seconds of it that count against the limit
-    outgrown: bool = False  # the second of two programs was ended, for it needed too much memory
+    counted: float  # of these, seconds that count against the limit
+    outgrown: bool = False  # the second of two programs was ended because it needed too much memory
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    seconds: float  # in which its processes ran or slept; not those in which they were ready to run and had no core
-    memory_mb: int  # MiB: address space of each process, and memory of all of them together
+    seconds: float  # in which its processes ran or slept; waiting for a core does not count
+    memory_mb: int  # MiB: address space of each process, and memory of all processes together
     output_bytes: int  # of standard output and of standard error, each
     processes: int  # threads count as processes
 
 
 class Child:
-    """A process, from its start until `end`, which the given stack calls at the latest."""
+    """A process from its start until `end`. The given stack calls `end` at the latest."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Child:
         start_new_session: bool = True,
         **options: Any,
     ) -> None:
-        """`options` are Popen's. Its errors are read where its output is."""
+        """`options` are Popen's. Standard error is read if and only if standard output is."""
         self.process = subprocess.Popen(
             command,
             stdin=stdin,
@@ -89,9 +89,9 @@ class Child:
             start_new_session=start_new_session,
             **options,
         )
-        self.code: int | None = None  # the program's own exit code, once it has ended by itself
-        self.pid = self.process.pid  # the top of the tree that is watched
-        self.ended = self.outgrown = False  # outgrown: for its memory
+        self.code: int | None = None  # the program's exit code, once it has ended by itself
+        self.pid = self.process.pid  # the root of the watched process tree
+        self.ended = self.outgrown = False  # outgrown: it used too much memory
         self.fds: list[int] = []
         for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
             if pipe:
@@ -100,12 +100,12 @@ class Child:
         self.exited = self.follow(self.process.pid)
 
     def follow(self, pid: int) -> int:
-        """A descriptor that stays with this very process, and is readable once it has ended."""
+        """A descriptor of exactly this process. It becomes readable when the process ends."""
         self.fds.append(os.pidfd_open(pid))
         return self.fds[-1]
 
     def end(self) -> None:
-        """Kills the process and waits until it is gone. Once is enough."""
+        """Kill the process and wait until it is gone. Later calls do nothing."""
         if self.ended:
             return
         self.ended = True
@@ -117,16 +117,16 @@ class Child:
         self.code = self.read_code()
 
     def kill(self) -> None:
-        """Kills what the process has started."""
+        """Kill the processes that this one has started."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def started(self) -> bool:
-        """Whether the program itself runs, after what is made ready for it."""
+        """Whether the program itself runs, after its preparation."""
         return True
 
     def too_large(self, pids: Sequence[int], limit: int) -> bool:
-        """Whether its processes hold more bytes than they may."""
+        """Whether its processes use more than `limit` bytes."""
         return memory(pids, limit) > limit
 
     def read_code(self) -> int | None:
@@ -135,11 +135,10 @@ class Child:
 
 
 def run(start: Callable[..., Child], programs: Sequence[Any], feed: bytes, limits: Limits) -> Result:
-    """Runs one program, or two joined by two pipes alone; the result is the first one's.
+    """Run one program, or two joined only by two pipes. The result is the first one's.
 
-    start: called with a stack, a program, and options of Popen. With two programs the second one's standard input and
-    output are the pipes; `start` is given `inherit`, the two descriptors from which the first one reads and to which it
-    writes.
+    start: called with a stack, a program, and options of Popen. With two programs, the pipes are standard input and
+    output of the second. For the first, `start` gets `inherit`: the descriptors that it reads from and writes to.
     """
     begun = time.monotonic()
     with ExitStack() as stack:
@@ -173,26 +172,26 @@ def _status(code: int | None, stderr: str) -> Status:
 
 
 class Clock:
-    """The seconds of a run that count: in which its processes ran, slept, or waited for one another.
+    """Counts the seconds of a run in which its processes ran, slept, or waited for one another.
 
-    Time in which they were ready to run and had no core belongs to the machine: on a crowded one a program is slow to
-    come, not slow. So does time in which this process, which feeds them, had none. What runs at once, on several cores,
-    counts once, and so does what one of them runs while others wait.
+    Time in which they waited for a core does not count: then the machine is busy, and the program not slow. Nor does
+    time in which this process, which feeds them, waited for one. Time in which several run at once, or one runs while
+    others wait, counts once.
     """
 
     def __init__(self) -> None:
         self.restart()
-        self._last: dict[int, tuple[int, int]] = {}  # by thread: ns that it ran, and that it waited for a core
+        self._last: dict[int, tuple[int, int]] = {}  # thread -> ns that it ran, and ns that it waited for a core
 
     def restart(self) -> None:
         self.begun = self.looked = time.monotonic()
         self.excused = 0.0
 
     def look(self, threads: Sequence[int]) -> None:
-        """Counts anew what has passed since the last look."""
+        """Update the count with the time since the last look."""
         now, ran, waited = time.monotonic(), 0, 0
         for thread in (*threads, threading.get_native_id()):
-            with suppress(OSError, ValueError):  # it ended meanwhile, or the kernel does not count
+            with suppress(OSError, ValueError):  # it has ended, or the kernel does not count
                 this = tuple(map(int, Path(f"/proc/{thread}/schedstat").read_text().split()[:2]))
                 before = self._last.get(thread, (0, 0))
                 ran, waited = ran + this[0] - before[0], waited + this[1] - before[1]
@@ -205,8 +204,11 @@ class Clock:
 
 
 def watch(children: Sequence[Child], feed: bytes, limits: Limits) -> tuple[Status | None, bytes, bytes, float]:
-    """Feeds and reads the first child until it ends or a limit is reached, then ends all. Why it was stopped, if it
-    was, what it wrote, and the seconds that count against its limit."""
+    """Feed and read the first child until it ends or a limit is reached. Then end all children.
+
+    Returns why the first was stopped (None if it was not), its standard output and standard error, and the seconds that
+    count against its limit.
+    """
     main = children[0]
     stdin, stdout, stderr = main.process.stdin, main.process.stdout, main.process.stderr
     assert stdin
@@ -236,7 +238,7 @@ def watch(children: Sequence[Child], feed: bytes, limits: Limits) -> tuple[Statu
                 for child, tree in trees.items():
                     if not child.ended and child.too_large(list(tree), limits.memory_mb << 20):
                         child.outgrown = True
-                        if child is not main:  # which goes on without it
+                        if child is not main:  # main goes on without it
                             child.end()
                 stopped = "memory" if main.outgrown else None
                 look = time.monotonic() + max(TICK, 10 * (time.monotonic() - now))
@@ -261,9 +263,9 @@ def watch(children: Sequence[Child], feed: bytes, limits: Limits) -> tuple[Statu
     for child in children:
         child.outgrown = child.outgrown or (not child.ended and child.too_large((), limits.memory_mb << 20))
         child.end()
-    if not stopped and main.code != 0 and main.outgrown:  # ended by the kernel
+    if not stopped and main.code != 0 and main.outgrown:  # the kernel killed it
         stopped = "memory"
-    for pipe, data in written.items():  # what is left; without walls, a writer may have got away, and go on
+    for pipe, data in written.items():  # read the rest; without a sandbox, a process may have escaped and still write
         while len(data) <= limits.output_bytes and _read(pipe, data, limits.output_bytes):
             pass
         if len(data) > limits.output_bytes:
@@ -273,8 +275,10 @@ def watch(children: Sequence[Child], feed: bytes, limits: Limits) -> tuple[Statu
 
 
 def _read(pipe: IO[bytes], data: bytearray, most: int) -> bytes | None:
-    """Adds what there is to `data`, up to one byte more than `most`: nothing at the pipe's end, None where there is
-    nothing yet."""
+    """Append available bytes to `data`, up to one byte more than `most`.
+
+    Returns the bytes read: empty at the pipe's end, None if there are none yet.
+    """
     try:
         chunk = os.read(pipe.fileno(), min(1 << 16, most + 1 - len(data)))
     except BlockingIOError:
@@ -284,7 +288,7 @@ def _read(pipe: IO[bytes], data: bytearray, most: int) -> bytes | None:
 
 
 def _write(pipe: IO[bytes], data: bytes) -> bytes:
-    """What of `data` is still to be written; nothing when the reader is gone."""
+    """Write some of `data` and return the rest; nothing if the reader is gone."""
     try:
         return data[os.write(pipe.fileno(), data[: 1 << 16]) :] if data else data
     except BlockingIOError:
@@ -294,12 +298,12 @@ def _write(pipe: IO[bytes], data: bytes) -> bytes:
 
 
 def processes(pid: int) -> dict[int, list[int]]:
-    """A process and all below it, and the threads of each."""
+    """The threads of a process and of all its descendants, by process id."""
     found: dict[int, list[int]] = {}
     pids = [pid]
     while pids:
         pid = pids.pop()
-        with suppress(OSError):  # it ended meanwhile
+        with suppress(OSError):  # it has ended
             found[pid] = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
             for thread in found[pid]:
                 pids += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
@@ -307,11 +311,11 @@ def processes(pid: int) -> dict[int, list[int]]:
 
 
 def memory(pids: Sequence[int], limit: int) -> int:
-    """Bytes that processes hold, a page that several share counted once.
+    """Bytes of memory that processes use. A page that several share counts once.
 
-    A first look adds up what each has in memory, shared or not. Only where that is more than the limit is a page
-    divided among those who share it, which takes the kernel a walk through all of them. Where it may not be asked for
-    that (in a container), shared pages are counted for each but those of files.
+    A first sum counts shared pages for each process. Only if it is above `limit`, a second one divides a shared page
+    among its processes, for which the kernel walks through all pages. If the kernel refuses that (in a container),
+    shared pages count for each process, but pages of files do not.
     """
     total = 0
     for pid in pids:
@@ -330,13 +334,13 @@ def memory(pids: Sequence[int], limit: int) -> int:
 
 
 def _kib(text: str, *names: str) -> int:
-    """The sum of some lines of a file of the kernel's, in bytes."""
+    """The sum of the lines `names` of a kernel file, in bytes."""
     lines = (line.split() for line in text.splitlines())
     return sum(int(line[1]) << 10 for line in lines if line[0] in names)
 
 
 def bounds(limits: Limits) -> dict[str, int]:
-    """What `setrlimit` is to be given, by the names it has for it."""
+    """The values for `setrlimit`, by the names of its limits."""
     values = {
         "AS": limits.memory_mb << 20,
         "FSIZE": DISK_MB << 20,
@@ -346,7 +350,7 @@ def bounds(limits: Limits) -> dict[str, int]:
         "MSGQUEUE": 0,
         "NPROC": limits.processes,
     }
-    for name, value in values.items():  # a limit of our own process can be lowered only
+    for name, value in values.items():  # a process can only lower its limits
         hard = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[1]
         values[name] = value if hard == resource.RLIM_INFINITY else min(value, hard)
     return values
@@ -356,8 +360,11 @@ def bounds(limits: Limits) -> dict[str, int]:
 
 
 def main() -> None:
-    """Reads a request: `programs`, each with the `arguments` of Python and its `files`; `stdin`; `limits`; and `users`,
-    a user id for each program, so that neither can signal, trace or look into the other. Writes a Result."""
+    """Read a request, run its programs, and write a Result.
+
+    The request has `programs`, each with Python's `arguments` and its `files`; `stdin`; `limits`; and `users`, a user
+    id for each program, so that neither can signal, trace or inspect the other.
+    """
     if os.getpid() != 1:
         raise RuntimeError("not the first process of a container: what it starts might outlive it")
     request = json.load(sys.stdin)
@@ -375,11 +382,11 @@ def _unprivileged(
     inherit: Sequence[int] = (),
     **pipes: Any,
 ) -> Child:
-    """Starts a program as the next user, in a folder that no other can enter."""
+    """Start a program as the next user, in a folder that no other user can enter."""
     user = next(users)
     folder = Path(f"/tmp/{user}")
 
-    def settle() -> None:  # already as that user
+    def settle() -> None:  # runs as that user
         folder.mkdir(0o700)
         os.chdir(folder)
         for name, text in program["files"].items():
@@ -392,7 +399,7 @@ def _unprivileged(
     options: dict[str, Any] = {"user": user, "group": user, "extra_groups": [], "preexec_fn": settle}
     score = Path("/proc/self/oom_score_adj")
     usual = score.read_text()
-    if not inherit:  # should the container's memory run out, neither the tests nor this process is what is killed
+    if not inherit:  # if the container's memory runs out, this program is killed, not the tests or this process
         score.write_text("1000")
     child = Child(stack, command, env=environment, pass_fds=inherit, **options, **pipes)
     score.write_text(usual)

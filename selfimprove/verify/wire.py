@@ -1,12 +1,12 @@
-"""Values as JSON, for the two processes of a code check (`selfimprove.verify.code`).
+"""Encodes values as JSON, for the two processes of a code check (`selfimprove.verify.code`).
 
-A message is `[value, nodes]`. A value is a JSON scalar, or `[k]`: what node k says. A node is `[tag, value, ...]`,
-where the tag names a type and the values are its parts. An object that is met twice is one node: so what is shared
-stays shared, an object may hold itself, and depth costs nothing. Types of the standard library are rebuilt as they are;
-for everything else each side has its own tags.
+A message is `[value, nodes]`. A value is a JSON scalar, or `[k]`, which stands for node k. A node is
+`[tag, value, ...]`: the tag names a type, and the values are its parts. An object that occurs twice is one node. So
+shared objects stay shared, an object may contain itself, and depth costs nothing. Types of the standard library are
+rebuilt exactly; for all others, each side has its own tags.
 
-The files of the two sides are sent to the sandbox's Python as text: they import the standard library alone, run on
-Python 3.9, and load no module before it is needed, since an import costs as much as the rest of a check.
+The files of the two sides are sent to the sandbox's Python as text. They import only the standard library, run on
+Python 3.9, and import a module only when needed, because an import costs as much as the rest of a check.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SCALARS = (int, str, float, bool, type(None))
 STANDARD = frozenset(getattr(sys, "stdlib_module_names", sys.builtin_module_names))
-# Types whose instances cannot change: a class that extends one has a stand-in that extends it too.
+# Types whose instances cannot change. A class that extends one has a stand-in that extends it too.
 SHADOWED: dict[str | None, type] = {kind.__name__: kind for kind in (int, float, complex, str, bytes, tuple, frozenset)}
 COMPARISONS = ["__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__contains__"]
 _OPERATORS = [
@@ -84,21 +84,24 @@ SPECIAL = [
 
 
 class Unsendable(BaseException):
-    """A value that cannot cross: no fault of the program's, nor anything that tests may catch."""
+    """A value cannot be sent. It is not the program's fault, and tests cannot catch it."""
 
 
 def named(name: str) -> Any:
-    """What `module` or `module:path` stands for, the module loaded. Raises ImportError or AttributeError."""
+    """The object named `module` or `module:path`; it imports the module.
+
+    Raises ImportError or AttributeError when there is none.
+    """
     module, _, path = name.partition(":")
     __import__(module)
-    found: Any = sys.modules[module]
+    value: Any = sys.modules[module]
     for part in filter(None, path.split(".")):
-        found = getattr(found, part)
-    return found
+        value = getattr(value, part)
+    return value
 
 
 def name_of(value: Any) -> str | None:
-    """The name by which the standard library has this class or function; None where it is not the library's."""
+    """The name of a class or function in the standard library; None if it is not from there."""
     module = getattr(value, "__module__", None) or getattr(getattr(value, "__objclass__", None), "__module__", None)
     path = getattr(value, "__qualname__", None)
     if type(module) is not str or type(path) is not str or module.partition(".")[0] not in STANDARD:
@@ -110,7 +113,7 @@ def name_of(value: Any) -> str | None:
 
 
 def alike(name: str | None) -> bool:
-    """Whether a class of the standard library is sent by its name."""
+    """Whether `name` is that of a class in the standard library that is sent by its name."""
     modules = ("builtins", "collections", "datetime", "decimal", "fractions", "json.decoder", "pathlib", "uuid")
     return name is not None and name.partition(":")[0] in modules
 
@@ -147,7 +150,7 @@ def _library(name: str) -> Callable[..., Any]:
     return lambda *parts: named(name)(*parts)
 
 
-# By type: its parts, and what puts them together again.
+# Tag of an immutable type -> a function that returns its parts, and one that puts them together again.
 FIXED: dict[str, tuple[Callable[[Any], Sequence[Any]], Callable[..., Any]]] = {
     "tuple": (list, lambda *parts: parts),
     "frozenset": (list, lambda *parts: frozenset(parts)),
@@ -227,7 +230,8 @@ def _into_numbers(value: Any, parts: list[Any]) -> None:
     value[...] = named("numpy:frombuffer")(_bytes(parts[1]), value.dtype).reshape(value.shape)
 
 
-# By type: its parts, an empty one (which is given the first part), and what fills it, or fills it anew.
+# Tag of a mutable type -> a function that returns its parts, one that makes an empty value (from the first part), and
+# one that fills or refills a value.
 FILLED: dict[str, tuple[Callable[[Any], list[Any]], Callable[[Any], Any], Callable[[Any, list[Any]], None]]] = {
     "list": (list, lambda _: [], _into_list),
     "dict": (_pairs, lambda _: {}, _into_dict),
@@ -253,7 +257,7 @@ _TAGS: dict[type, str | None] = {}  # of the types met
 
 
 def tag_of(kind: type) -> str | None:
-    """The tag of a type that is carried as it is."""
+    """The tag of a type whose values are sent whole; None for other types."""
     if kind not in _TAGS:
         module, name = kind.__module__, kind.__qualname__
         tag = name if module == "builtins" else f"{module}:{name}"
@@ -264,7 +268,7 @@ def tag_of(kind: type) -> str | None:
 
 
 def exact(tag: str, value: Any) -> Any:
-    """A value of the very type that the tag names, made of one of that type or of a class that extends it."""
+    """A value of exactly the type that the tag names, from a value of that type or of a subclass."""
     if tag in FIXED:
         take, make = FIXED[tag]
         return make(*take(value))
@@ -276,25 +280,25 @@ def exact(tag: str, value: Any) -> Any:
 
 
 class Message:
-    """A message, and the object behind each of its nodes."""
+    """A message, and the object of each of its nodes."""
 
     value: Any
     message: Any
     objects: list[Any]
 
     def filled(self) -> dict[int, Any]:
-        """The objects that can change, by node."""
+        """The mutable objects, by node."""
         return {k: self.objects[k] for k, node in enumerate(self.message[1]) if node[0] in FILLED}
 
 
 class Encoded(Message):
-    """What says a value."""
+    """The message that encodes a value."""
 
     def __init__(
         self, value: Any, other: Callable[[Any], list[Any]], known: Mapping[int, list[Any]] | None = None
     ) -> None:
-        """other: the tag and the parts of an object that is not of the standard library. known: those of any object
-        that the other side has already, by its id."""
+        """other: returns tag and parts of an object that is not the standard library's. known: id of an object that
+        the other side already has -> its tag and parts."""
         self.objects: list[Any] = []
         self.nodes: list[list[Any]] = []
         self._places: dict[int, int] = {}
@@ -318,16 +322,16 @@ class Encoded(Message):
             return value
         place = self._places.setdefault(id(value), len(self.objects))
         if place == len(self.objects):
-            self.objects.append(value)  # which also keeps its id from being another's
+            self.objects.append(value)  # this also keeps its id from being used again
         return [place]
 
 
 class Decoded(Message):
-    """What a message says. Raises any Exception for what is no message."""
+    """The value that a message encodes. Raises any Exception when it is not a message."""
 
     def __init__(self, message: Any, other: Callable[..., Any], given: Mapping[int, Any] | None = None) -> None:
-        """other: called with the tag and the parts of a node that is not of the standard library. given: objects to
-        fill anew, by node, rather than make."""
+        """other: makes the object of a node that is not the standard library's, from its tag and parts. given: node ->
+        an existing object to refill instead of making a new one."""
         top, nodes = message
         self.message = message
         self.objects: list[Any] = [given[k] if given and k in given else _UNMADE for k in range(len(nodes))]
@@ -363,9 +367,9 @@ _UNMADE = object()
 
 
 def changes(before: Message, now: Encoded) -> Any:
-    """What a message must say so that the other side's objects become as ours are `now`; None where they are.
+    """The message that makes the other side's objects equal to ours; None if they are already. `change` applies it.
 
-    before: what made both sides' objects alike; now: the same objects, encoded again. See `change`.
+    before: the message after which both sides' objects were equal. now: the same objects, encoded again.
     """
     if before.message == now.message:
         return None
@@ -374,5 +378,5 @@ def changes(before: Message, now: Encoded) -> Any:
 
 
 def change(before: Message, message: Any, other: Callable[..., Any]) -> None:
-    """Makes our objects as the other side's `changes` say."""
+    """Apply the other side's `changes` to our objects."""
     Decoded(message, other, dict(enumerate(before.filled().values(), 1)))

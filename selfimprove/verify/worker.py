@@ -1,8 +1,8 @@
 """The process in which checks run: `python -m selfimprove.verify.worker`, started by `selfimprove.verify.pool`.
 
-Reads one line of JSON that says what to run, answers that it is ready or one line that says why not, then for each
-batch (its length in bytes on a line, then one JSON item a line) writes one line an item, as soon as it is done.
-Standard input, output and error lead nowhere while a check runs.
+It reads one line of JSON with the check to run, and answers that it is ready, or why it is not. A batch is a line with
+its length in bytes, then one JSON item a line. The worker answers each item with a line as soon as it is done. Standard
+input, output and error are closed off while a check runs.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ from selfimprove import trust
 from selfimprove.types import STATUSES
 from selfimprove.verify import Outcome
 
-OUT_OF_MEMORY = 77  # exit code: after a failed allocation nothing this process says is to be trusted
+OUT_OF_MEMORY = 77  # exit code: after a failed allocation this process cannot be trusted
 READY, KEEPS_TIME = "ready", "ready, and keeps its own time"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def load(target: str, options: dict[str, Any]) -> Callable[..., Outcome]:
-    """The check named `target`, its options bound. Raises ImportError, AttributeError or TypeError, and PermissionError
-    for one that may not be called (`selfimprove.trust`)."""
+    """The check named `target`, with its options bound.
+
+    Raises ImportError, AttributeError or TypeError when there is no such check or it does not take the options, and
+    PermissionError when it may not be called (`selfimprove.trust`).
+    """
     if not trust.may_call(target):
         raise PermissionError(f"{target}: not a function of this package's own methods, nor allowed")
     module, _, name = target.rpartition(".")
@@ -40,12 +43,12 @@ def load(target: str, options: dict[str, Any]) -> Callable[..., Outcome]:
 
 
 def run_one(check: Callable[..., Outcome], item: list[Any]) -> Outcome:
-    """The check's outcome, or what became of it. Exits the process when memory ran out."""
+    """The check's outcome, or an `error` if it raised or returned none. Exits the process when memory runs out."""
     try:
         outcome = check(*item)
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
-    except BaseException as error:  # SystemExit too: whatever a check does, its item is answered
+    except BaseException as error:  # SystemExit too: every item gets an answer
         outcome = Outcome("error", 0.0, reason=f"{type(error).__name__}: {error}"[:300])
     if not isinstance(outcome, Outcome) or outcome.status not in STATUSES or not math.isfinite(outcome.reward):
         return Outcome("error", 0.0, reason=f"the check returned no outcome: {outcome!r}"[:300])
@@ -65,7 +68,7 @@ def main() -> None:
 
     header = json.loads(requests.readline())
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != header["parent"]:  # it died before it could be watched
+    if os.getppid() != header["parent"]:  # the parent died before prctl was called
         return
     try:
         check = load(header["target"], header["options"])
