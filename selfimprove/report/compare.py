@@ -515,7 +515,7 @@ def print_tables(comparison: Comparison) -> None:
         for between in (" ", "\n"):  # where a table is too wide, intervals go below their values
             drawn = Rich(box=None, pad_edge=False, padding=(0, 2, 0, 0))
             for label, kind in table.columns:
-                side: Literal["left", "right"] = "left" if label == "group" else "right"
+                side: Literal["left", "right"] = "left" if label in ("group", "log") else "right"
                 drawn.add_column(Text(printable(_heading(label, kind))), justify=side, overflow="fold")
             for row in table.rows:
                 cells = zip(row, table.columns, strict=True)

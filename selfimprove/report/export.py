@@ -87,6 +87,8 @@ def _latex_cell(cell: Cell, kind: str) -> str:
 
 def plots(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
     """Scores over rounds, over sampled tokens and over FLOPs. The last two also show the base policy's answers."""
+    if not comparison.groups:  # logs of answers
+        return
     name = comparison.groups[0].unit.name
     yield f"{name}_over_rounds", _plot(comparison, "round", "rounds of training")
     yield f"{name}_over_tokens", _plot(comparison, "sampled", "tokens sampled for learning")
