@@ -105,7 +105,14 @@ def evaluate_policy(policy: str | None, overrides: Sequence[str]) -> dict[str, A
         overrides = [*overrides, "eval.samples=8"]
     chosen = choose(policy, overrides)
     with tempfile.TemporaryDirectory(prefix="selfimprove-eval-") as scratch:
-        return _evaluate(chosen.config, evaluated(chosen.config, chosen.problems), chosen.base, chosen.policies, Path(scratch), show=True)
+        return _evaluate(
+            chosen.config,
+            evaluated(chosen.config, chosen.problems),
+            chosen.base,
+            chosen.policies,
+            Path(scratch),
+            show=True,
+        )
 
 
 def base_answers(config: Config, heldout: list[Problem], n: int) -> pa.Table:

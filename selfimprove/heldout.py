@@ -55,7 +55,8 @@ def evaluate(session: Session, step: Pass, policies: Policies) -> dict[str, Any]
             scoring.write(temporary, found)
         return {**_figures(session, step, found), **verdicts, **cost}
 
-    asked = options.model_dump(exclude={"drift", "also", "side", *(() if options.by else ("by",))})  # phases of their own
+    aside = {"drift", "also", "side", *(() if options.by else ("by",))}  # phases of their own, or known by the problems
+    asked = options.model_dump(exclude=aside)
     depends: list[Any] = [node, asked, policy_key(config), policies["policy"].digest, problems_key(session.heldout)]
     if own:
         depends += [own, method.answer, *supplies_key(session, step, own, node), *key_of_roles(config, policies)]

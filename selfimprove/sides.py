@@ -42,6 +42,6 @@ def evaluated(config: Config, problems: Sequence[Problem]) -> list[Problem]:
 
 
 def apart(config: Config, problems: Sequence[Problem]) -> list[Problem]:
-    """The problems that nothing a run learns from may be like: held-out and sealed ones, and those it is evaluated on."""
+    """What no problem to learn from may be like: held-out and sealed problems, and those a run is evaluated on."""
     sides = {"test", "sealed", *(("dev",) if config.eval.side == "dev" else ())}
     return [problem for problem in problems if problem.split in sides]

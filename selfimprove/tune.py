@@ -77,8 +77,8 @@ def _require_equal(trials: Mapping[str, Trials]) -> None:
         if lacking := sorted(every - own):
             rate, seed = lacking[0]
             raise ConfigError(
-                f"method={method} was not tried at learning rate {rate:g} with seed {seed}, as others were: all methods "
-                "get the same trials"
+                f"method={method} was not tried at learning rate {rate:g} with seed {seed}, as others were: all "
+                "methods get the same trials"
             )
 
 

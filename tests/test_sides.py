@@ -65,7 +65,7 @@ def test_a_train_problem_like_a_sealed_one_is_left_out(tmp_path):
 
 
 def test_a_run_for_choices_needs_dev_problems_and_says_whose_accuracy_it_is():
-    with pytest.raises(ConfigError, match="eval.side=dev: there is no dev problem"):
+    with pytest.raises(ConfigError, match=r"eval\.side=dev: there is no dev problem"):
         prepare(compose([*SMALL, "eval.side=dev"]))
     config = compose([*SMALL, "eval.side=dev", "dataset.dev_size=6"])
     found, _ = prepare(config)
@@ -118,7 +118,7 @@ def test_the_verdict_is_by_sealed_problems_and_a_second_look_is_marked(runs, tmp
 
 def test_runs_without_sealed_problems_or_with_others_are_refused(runs, tmp_path):
     write_run(tmp_path / "a", [[True, False], [True, True]])
-    with pytest.raises(ConfigError, match="a has no sealed problems; a run has them with dataset.sealed_size=N"):
+    with pytest.raises(ConfigError, match=r"a has no sealed problems; a run has them with dataset.sealed_size=N"):
         verdict.with_sealed(compare([tmp_path]), evaluate_sealed, "x")
 
 
@@ -158,10 +158,12 @@ def test_unequal_trials_and_runs_that_saw_held_out_problems_are_refused(tmp_path
     trial(tmp_path / "a", "grpo", 1e-5, [True] * 4)
     trial(tmp_path / "b", "grpo", 1e-4, [True] * 4)
     trial(tmp_path / "c", "rloo", 1e-5, [True] * 4)
-    with pytest.raises(ConfigError, match="method=rloo was not tried at learning rate 0.0001 with seed 100"):
+    with pytest.raises(ConfigError, match=r"method=rloo was not tried at learning rate 0.0001 with seed 100"):
         tune.choose(tmp_path)
     write_run(tmp_path / "d", [[True], [True]], method__train={"learning_rate": 1e-5})
-    with pytest.raises(ConfigError, match="d: was evaluated on held-out problems; rates are chosen with eval.side=dev"):
+    with pytest.raises(
+        ConfigError, match=r"d: was evaluated on held-out problems; rates are chosen with eval.side=dev"
+    ):
         tune.choose(tmp_path)
 
 

@@ -386,7 +386,8 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     """The facts of a run, as (name, value)."""
     config, environment = run.config, run.environment
     splits = Counter(run.problems["split"].to_pylist())
-    sealed = f", {splits['sealed']} sealed" if splits["sealed"] else ""
+    sides = [("train", "train"), ("dev", "dev"), ("test", "held-out"), ("sealed", "sealed")]
+    data = ", ".join(f"{splits[side]} {called}" for side, called in sides if splits[side] or side != "sealed")
     verifier = calibration.training_verifier(config)["_target_"].removeprefix("selfimprove.verify.")
     versions = environment.get("versions", {})
     facts = {
@@ -395,7 +396,7 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         "command": environment.get("command"),
         "method": f"{run.method}: {config['method'].get('title', '')} ({config['method'].get('paper', '')})",
         "model": f"{_name(run, 'model')} ({config['model'].get('path', '')})",
-        "data": f"{_name(run, 'dataset')}: {splits['train']} train, {splits['dev']} dev, {splits['test']} held-out{sealed}",
+        "data": f"{_name(run, 'dataset')}: {data}",
         "seed": str(run.seed),
         "trained on verdicts of": verifier,
         "control": config.get("control"),

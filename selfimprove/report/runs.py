@@ -142,7 +142,7 @@ class RunData:
 
     @cached_property
     def problems(self) -> pa.Table:
-        """The run's problems: `id`, `prompt` (text or messages, as JSON), `gold`, `split` (train, dev, test, sealed)."""
+        """The run's problems: `id`, `prompt` (text or messages, as JSON), `gold`, `split` (as in `Problem`)."""
         path = self.files.file(self.path / "problems.parquet")
         return read_columns(path, Problem, ["id", "prompt", "gold", "split"])
 

@@ -100,9 +100,7 @@ def _table(
         both = [seed for seed in mine if seed in its]
         return difference([mine[s] for s in both], [its[s] for s in both], unit.scale) if both else None
 
-    changes = [
-        difference(list(of(group, 1).values()), list(of(group, 0).values()), unit.scale) for group in groups
-    ]
+    changes = [difference(list(of(group, 1).values()), list(of(group, 0).values()), unit.scale) for group in groups]
     apart = [against(g, baseline) if baseline and g is not baseline else None for g in groups]
     tested = apart if baseline and len(groups) > 1 else changes
     corrected = iter(holm([p_value(estimate) for estimate in tested if estimate]))
@@ -128,6 +126,6 @@ def _note(looks: Sequence[dict[str, Any]], problems: int, baseline: bool) -> str
         return note + f"First look at them, {looks[0]['when']}."
     before = looks[0]
     return note + (
-        f"LOOK {len(looks)}: they were first read {before['when']} by `{before['command']}`. What was chosen since then "
-        "is not tested by them any more."
+        f"LOOK {len(looks)}: they were first read {before['when']} by `{before['command']}`. What was chosen since "
+        "then is not tested by them any more."
     )

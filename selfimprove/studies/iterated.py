@@ -70,7 +70,8 @@ def common_claims(lab: Lab, plan: Plan, runs: Mapping[str, Sequence[Result]], co
     text = f"with shuffled verdicts it gains less than {100 * MARGIN:.0f} points"
     yield below(text, gain(runs[SHUFFLED]), MARGIN, "the policy it starts from", command)
     text = f"one greedy answer is right more often than the majority of {n} answers of the start"
-    yield bounded(text, difference([r.heldout() for r in mine], votes), 0.0, "as many tokens as learning sampled", command)
+    ahead = difference([r.heldout() for r in mine], votes)
+    yield bounded(text, ahead, 0.0, "as many tokens as learning sampled", command)
 
 
 def _mean(values: Sequence[float]) -> str:
