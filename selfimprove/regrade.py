@@ -171,9 +171,9 @@ def _compare(
         other = same and abs(old.reward - new.reward) > 1e-9
         found.other += other
         if file and (other or not same):
-            before = {key: getattr(old, key) for key in ("status", "reward", "extracted", "reason")}
+            known = {key: getattr(old, key) for key in ("status", "reward", "extracted", "reason")}
             row = {"place": place.label, "problem": attempt.problem.id, "trajectory": old.trajectory_id}
-            file.write(json.dumps(row | {"gold": attempt.problem.gold, "before": before, "after": asdict(new)}) + "\n")
+            file.write(json.dumps(row | {"gold": attempt.problem.gold, "before": known, "after": asdict(new)}) + "\n")
     plain = [a.trajectory.metadata.get("decoding", "greedy") == "greedy" for a in group]
     counted = [i for i, one in enumerate(plain) if one or not any(plain)]  # of a plain evaluation the greedy answer
     before = sum(group[i].verdict.status == "correct" for i in counted) / len(counted)
