@@ -42,7 +42,7 @@ def configuration() -> Any:
         group: SimpleNamespace(name=name) for group, name in [("method", "sft"), ("model", "tiny"), ("dataset", "d")]
     }
     names["dataset"].score = "accuracy"
-    return SimpleNamespace(**names, seed=0, rounds=2)
+    return SimpleNamespace(**names, seed=0, rounds=2, eval=SimpleNamespace(called="held-out"))
 
 
 def figures(accuracy: float) -> dict[str, float]:
