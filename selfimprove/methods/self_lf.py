@@ -13,8 +13,8 @@ a label, r an answer, f a language feedback that ends in a verdict, r^ a refined
         train      L = -E_D[ log pi(r^ | p) ] + alpha L_meta
     answer     r, and after online refinement r^: turn 1 and turn 2
 
-The method reads no gold answer. Where they are known, `gold/precision` is logged: the share of accepted answers that are
-right.
+The method reads no gold answer. Where there are some, `gold/precision` is logged: the share of accepted answers that
+are right.
 
 What of this is the paper's and what is our own choice is said in docs/methods/self_lf.md.
 

@@ -49,7 +49,7 @@ def study(lab: Lab) -> Iterator[Claim]:
     common += ["method.stages.meta.problems.between=[0,0.3]", "method.stages.evolve.problems.between=[0.3,1]"]
     chosen = dict.fromkeys(ARMS, RATES[0])
     if not lab.quick:
-        solver = partial(online, critique=compose(common).method.generate["critique"])
+        solver = partial(online, critique=compose(common).solver["critique"])
         chosen = chosen_rates(lab, [*common, "rounds=1"], ARMS, RATES, solver, first, dev, levels=LEVELS)
     arms = {arm: [*own, f"method.train.learning_rate={chosen[arm]}"] for arm, own in ARMS.items()}
     rounds = 1 if lab.quick else 2
