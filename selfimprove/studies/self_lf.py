@@ -44,7 +44,7 @@ DRAWS = 2000  # of a bootstrap
 
 
 def study(lab: Lab) -> Iterator[Claim]:
-    train, dev, heldout = (40, 16, 20) if lab.quick else (240, 80, 150)
+    train, dev, heldout = (40, 16, 20) if lab.quick else (200, 60, 120)
     common = ["method=self_lf", f"dataset.train_size={train}", f"dataset.levels={list(LEVELS)}"]
     common += ["method.stages.meta.problems.between=[0,0.3]", "method.stages.evolve.problems.between=[0.3,1]"]
     chosen = dict.fromkeys(ARMS, RATES[0])
