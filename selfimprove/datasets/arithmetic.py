@@ -249,4 +249,4 @@ def _distinct(rng: random.Random, level: int, split: Side, count: int) -> list[C
 
 def gives(*, form: Form = "solve", **options: Any) -> tuple[str, ...]:
     """What problems of a form have beside what all have."""
-    return ("options",) if form == "choice" else ()
+    return {"choice": ("options",), "solve": ("solution",)}.get(form, ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Literal
 
 from selfimprove.made import Made
 from selfimprove.plan import Pass
@@ -29,9 +30,11 @@ def made_by(
     return part(found, step=step) if count is None else drawn(found, seed=seed, count=count)
 
 
-def fold(problems: list[Problem], *, step: Pass, folds: Count, held: bool = False) -> list[Problem]:
-    """All training problems but those of a fold, the pass's part modulo `folds`; with `held`, those alone."""
-    k = step.part % folds
+def fold(
+    problems: list[Problem], *, step: Pass, folds: Count, held: bool = False, by: Literal["part", "round"] = "part"
+) -> list[Problem]:
+    """All training problems but those of a fold, part or round modulo `folds`; with `held`, those alone."""
+    k = (step.part if by == "part" else step.round) % folds
     return [problem for i, problem in enumerate(problems) if (i % folds == k) == held]
 
 

@@ -14,7 +14,7 @@ from selfimprove.policy.teacher import Say
 from selfimprove.types import Message
 from selfimprove.verify.arithmetic import ANSWER, operations, step_rewards
 
-NEEDS = ("steps",)  # of the data set
+NEEDS = ("steps", "solution")  # of the data set
 
 _START = re.compile(r"Start with (\d+)\.")
 _STEP = re.compile(rf"({'|'.join(VERBS.values())}) (\d+)\.")

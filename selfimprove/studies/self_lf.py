@@ -8,15 +8,14 @@ and no rounds. Each has the learning rate that is best on dev.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from rich.table import Table
 
 from selfimprove import store
+from selfimprove.binding import bind
 from selfimprove.config import compose
-from selfimprove.methods.self_lf import online
 from selfimprove.report.statistics import Estimate
 from selfimprove.studies import Claim, Lab, Result, difference, overall
 from selfimprove.studies.arms import arms_table, run_arms
@@ -49,7 +48,9 @@ def study(lab: Lab) -> Iterator[Claim]:
     common += ["method.stages.meta.problems.between=[0,0.3]", "method.stages.evolve.problems.between=[0.3,1]"]
     chosen = dict.fromkeys(ARMS, RATES[0])
     if not lab.quick:
-        solver = partial(online, critique=compose(common).solver["critique"])
+        evaluate = compose(common).method.evaluate
+        assert evaluate is not None
+        solver = bind(evaluate, "method.evaluate")
         chosen = chosen_rates(lab, [*common, "rounds=1"], ARMS, RATES, solver, first, dev, levels=LEVELS)
     arms = {arm: [*own, f"method.train.learning_rate={chosen[arm]}"] for arm, own in ARMS.items()}
     rounds = 1 if lab.quick else 2

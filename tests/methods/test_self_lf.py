@@ -198,7 +198,7 @@ def test_controls_and_teachers_are_overrides(control: list[str]) -> None:
     [
         (["method.filter.mix=1"], "method.filter.mix=1"),
         (["method.filter.keep=best"], "method.filter.keep=best"),
-        (["dataset=asdiv"], "method.tools.teacher=selfimprove.generate.tutor.arithmetic needs steps"),
+        (["dataset=asdiv"], "method.tools.teacher=selfimprove.generate.tutor.arithmetic needs steps, solution"),
         (["~method.tools.teacher"], "method=self_lf needs a teacher"),
         (["method.stages.meta.problems.between=[0,2]"], "method.stages.meta.problems.between"),
         (["teacher@method.tools.teacher=server"], "method.tools.teacher.url: needs a value"),
