@@ -34,6 +34,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from selfimprove.datasets import arithmetic as data
 from selfimprove.datasets.arithmetic import Chain
+from selfimprove.generate.tutor import review
 from selfimprove.studies.tiny import batched
 from selfimprove.types import Message
 from selfimprove.verify import arithmetic as verifier
@@ -108,23 +109,6 @@ def slipped(rng: random.Random, chain: Chain) -> list[str]:
 def attempt(rng: random.Random, chain: Chain, mixed: bool) -> list[str]:
     """A solution by a careful author, or by one of mixed habits."""
     return careful(rng, chain) if not mixed or rng.random() < CAREFUL[len(chain.steps)] else hasty(rng, chain)
-
-
-def review(chain: Chain, solution: str) -> tuple[str, str]:
-    """Reason and verdict for a shown solution; the reason gives the first wrong line as it should read."""
-    problem = data.problem(chain, "solve")
-    outcome = verifier.check(solution, problem.gold, problem.metadata)
-    assert outcome.step_rewards is not None
-    if all(outcome.step_rewards):
-        return "Every line is right.", "correct"
-    wrong = outcome.step_rewards.index(0.0)
-    done = sum(map(verifier.operations, solution.splitlines()[:wrong]))
-    n = verifier.operations(solution.splitlines()[wrong])
-    fixed = f"The answer is {chain.answer}."
-    if n and done + n <= len(chain.steps):
-        part = Chain(chain.values[done], chain.steps[done : done + n])
-        fixed = f"{data.expression(part)} = {part.answer}."
-    return f"Line {wrong + 1} is wrong: {fixed}", "incorrect"
 
 
 def looked_up(rng: random.Random, lines: list[str], options: list[str]) -> str:

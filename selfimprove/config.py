@@ -274,6 +274,8 @@ def check_solver(config: Config) -> None:
 
     A solver's needs are `NEEDS` of its module, or what the module's `needs` says of the solver's options.
     """
+    for name, tool in config.method.tools.items():
+        _require(config, f"method.tools.{name}={tool['_target_']}", getattr(module_of(tool), "NEEDS", ()))
     for stage in config.stages.values():
         verifier = config.verifier_of(stage)
         if reads_gold(verifier) and "gold" not in gives(config):

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from selfimprove import store
-from selfimprove.attempt import tokens
+from selfimprove.attempt import pair, tokens
 from selfimprove.binding import Target, asks_for, is_group
 from selfimprove.errors import RunError
 from selfimprove.phase import progress as show
@@ -84,6 +84,24 @@ def grade(
             f"verify.stop_above={limits.stop_above}; e.g. {'; '.join(examples)}"
         )
     return {f"verdicts/{status}": count for status, count in counts.items()} | (tokens(asked) if asked else {})
+
+
+def beside_gold(session: Session, folder: Path, source: Path, problems: list[Problem]) -> dict[str, float]:
+    """How right the verdicts in `folder` are on the trajectories of `source`: figures that nothing learns from.
+
+    `gold/right` is the share of answers that the data set's own check finds correct, `gold/precision` the same of those
+    with the verdict `correct`. Answers without a gold answer are in neither; a figure over nothing is left out.
+    """
+    node = session.config.dataset.verifier
+    if is_group(node):
+        return {}
+    groups = pair(source, problems, folder / "verdicts.parquet")
+    known = [a for a in itertools.chain.from_iterable(groups) if a.problem.gold is not None]
+    outcomes = session.pool(node).run((a.trajectory.text, a.problem.gold, a.problem.metadata) for a in known)
+    right = [float(outcome.status == "correct") for outcome in outcomes]
+    accepted = [value for a, value in zip(known, right, strict=True) if a.verdict.status == "correct"]
+    found = {"gold/right": right, "gold/precision": accepted}
+    return {name: sum(values) / len(values) for name, values in found.items() if values}
 
 
 def _grade_each(pool: Pool, rows: Rows, parts: store.Parts, advance: Advance) -> None:

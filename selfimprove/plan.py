@@ -28,10 +28,10 @@ BASE = Pass(number=-1, round=-1)
 
 
 def plan(config: Config) -> list[Pass]:
-    """All passes of a run. A stage with `when: first` is in round 0 alone."""
-    stages = config.stages
+    """All passes of a run. A stage with `when: first` is in round 0 alone, one with `when: last` in the last round."""
+    stages, alone = config.stages, {"first": 0, "last": config.rounds - 1}
     rounds = [
-        (number, [(i, name) for i, name in enumerate(stages) if stages[name].when == "every" or number == 0])
+        (number, [(i, name) for i, name in enumerate(stages) if alone.get(stages[name].when, number) == number])
         for number in range(config.rounds)
     ]
     turns = dict.fromkeys(stages, 0)

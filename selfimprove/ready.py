@@ -74,13 +74,16 @@ def require_sides(config: Config, problems: list[Problem], dropped: dict[str, st
 
 def require_verifiers(config: Config) -> dict[str, Any]:
     """Facts about this machine that the verifiers' modules report. Raises ConfigError where a check lacks what it
-    needs."""
+    needs, or a tool of the method, by `require_<name>` beside its function."""
     said: dict[str, Any] = {}
     nodes = [config.verifier_of(stage) for stage in config.stages.values()]
     for node in (*nodes, config.dataset.verifier):
         module = module_of(node)
         if hasattr(module, "require"):
             said |= module.require(**options_of(node)) or {}
+    for tool in config.method.tools.values():
+        if own := getattr(module_of(tool), f"require_{tool['_target_'].rpartition('.')[2]}", None):
+            own(**options_of(tool))
     return said
 
 

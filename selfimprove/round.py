@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 
 from selfimprove import store
 from selfimprove.attempt import PREPARED, collect, pair
-from selfimprove.binding import Target, asks_for, is_group
+from selfimprove.binding import Target, asks_for, is_group, module_of
 from selfimprove.errors import RunError
-from selfimprove.grading import effects, grade
+from selfimprove.grading import beside_gold, effects, grade
 from selfimprove.phase import once, policy_key, problems_key, version
 from selfimprove.plan import Pass
 from selfimprove.report import metrics as measure
@@ -147,7 +147,9 @@ def verify(session: Session, step: Pass, policies: Policies) -> None:
     def work(key: str) -> dict[str, Any]:
         deal = _control_seed(session, step) if config.control == "shuffled_verdicts" else None
         place = session.run.folder(source)
-        return grade(session, step, "verify", folder, key, problems, node, seen, role, deal=deal, source=place)
+        counts = grade(session, step, "verify", folder, key, problems, node, seen, role, deal=deal, source=place)
+        graded = getattr(module_of(node), "GRADED", False)
+        return counts | (beside_gold(session, folder, place, problems) if graded else {})
 
     depends = [node, version(node), limits.seconds, limits.memory_mb, config.control]
     if is_group(node):

@@ -249,4 +249,4 @@ def _distinct(rng: random.Random, level: int, split: Side, count: int) -> list[C
 
 def gives(*, form: Form = "solve", **options: Any) -> tuple[str, ...]:
     """The metadata keys that only problems of this form have."""
-    return ("options",) if form == "choice" else ()
+    return {"choice": ("options",), "solve": ("solution",)}.get(form, ())

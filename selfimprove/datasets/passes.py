@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from typing import Literal
 
 from selfimprove.made import Made
 from selfimprove.plan import Pass
-from selfimprove.types import Count, Problem
+from selfimprove.types import Count, Problem, Share
 
 
 def part(problems: list[Problem], *, step: Pass) -> list[Problem]:
@@ -28,7 +29,30 @@ def made_by(
     return part(new, step=step) if count is None else drawn(new, seed=seed, count=count)
 
 
-def fold(problems: list[Problem], *, step: Pass, folds: Count, held: bool = False) -> list[Problem]:
-    """All training problems but those of one fold; with `held`, only those. The fold is the pass's part mod `folds`."""
-    k = step.part % folds
+def fold(
+    problems: list[Problem], *, step: Pass, folds: Count, held: bool = False, by: Literal["part", "round"] = "part"
+) -> list[Problem]:
+    """All training problems but those of one fold; with `held`, only those.
+
+    The fold is the pass's part modulo `folds`, or its round.
+    """
+    k = (step.part if by == "part" else step.round) % folds
     return [problem for i, problem in enumerate(problems) if (i % folds == k) == held]
+
+
+def fresh(problems: list[Problem], *, step: Pass, between: tuple[Share, Share] = (0.0, 1.0)) -> list[Problem]:
+    """New problems in every pass: the training problems between two shares, in equal parts over all passes of the
+    stage in a run. Stages with shares that do not overlap have no problem in common."""
+    low, high = (round(share * len(problems)) for share in between)
+    own = problems[low:high]
+    return own[step.turn * len(own) // step.turns : (step.turn + 1) * len(own) // step.turns]
+
+
+def made_later(
+    problems: list[Problem], *, step: Pass, made: Made, stage: str, between: tuple[Share, Share] = (0.0, 1.0)
+) -> list[Problem]:
+    """In the first round the training problems between two shares, later those that the last pass of `stage` made."""
+    if step.round:
+        return part(made.problems(stage), step=step)
+    low, high = (round(share * len(problems)) for share in between)
+    return part(problems[low:high], step=step)

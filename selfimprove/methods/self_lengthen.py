@@ -28,7 +28,6 @@ from itertools import chain
 from typing import TypedDict, Unpack
 
 from selfimprove.datasets import lengths
-from selfimprove.errors import ConfigError
 from selfimprove.made import Made
 from selfimprove.policy import Policy
 from selfimprove.policy.chat import Text
@@ -46,21 +45,6 @@ class Sampling(TypedDict, total=False):
     top_p: Share
     top_k: int
     max_tokens: Count | None
-
-
-def two_seeds(problems: list[Problem], *, count: Count, ask: str, seed: int) -> list[Problem]:
-    """`count` requests for an instruction, each shown two of the seed instructions: `ask` has {first} and {second}.
-
-    Raises ConfigError where there are no two.
-    """
-    if len(problems) < 2:
-        raise ConfigError(f"dataset.train_size: {len(problems)} seed instructions are there, two are needed")
-    rng, found = random.Random(seed), list[Problem]()
-    for number in range(count):
-        first, second = (str(p.metadata["question"]) for p in rng.sample(problems, 2))
-        said = ask.replace("{first}", first).replace("{second}", second)
-        found.append(Problem(f"ask-{number}", said, metadata={"question": said}))
-    return found
 
 
 async def draft(
@@ -162,14 +146,6 @@ def paragraphs(text: str) -> tuple[list[str], str]:
 
 def request(extend: str, instruction: str, response: str) -> str:
     return extend.replace("{instruction}", instruction).replace("{response}", response)
-
-
-def instructions(groups: Iterable[list[Attempt]], *, words: tuple[Count, Count]) -> Iterator[Problem]:
-    """A problem for each new instruction that is whole and has more than words[0] and less than words[1] words."""
-    for attempt in chain.from_iterable(groups):
-        text = attempt.trajectory.text.strip()
-        if attempt.verdict.status == "correct" and words[0] < count_words(text) < words[1]:
-            yield Problem("", text, metadata={"question": text, "origin": attempt.trajectory.id})
 
 
 def drafts(groups: Iterable[list[Attempt]]) -> Iterator[Problem]:
