@@ -307,9 +307,10 @@ def _require(config: Config, who: str, needs: Iterable[str]) -> None:
 
 def reads_gold(verifier: Target) -> bool:
     """Whether a verifier compares with gold answers. A check does, unless its module says otherwise. A group verifier
-    does where it shows them to a model."""
+    does where it shows them to a model, or its module's `reads_gold` says so of its options."""
     if is_group(verifier):
-        return "{gold}" in str(options_of(verifier))
+        own = getattr(module_of(verifier), "reads_gold", None)
+        return bool(own(**options_of(verifier))) if own else "{gold}" in str(options_of(verifier))
     return bool(getattr(module_of(verifier), "NEEDS_GOLD", True))
 
 

@@ -59,3 +59,32 @@ class LabelTrainer(PairTrainer):
         scores = model(**inputs, use_cache=False).logits.squeeze(-1)
         self._metrics["train"]["accuracy"].append(((scores > 0) == (label > 0.5)).float().mean().item())
         return F.binary_cross_entropy_with_logits(scores.float(), label)
+
+
+class StepCollator(DataCollatorForPreference):
+    """TRL's collator for rows of one side, and the label of the step that ends at each token, shape (rows, longest)."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        both: dict[str, Any] = super().torch_call(examples)
+        one = {key: value[: len(examples)] for key, value in both.items()}
+        width = one["input_ids"].shape[1]
+        labels = [row["labels"] + [-100] * (width - len(row["labels"])) for row in examples]
+        return one | {"labels": torch.tensor(labels)}
+
+
+class StepTrainer(PairTrainer):
+    """The cross-entropy of labelled steps, whose number is what a device step weighs."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        padding = kwargs["model"].config.get_text_config().pad_token_id
+        super().__init__(data_collator=StepCollator(pad_token_id=padding), **kwargs)
+
+    def _size(self, inputs: dict[str, Any]) -> int:
+        return int((inputs["labels"] != -100).sum())
+
+    def _mean_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        labels = inputs.pop("labels")
+        marked = labels != -100
+        logits = model(**inputs, use_cache=False).logits[marked].float()  # (steps, 2)
+        self._metrics["train"]["accuracy"].append((logits.argmax(-1) == labels[marked]).float().mean().item())
+        return F.cross_entropy(logits, labels[marked])
