@@ -112,8 +112,9 @@ def _prepared(
 
     A solver may do some work once, and not a problem at a time. Its module then has a coroutine `prepare(problems,
     policy, *, dev, check, **options)`. The coroutine gets the phase's problems, the dev problems, the verifier and the
-    solver's options, and returns JSON. One with a keyword `judge` gets that too. The file keeps that JSON, so that a phase that is continued goes on with the
-    same. It also keeps what was asked of models, under `asked`.
+    solver's options, and returns JSON. One with a keyword `judge` gets that too. The file
+    keeps that JSON, so that a phase that is continued goes on with the same. It also keeps what was asked of models,
+    under `asked`.
     """
     if not kept.exists() or store.read_json(kept)["key"] != key:
         options = bind(node, "generate").keywords  # type: ignore[attr-defined]

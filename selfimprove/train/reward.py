@@ -35,8 +35,8 @@ LABEL = "label"  # in the metadata of a row for `classifier`: 1 or 0
 
 
 def require_stage(config: Config, stage: Stage, where: str, wanted: str = "sequence") -> None:
-    """Raises ConfigError for a stage whose learner is no reward model of the kind that is `wanted`, or that is shared by
-    several processes."""
+    """Raises ConfigError for a stage whose learner is no reward model of the kind that is `wanted`, or that several
+    processes share."""
     kind = config.roles[str(stage.role)].kind
     if kind != wanted:
         raise ConfigError(
@@ -168,8 +168,8 @@ def load(
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """The reward model to train, with its adapter where there is one, and its tokenizer.
 
-    `kind` is that of the transformers class, `task` PEFT's name for it, `outputs` the size of its head. The weights of a
-    new head are drawn by the context's seed. Raises ConfigError for a model whose head is of another size, or when
+    `kind` is that of the transformers class, `task` PEFT's name for it, `outputs` the size of its head. The weights of
+    a new head are drawn by the context's seed. Raises ConfigError for a model whose head is of another size, or when
     `start` and `lora` do not fit.
     """
     from transformers import set_seed
@@ -203,21 +203,23 @@ def _with_head(path: str, dtype: str, kind: str, outputs: int) -> Any:
     import transformers
     from transformers import AutoConfig
     from transformers.utils import logging
-    from trl.trainer.reward_trainer import suppress_seqcls_warning
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    said = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # a head that is new is no news
     try:
         trained = f"For{kind}" in str(AutoConfig.from_pretrained(path).architectures)
-        with suppress_seqcls_warning():
-            model, info = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(
-                path,
-                dtype=getattr(torch, dtype),
-                attn_implementation="sdpa",
-                output_loading_info=True,
-                **({} if trained else {"num_labels": outputs}),
-            )
+        model, info = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            **({} if trained else {"num_labels": outputs}),
+        )
     except OSError as error:
         raise not_found(path, error) from error
+    finally:
+        logging.set_verbosity(said)
     if model.config.num_labels != outputs:
         raise ConfigError(f"{path}: has {model.config.num_labels} labels, and a reward model is trained with {outputs}")
     if missing := sorted(set(info["missing_keys"]) - {"score.weight", "score.bias"}):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from transformers import Trainer
 from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
 
 from selfimprove.train.trainers import _Planned
@@ -14,19 +15,31 @@ from selfimprove.train.trainers import _Planned
 LABEL = "label"  # the column of a row's label
 
 
-class PairTrainer(_Planned, RewardTrainer):
-    """TRL's Bradley-Terry loss. Its mean over a device step becomes that step's part of the optimizer step's mean."""
+class _Shares(_Planned):
+    """Losses that are means over what an optimizer step holds, however many of it share a device step."""
 
     def get_batch_samples(self, *args: Any) -> Any:
         batches, items = super().get_batch_samples(*args)
-        self.pairs = sum(self._size(batch) for batch in batches)
+        self.whole = sum(self._size(batch) for batch in batches)
         return batches, items
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         size = self._size(inputs)
         loss: Any = self._mean_loss(model, inputs)
         # The trainer divides by the number of device steps.
-        return loss * size * self.current_gradient_accumulation_steps / self.pairs
+        return loss * size * self.current_gradient_accumulation_steps / self.whole
+
+    def _size(self, inputs: dict[str, Any]) -> int:
+        """How many of what the mean is over."""
+        raise NotImplementedError
+
+    def _mean_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """The mean over a device step."""
+        raise NotImplementedError
+
+
+class PairTrainer(_Shares, RewardTrainer):
+    """TRL's Bradley-Terry loss. Its mean over a device step becomes that step's part of the optimizer step's mean."""
 
     def _size(self, inputs: dict[str, Any]) -> int:
         return len(inputs["input_ids"]) // 2
@@ -72,12 +85,20 @@ class StepCollator(DataCollatorForPreference):
         return one | {"labels": torch.tensor(labels)}
 
 
-class StepTrainer(PairTrainer):
-    """The cross-entropy of labelled steps, whose number is what a device step weighs."""
+class StepTrainer(_Shares, Trainer):
+    """The cross-entropy of labelled steps. TRL's reward trainer takes no model with two outputs."""
 
     def __init__(self, **kwargs: Any) -> None:
         padding = kwargs["model"].config.get_text_config().pad_token_id
         super().__init__(data_collator=StepCollator(pad_token_id=padding), **kwargs)
+        self.model_accepts_loss_kwargs = False  # else the trainer would not divide by the number of device steps
+        self.right: list[float] = []  # the share of steps on the right side, of each device step since the last log
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if self.right:
+            logs["accuracy"] = sum(self.right) / len(self.right)
+            self.right = []
+        super().log(logs, *args, **kwargs)
 
     def _size(self, inputs: dict[str, Any]) -> int:
         return int((inputs["labels"] != -100).sum())
@@ -86,5 +107,5 @@ class StepTrainer(PairTrainer):
         labels = inputs.pop("labels")
         marked = labels != -100
         logits = model(**inputs, use_cache=False).logits[marked].float()  # (steps, 2)
-        self._metrics["train"]["accuracy"].append((logits.argmax(-1) == labels[marked]).float().mean().item())
+        self.right.append((logits.argmax(-1) == labels[marked]).float().mean().item())
         return F.cross_entropy(logits, labels[marked])

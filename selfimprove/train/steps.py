@@ -6,8 +6,8 @@ its outputs where step i ends and b_i in {0, 1} that step's label (Lightman et a
     L = - sum over steps  log softmax(z_i)[b_i]  /  number of steps
 
 It trains a role of `kind: token`. The first phase starts from a language model, whose head is replaced; a later one
-goes on from the last model. TRL has no PRMTrainer any more (as of 1.16), so this is the trainer of `train/reward.py`
-with another loss. `filter/labels.py` makes the rows. Full fine-tuning and LoRA, in one process.
+goes on from the last model. `filter/labels.py` makes the rows. TRL has no PRMTrainer any more (as of 1.16), so the loss
+is our own. Full fine-tuning and LoRA, in one process.
 """
 
 from __future__ import annotations
@@ -39,12 +39,17 @@ def step_row(example: Example) -> dict[str, Any]:
     Raises ValueError for a row without such labels, ConfigError for a mask, a weight or a pair.
     """
     if example.weight != 1 or example.mask is not None or example.rejected_ids:
-        raise ConfigError(f"a row of problem {example.problem_id} has a weight or a mask, or is a pair: use a filter of "
-                          "labelled steps")
+        raise ConfigError(
+            f"a row of problem {example.problem_id} has a weight or a mask, or is a pair: use a filter of "
+            "labelled steps"
+        )
     ends, labels = example.metadata.get(ENDS), example.metadata.get(LABELS)
     places = range(len(example.completion_ids))
-    if not ends or not labels or len(ends) != len(labels) or not all(
-        end in places and label in (0, 1) for end, label in zip(ends, labels, strict=True)
+    if (
+        not ends
+        or not labels
+        or len(ends) != len(labels)
+        or not all(end in places and label in (0, 1) for end, label in zip(ends, labels, strict=True))
     ):
         raise ValueError(f"a row of problem {example.problem_id} has no steps with a label of 0 or 1 each")
     ids = [*example.prompt_ids, *example.completion_ids]
@@ -58,8 +63,8 @@ def steps(rows: Sequence[Example], context: TrainContext, **options: Unpack[Opti
     """Train a process reward model on rows with labelled steps, and save it in `context.out`.
 
     A step's loss is the mean over the labelled steps of its rows. Returns `loss` (mean over optimizer steps), `steps`,
-    `seconds`, `tokens` (read), and `pair_accuracy`, the share of labelled steps on whose side of 1/2 the probability is.
-    Raises ValueError for empty rows, ConfigError and RunError as `selfimprove.train` does.
+    `seconds`, `tokens` (read), and `pair_accuracy`, the share of labelled steps on whose side of 1/2 the probability
+    is. Raises ValueError for empty rows, ConfigError and RunError as `selfimprove.train` does.
     """
     table = [step_row(example) for example in rows]
     load = partial(reward_models.load, kind="TokenClassification", outputs=2, task="TOKEN_CLS")

@@ -36,9 +36,7 @@ def vote(group: Sequence[Attempt], *, window: Count | None = None) -> int | None
     return max(said, key=lambda i: (votes[said[i]], -i))
 
 
-def weighted(
-    group: Sequence[Attempt], *, heaviest: Count | None = None, window: Count | None = None
-) -> int | None:
+def weighted(group: Sequence[Attempt], *, heaviest: Count | None = None, window: Count | None = None) -> int | None:
     """The first candidate with the answer whose candidates weigh most together, by the `weight` that their solver gave
     each (in the metadata; 0 where it gave none). Only the `heaviest` candidates vote, of those of the last `window`
     stages; None for either: all. Of equals, what was there first.

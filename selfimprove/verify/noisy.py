@@ -1,7 +1,7 @@
 """Reward models whose error is set: what the data set's own check says, with noise. For experiments.
 
-A score is sigmoid(2 b + noise * g), b = +1 for right and -1 for wrong, g a standard normal number. Without noise that is
-0.88 and 0.12. With noise 2, one score in six is on the wrong side of 1/2. A text has the same scores whenever it is
+A score is sigmoid(2 b + noise * g), b = +1 for right and -1 for wrong, g a standard normal number. Without noise that
+is 0.88 and 0.12. With noise 2, one score in six is on the wrong side of 1/2. A text has the same scores whenever it is
 asked about.
 """
 
@@ -71,9 +71,7 @@ async def steps(
     return await asyncio.gather(*map(one, trajectories))
 
 
-def scores(
-    right: list[bool], noise: float, context: Context, problem: Problem, kind: str, text: str
-) -> list[float]:
+def scores(right: list[bool], noise: float, context: Context, problem: Problem, kind: str, text: str) -> list[float]:
     """The score of each of what is right or wrong."""
     rng = np.random.default_rng(seeds.derive(context.policy.seed, "noisy", kind, problem.id, text))
     drawn = rng.standard_normal(len(right))

@@ -2,8 +2,8 @@
 
 A step is a line that is not blank. Models of two kinds are read, each as those who train them do:
 
-- `token_classifier`: TRL's PRMTrainer (as of trl 0.16), and `train/steps.py`. Problem and steps are tokenised by themselves, each step
-  followed by `separator`; at its last token the second of two labels says that the step is right.
+- `token_classifier`: TRL's PRMTrainer (as of trl 0.16), and `train/steps.py`. Problem and steps are tokenised by
+  themselves, each step followed by `separator`; at its last token the second of two labels says that the step is right.
 - `causal`: Math-Shepherd (Wang et al. 2023, arXiv 2312.08935, and the card of its released model). Each step ends with
   a tag; there the language model's logits of `good` and `bad` give the probability that the step is right.
 
