@@ -272,7 +272,8 @@ def check_carry(config: Config, stage: Stage, where: str) -> None:
 def check_solver(config: Config) -> None:
     """Raises ConfigError where engine and data set do not give what a solver or a training verifier needs.
 
-    A solver's needs are `NEEDS` of its module, or what the module's `needs` says of the solver's options.
+    A solver's needs are `NEEDS` of its module, or what the module's `needs` says of the solver's options. A module's
+    `require_verifier` may refuse a training verifier.
     """
     for stage in config.stages.values():
         verifier = config.verifier_of(stage)
@@ -287,6 +288,8 @@ def check_solver(config: Config) -> None:
                 own = getattr(module_of(node), "needs", None)
                 needs = own(**options_of(node)) if own else getattr(module_of(node), "NEEDS", ())
                 _require(config, f"{where}={node['_target_']}", needs)
+                if fits := getattr(module_of(node), "require_verifier", None):  # what it can ask for scores
+                    fits(verifier)
 
 
 def gives(config: Config) -> set[str]:

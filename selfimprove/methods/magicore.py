@@ -39,10 +39,12 @@ from typing import Annotated, Any, Literal, TypedDict
 from annotated_types import Ge
 
 from selfimprove import seeds
+from selfimprove.binding import Target
+from selfimprove.errors import ConfigError
 from selfimprove.generate.critique import after_reasoning, fill
 from selfimprove.policy import Policy
 from selfimprove.types import Count, Message, NonNegative, Problem, Sample, Samples, Share, Trajectory
-from selfimprove.verify import Judge
+from selfimprove.verify import Judge, outcome_and_steps
 from selfimprove.verify.equality import canonical
 from selfimprove.verify.outcome_and_steps import product
 from selfimprove.verify.steps import lines
@@ -92,6 +94,16 @@ class Solution:
     def first_doubted(self) -> int | None:
         """The number of the first step, from 1 on, whose score is below one half; None where there is none."""
         return next((i for i, score in enumerate(self.steps, 1) if score < DOUBTED), None)
+
+
+def require_verifier(verifier: Target) -> None:
+    """Raises ConfigError for a verifier that does not give both kinds of scores."""
+    if verifier["_target_"] != f"{outcome_and_steps.__name__}.verify":
+        raise ConfigError(
+            f"verifier={verifier['_target_']}: magicore asks two reward models, of outcomes and of steps: use "
+            "verifier=reward_models, or verifier=noisy for an experiment",
+            "verifier",
+        )
 
 
 async def generate(
