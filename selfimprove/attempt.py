@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from selfimprove.report import metrics as measure
 from selfimprove.session import Policies, Session
 from selfimprove.supplies import supplied
 from selfimprove.types import Attempt, Problem, Trajectory, Verdict
+from selfimprove.verify import Outcome
 
 Solver = Callable[[Problem, Policy], Any]
 PREPARED = "prepared.json"  # beside a phase's trajectories: what its solver began with, and what that asked of models
@@ -58,7 +60,7 @@ def collect(
     if node and "prepared" in asked:
         beginning = session.policy(policies, role, phase, step.number, "prepare", others=others)
         try:
-            kept = _prepared(session, node, path.with_name(PREPARED), key, problems, beginning, verifier)
+            kept = _prepared(session, node, path.with_name(PREPARED), key, problems, beginning, verifier, policies)
         except ValueError as cause:
             raise RunError(f"{phase}: {cause}") from cause
         run = partial(run, prepared=kept["prepared"])
@@ -97,19 +99,35 @@ def collect(
 
 
 def _prepared(
-    session: Session, node: Target, kept: Path, key: str, problems: list[Problem], policy: Policy, verifier: Target
+    session: Session,
+    node: Target,
+    kept: Path,
+    key: str,
+    problems: list[Problem],
+    policy: Policy,
+    verifier: Target,
+    policies: Policies,
 ) -> dict[str, Any]:
     """What a solver begins with, under `prepared`. It is read from the file `kept`, or made now.
 
     A solver may do some work once, and not a problem at a time. Its module then has a coroutine `prepare(problems,
     policy, *, dev, check, **options)`. The coroutine gets the phase's problems, the dev problems, the verifier and the
-    solver's options, and returns JSON. The file keeps that JSON, so that a phase that is continued goes on with the
-    same. It also keeps what was asked of models, under `asked`.
+    solver's options, and returns JSON. One with a keyword `judge` gets that too. The file
+    keeps that JSON, so that a phase that is continued goes on with the same. It also keeps what was asked of models,
+    under `asked`.
     """
     if not kept.exists() or store.read_json(kept)["key"] != key:
         options = bind(node, "generate").keywords  # type: ignore[attr-defined]
-        check = session.check_by(verifier)
-        value = session.wait(module_of(node).prepare(problems, policy, dev=session.dev, check=check, **options))
+        prepare = module_of(node).prepare
+
+        async def judge(problem: Problem, trajectories: list[Trajectory]) -> list[Outcome]:
+            own = session.judge_by(verifier, policy.for_problem(problem), problems, policies)
+            return list(await own(problem, trajectories))
+
+        given: dict[str, Any] = {"dev": session.dev, "check": session.check_by(verifier)}
+        if "judge" in inspect.signature(prepare).parameters:
+            given["judge"] = judge
+        value = session.wait(prepare(problems, policy, **given, **options))
         store.write_json(kept, {"key": key, "prepared": value, "asked": policy.meter.take()})
     return store.read_json(kept)  # type: ignore[no-any-return]
 

@@ -272,7 +272,8 @@ def check_carry(config: Config, stage: Stage, where: str) -> None:
 def check_solver(config: Config) -> None:
     """Raises ConfigError where engine and data set do not give what a solver or a training verifier needs.
 
-    A solver's needs are `NEEDS` of its module, or what the module's `needs` says of the solver's options.
+    A solver's needs are `NEEDS` of its module, or what the module's `needs` says of the solver's options. A module's
+    `require_verifier` may refuse a training verifier.
     """
     for name, tool in config.method.tools.items():
         _require(config, f"method.tools.{name}={tool['_target_']}", getattr(module_of(tool), "NEEDS", ()))
@@ -289,6 +290,8 @@ def check_solver(config: Config) -> None:
                 own = getattr(module_of(node), "needs", None)
                 needs = own(**options_of(node)) if own else getattr(module_of(node), "NEEDS", ())
                 _require(config, f"{where}={node['_target_']}", needs)
+                if fits := getattr(module_of(node), "require_verifier", None):  # what it can ask for scores
+                    fits(verifier)
 
 
 def gives(config: Config) -> set[str]:
@@ -309,9 +312,10 @@ def _require(config: Config, who: str, needs: Iterable[str]) -> None:
 
 def reads_gold(verifier: Target) -> bool:
     """Whether a verifier compares with gold answers. A check does, unless its module says otherwise. A group verifier
-    does where it shows them to a model."""
+    does where it shows them to a model, or its module's `reads_gold` says so of its options."""
     if is_group(verifier):
-        return "{gold}" in str(options_of(verifier))
+        own = getattr(module_of(verifier), "reads_gold", None)
+        return bool(own(**options_of(verifier))) if own else "{gold}" in str(options_of(verifier))
     return bool(getattr(module_of(verifier), "NEEDS_GOLD", True))
 
 

@@ -286,9 +286,11 @@ def selection(config: Config) -> str:
     rule = node["_target_"].rpartition(".")[2] if node else "first"
     asks = [] if rule in ("first", "vote", "last") else [reads_gold(config.training_verifier)]  # others go by rewards
     asked = asks_for(solver)
-    if asked & {"check", "judge"}:
-        checker = config.training_verifier
+    checker = config.training_verifier
+    if "check" in asked:
         asks.append(reads_gold(config.dataset.verifier if is_group(checker) else checker))
+    if "judge" in asked:
+        asks.append(reads_gold(checker))
     if "prepared" in asked and (config.dataset.model_extra or {}).get("dev_size", 0) != 0:
         asks.append(reads_gold(config.training_verifier))  # of the dev problems, on which it is prepared
     gold = any(asks) or "{gold}" in str(solver)

@@ -24,10 +24,15 @@ from selfimprove.verify.doubt import bald
 from selfimprove.verify.reward_model import open_model
 
 
+def opening() -> Opening:
+    """What a verifier is told that is opened outside of a run."""
+    model = SimpleNamespace(name="tiny", path="package", dtype="float32", trust_remote_code=False)
+    return Opening(model, SimpleNamespace(device="cpu", max_batch=64), [])  # type: ignore[arg-type]
+
+
 def rated(folder: str, asked: Sequence[list[int]]) -> list[float]:
     """The score of each text, by its token ids."""
-    model = SimpleNamespace(name="tiny", path="package", dtype="float32", trust_remote_code=False)
-    scorer = open_model(Opening(model, SimpleNamespace(device="cpu", max_batch=64), []), folder)  # type: ignore[arg-type]
+    scorer = open_model(opening(), folder)
 
     async def everything() -> list[list[list[float]]]:
         return await asyncio.gather(*map(scorer.logits, asked))

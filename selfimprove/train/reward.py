@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from selfimprove.errors import ConfigError
 from selfimprove.policy.models import adapter_base, is_adapter, load_tokenizer, not_found
 from selfimprove.train import Optimization, TrainContext, adapted, arguments, planned, require, seed32
-from selfimprove.train.fitting import run
+from selfimprove.train.fitting import Loader, run
 from selfimprove.types import Example, NonNegative
 
 if TYPE_CHECKING:
@@ -34,13 +34,14 @@ if TYPE_CHECKING:
 LABEL = "label"  # in the metadata of a row for `classifier`: 1 or 0
 
 
-def require_stage(config: Config, stage: Stage, where: str) -> None:
-    """Raises ConfigError for a stage whose learner is no reward model, or that is shared by several processes."""
+def require_stage(config: Config, stage: Stage, where: str, wanted: str = "sequence") -> None:
+    """Raises ConfigError for a stage whose learner is no reward model of the kind that is `wanted`, or that several
+    processes share."""
     kind = config.roles[str(stage.role)].kind
-    if kind != "sequence":
+    if kind != wanted:
         raise ConfigError(
             f"{where}.role={stage.role}: {where}.train makes a reward model, and this role is of kind {kind}; give the "
-            "method a role of `kind: sequence` and name it here",
+            f"method a role of `kind: {wanted}` and name it here",
             where,
         )
     if config.hardware.training.processes > 1:
@@ -100,7 +101,7 @@ def reward(
     (r_w - r_l). Raises ValueError for empty rows, ConfigError and RunError as `selfimprove.train` does.
     """
     table = [pair_row(example) for example in rows]
-    return _fit([example.tokens for example in rows], table, context, options, partial(_pair_trainer, center))
+    return fit([example.tokens for example in rows], table, context, options, partial(_pair_trainer, center))
 
 
 def classifier(rows: Sequence[Example], context: TrainContext, **options: Unpack[Optimization]) -> dict[str, float]:
@@ -110,7 +111,7 @@ def classifier(rows: Sequence[Example], context: TrainContext, **options: Unpack
     of rows on whose side of 1/2 the probability is. Raises as `reward` does.
     """
     table = [labelled_row(example) for example in rows]
-    return _fit([example.tokens for example in rows], table, context, options, _label_trainer)
+    return fit([example.tokens for example in rows], table, context, options, _label_trainer)
 
 
 def _pair_trainer(center: float) -> tuple[Any, dict[str, Any]]:
@@ -125,14 +126,18 @@ def _label_trainer() -> tuple[Any, dict[str, Any]]:
     return LabelTrainer, {}
 
 
-def _fit(
+def fit(
     lengths: Sequence[int],
     table: list[dict[str, Any]],
     context: TrainContext,
     options: Optimization,
     kind: Callable[[], tuple[Any, dict[str, Any]]],
+    loader: Loader | None = None,
 ) -> dict[str, float]:
-    """Train on a table of rows and save. `kind` gives the trainer's class and what its RewardConfig has besides."""
+    """Train on a table of rows and save. `kind` gives the trainer's class and what its RewardConfig has besides.
+
+    `loader` gives the model to train; None: a sequence classifier of one output, as `load` has it.
+    """
     if not table:
         raise ValueError("there are no rows to train on")
     order = planned(lengths, context, options)
@@ -153,16 +158,19 @@ def _fit(
             processing_class=tokenizer,
         )
 
-    result = run(make, context, load)
+    result = run(make, context, loader or load)
     result["tokens"] = float(sum(lengths[i] for i in order))
     return result
 
 
-def load(context: TrainContext) -> tuple[Any, PreTrainedTokenizerBase]:
+def load(
+    context: TrainContext, kind: str = "SequenceClassification", outputs: int = 1, task: str = "SEQ_CLS"
+) -> tuple[Any, PreTrainedTokenizerBase]:
     """The reward model to train, with its adapter where there is one, and its tokenizer.
 
-    The weights of a new head are drawn by the context's seed. Raises ConfigError for a model whose head is of another
-    size, or when `start` and `lora` do not fit.
+    `kind` is that of the transformers class, `task` PEFT's name for it, `outputs` the size of its head. The weights of
+    a new head are drawn by the context's seed. Raises ConfigError for a model whose head is of another size, or when
+    `start` and `lora` do not fit.
     """
     from transformers import set_seed
 
@@ -177,7 +185,7 @@ def load(context: TrainContext) -> tuple[Any, PreTrainedTokenizerBase]:
             f"model.lora and {context.start} do not fit: an adapter needs model.lora, and full weights go without"
         )
     dtype = context.dtype if context.lora else "float32"
-    model = _with_head(adapter_base(context.start) if adapter else context.start, dtype)
+    model = _with_head(adapter_base(context.start) if adapter else context.start, dtype, kind, outputs)
     text = model.config.get_text_config()
     if text.pad_token_id is None:  # rows are padded with it, and the model finds its last token by it
         text.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -186,31 +194,34 @@ def load(context: TrainContext) -> tuple[Any, PreTrainedTokenizerBase]:
     from selfimprove.verify.scoring import HEADS
 
     head = [name for name in HEADS if hasattr(model, name)]
-    return adapted(model, context, "SEQ_CLS", modules_to_save=head), tokenizer
+    return adapted(model, context, task, modules_to_save=head), tokenizer
 
 
-def _with_head(path: str, dtype: str) -> Any:
-    """The model in `path` with a head of one output, new where it has none. Raises ConfigError for another one."""
+def _with_head(path: str, dtype: str, kind: str, outputs: int) -> Any:
+    """The model in `path` with a head of so many outputs, new where it has none. Raises ConfigError for another one."""
     import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    import transformers
+    from transformers import AutoConfig
     from transformers.utils import logging
-    from trl.trainer.reward_trainer import suppress_seqcls_warning
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    said = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # a head that is new is no news
     try:
-        trained = "ForSequenceClassification" in str(AutoConfig.from_pretrained(path).architectures)
-        with suppress_seqcls_warning():
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                path,
-                dtype=getattr(torch, dtype),
-                attn_implementation="sdpa",
-                output_loading_info=True,
-                **({} if trained else {"num_labels": 1}),
-            )
+        trained = f"For{kind}" in str(AutoConfig.from_pretrained(path).architectures)
+        model, info = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            **({} if trained else {"num_labels": outputs}),
+        )
     except OSError as error:
         raise not_found(path, error) from error
-    if model.config.num_labels != 1:
-        raise ConfigError(f"{path}: has {model.config.num_labels} labels, and a reward model is trained with one")
-    if missing := sorted(set(info["missing_keys"]) - {"score.weight"}):
+    finally:
+        logging.set_verbosity(said)
+    if model.config.num_labels != outputs:
+        raise ConfigError(f"{path}: has {model.config.num_labels} labels, and a reward model is trained with {outputs}")
+    if missing := sorted(set(info["missing_keys"]) - {"score.weight", "score.bias"}):
         raise ConfigError(f"{path}: a reward model cannot start from it, its weights lack {', '.join(missing)}")
     return model

@@ -37,6 +37,23 @@ def vote(group: Sequence[Attempt], *, window: Count | None = None) -> int | None
     return max(answers, key=lambda i: (votes[answers[i]], -i))
 
 
+def weighted(group: Sequence[Attempt], *, heaviest: Count | None = None, window: Count | None = None) -> int | None:
+    """The first candidate with the answer whose candidates weigh most together, by the `weight` that their solver gave
+    each (in the metadata; 0 where it gave none). Only the `heaviest` candidates vote, of those of the last `window`
+    stages; None for either: all. Of equals, what was there first.
+    """
+    stages = sorted({stage(attempt) for attempt in group})
+    counted = set(stages if window is None else stages[-window:])
+    weights = {i: float(a.trajectory.metadata.get("weight", 0.0)) for i, a in enumerate(group) if stage(a) in counted}
+    voters = sorted(sorted(weights, key=lambda i: (-weights[i], i))[:heaviest])
+    sums, first = dict[str, float](), dict[str, int]()
+    for i in voters:
+        if (form := canonical(group[i].verdict.extracted or "")) is not None:
+            sums[form] = sums.get(form, 0.0) + weights[i]
+            first.setdefault(form, i)
+    return first[max(sums, key=lambda form: (sums[form], -first[form]))] if sums else None
+
+
 def best(group: Sequence[Attempt]) -> int | None:
     """The candidate with the highest reward; the first one if several are equal."""
     return max(range(len(group)), key=lambda i: (group[i].verdict.reward, -i), default=None)

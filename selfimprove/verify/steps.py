@@ -2,8 +2,8 @@
 
 A step is a line that is not blank. Models of two kinds are read, each as those who train them do:
 
-- `token_classifier`: TRL's PRMTrainer (as of trl 0.16). Problem and steps are tokenised by themselves, each step
-  followed by `separator`; at its last token the second of two labels says that the step is right.
+- `token_classifier`: TRL's PRMTrainer (as of trl 0.16), and `train/steps.py`. Problem and steps are tokenised by
+  themselves, each step followed by `separator`; at its last token the second of two labels says that the step is right.
 - `causal`: Math-Shepherd (Wang et al. 2023, arXiv 2312.08935, and the card of its released model). Each step ends with
   a tag; there the language model's logits of `good` and `bad` give the probability that the step is right.
 
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 Kind = Literal["token_classifier", "causal"]
 Aggregate = Literal["min", "last", "product", "mean"]
+
+
+def reads_gold(*, model: str | None = None, **options: Any) -> bool:
+    """Whether gold answers are compared with: by the data set's own check, where there is no model."""
+    return model is None
 
 
 def require(*, model: str | None = None, gives: list[str] | None = None, **options: Any) -> None:
@@ -89,7 +94,7 @@ async def verify(
             if not checked.step_rewards:
                 return Outcome("error", 0.0, checked.extracted, reason="the data set's check gave no scores of steps")
             return _outcome(checked.step_rewards, checked.extracted)
-        steps = [line.strip() for line in trajectory.text.splitlines() if line.strip()]
+        steps = lines(trajectory.text)
         if not steps:
             return Outcome("unparseable", 0.0, reason="there is no step")
         scorer: Scorer = context.resource
@@ -113,6 +118,11 @@ async def verify(
         return Outcome("correct" if value >= threshold else "wrong", value, extracted, step_rewards=scores)
 
     return await asyncio.gather(*map(judge, trajectories))
+
+
+def lines(text: str) -> list[str]:
+    """The steps of a solution."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def combine(scores: list[float], aggregate: Aggregate) -> float:
