@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import train_parts
-from small_rows import LORA, rows, weights
+from small_rows import LORA, advantaged, rows, weights
 
 from selfimprove import store
 from selfimprove.errors import ConfigError, RunError, Stopped
@@ -235,6 +235,21 @@ def test_strategies_do_what_one_process_does(
         assert said == pytest.approx(expected, rel=1e-5)
     assert difference(context("one").out, target.out) < 2e-6
     assert [record["loss"] for record in one] == pytest.approx([record["loss"] for record in two], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_policy_gradients_of_two_processes_are_those_of_one(
+    own: Make, context: Make, lora: dict[str, Any] | None
+) -> None:
+    """By DDP, with a KL term and a clipped ratio. The last step has one row, which one of the processes has."""
+    data, one, two = advantaged(9), Figures(), Figures()
+    train_parts.train(data, context("one", log=one.append, lora=lora), batch_size=4, epochs=2)
+    target = own("two", log=two.append, lora=lora, micro_batch=2, training=Training(processes=2))
+    launched(data, target, batch_size=4, epochs=2)
+    assert difference(context("one").out, target.out) < 2e-6
+    assert len(one) == len(two) == 5
+    assert [record["loss"] for record in one] == pytest.approx([record["loss"] for record in two], rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.slow
