@@ -24,6 +24,7 @@ that is said more often is rewarded more often, until nothing else is said.
 from __future__ import annotations
 
 import random
+import string
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -51,8 +52,8 @@ NGRAM = 5  # words that a piece of a task has, of which near-duplicates share mo
 def lessons(problems: list[Problem], *, ask: str, shots: Count, seed: int) -> list[Problem]:
     """Three problems of each seed: to assess it, to write it, and the task itself.
 
-    Of the first two metadata["reply"] is the reply to learn: the label, and the seed's text where `ask` shows up to
-    `shots` others with its label.
+    Of the first two metadata["reply"] is the reply to learn: the label's letter, and the seed's text where `ask` shows
+    up to `shots` others with its label.
     """
     rng, pool, found = random.Random(seed), by_label(problems), list[Problem]()
     for problem in problems:
@@ -60,7 +61,8 @@ def lessons(problems: list[Problem], *, ask: str, shots: Count, seed: int) -> li
         others = [text for text in pool[label] if text != task]
         write = request(f"write-{problem.id}", ask, label, rng.sample(others, min(shots, len(others))))
         write.metadata["reply"] = task
-        assess = Problem(problem.id, problem.prompt, metadata=problem.metadata | {"reply": label})
+        letter = lettered(problem.metadata["options"])[label]
+        assess = Problem(problem.id, problem.prompt, metadata=problem.metadata | {"reply": letter})
         found += [assess, write, Problem(f"solve-{problem.id}", task, metadata={"question": task})]
     return found
 
@@ -118,6 +120,11 @@ def by_label(problems: Iterable[Problem]) -> dict[str, list[str]]:
     return found
 
 
+def lettered(labels: Sequence[str]) -> dict[str, str]:
+    """The letter of each label: what a verdict names it by."""
+    return dict(zip(labels, string.ascii_uppercase, strict=False))
+
+
 def label_of(problem: Problem) -> str:
     options: list[str] = problem.metadata["options"]
     (index,) = choose(problem.gold or "", options)
@@ -144,7 +151,7 @@ def tasks(
             continue
         kept.append(new)
         more = {"options": labels, "wanted": attempt.problem.metadata["wanted"], "origin": attempt.trajectory.id}
-        yield Problem("", messages(text, assess, None, ()), metadata={"question": text, **more})
+        yield Problem("", messages(text, assess, None, (), labels), metadata={"question": text, **more})
 
 
 # Consensus
@@ -155,7 +162,8 @@ def agreement(group: Sequence[Attempt]) -> tuple[str | None, float]:
     said = [attempt.verdict.extracted for attempt in group if attempt.verdict.status == "correct"]
     if not said or said[0] is None:
         return None, 0.0
-    return group[0].problem.metadata["options"][ord(said[0]) - ord("A")], len(said) / len(group)
+    labels = {letter: label for label, letter in lettered(group[0].problem.metadata["options"]).items()}
+    return labels[said[0]], len(said) / len(group)
 
 
 def agreed(

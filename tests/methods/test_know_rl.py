@@ -109,10 +109,10 @@ def test_only_new_and_whole_tasks_are_assessed() -> None:
     texts = ["Take 3 and add 4 to it now.", "Take 3 and add 9 to it now.", " Sing. ", "Sing.", ""]
     memory = [Memory("k", "Old one.", metadata={})]
     groups = [attempts(ask, [*texts, "Old one."]), attempts(ask, ["Cut"], "length")]
-    options: dict[str, Any] = {"assess": "{question} Can you?", "labels": LABELS, "memory": memory}
+    options: dict[str, Any] = {"assess": "{question} Can you? {options}", "labels": LABELS, "memory": memory}
     found = list(method.tasks(groups, alike=0.8, **options))
     assert [p.metadata["question"] for p in found] == ["Take 3 and add 9 to it now.", "Sing."]
-    assert found[1].prompt == [{"role": "user", "content": "Sing. Can you?"}]
+    assert found[1].prompt == [{"role": "user", "content": "Sing. Can you? A) feasible\nB) infeasible"}]
     assert (found[1].metadata["origin"], found[1].metadata["wanted"]) == ("ask-0/2", "feasible")
     assert len(list(method.tasks(groups, alike=None, **options))) == 5
 
@@ -129,12 +129,12 @@ def test_a_proposal_is_worth_its_share_where_its_label_is_the_one_asked_for() ->
 
 def test_lessons_teach_both_words_and_keep_the_policys_own_answers() -> None:
     found = method.lessons(SEEDS, ask=ASK, shots=2, seed=0)
-    assert [p.metadata.get("reply") for p in found[:3]] == ["feasible", "a", None]
+    assert [p.metadata.get("reply") for p in found[:3]] == ["A", "a", None]
     assert found[1].prompt == "b\nAnother feasible one."
     assert found[2].prompt == "a"
-    assert found[6].metadata["reply"] == "infeasible"  # of a gold letter
+    assert found[6].metadata["reply"] == "B"  # of a gold letter
     (trajectory,) = asyncio.run(method.recite(found[0], Policy(Sure({}), 0), n=2))
-    assert trajectory.samples[0].text == "feasible"
+    assert trajectory.samples[0].text == "A"
     assert len(trajectory.samples[0].logprobs) == len(trajectory.samples[0].completion_ids)
 
 
