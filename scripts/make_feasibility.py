@@ -1,12 +1,11 @@
 """Make a file of tasks with how often a policy solves each: what dataset=feasibility reads.
 
     python scripts/make_feasibility.py --out selfimprove/models/tiny/feasibility.jsonl
-    python scripts/make_feasibility.py --evaluation RUN_DIR/base/evaluation --out FILE
+    python scripts/make_feasibility.py --out FILE model=NAME dataset=NAME dataset.heldout_size=400
 
 The first writes tasks for the shipped model: chains of 1 to 10 steps that it did not see when it was made, some of them
 with a step that nobody has explained, which no answer solves. Of the tasks it draws it keeps as many that are feasible,
-solved by more than half of the samples, as are not. The second reads an evaluation of any policy on any data set
-that `selfimprove eval ... eval.samples=16` made, and keeps all its problems.
+solved by more than half of the samples, as are not. The second, for any model, keeps all held-out problems.
 """
 
 from __future__ import annotations
@@ -21,13 +20,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from selfimprove import store
+from selfimprove.config import compose
 from selfimprove.datasets import arithmetic
 from selfimprove.datasets.feasibility import FEASIBLE
+from selfimprove.evaluation import base_answers
 from selfimprove.generate.best_of_n import best_of_n
+from selfimprove.ready import prepare
 from selfimprove.studies.solving import attempts, grader, right, solve
 from selfimprove.studies.tiny import shipped
-from selfimprove.types import Problem, Trajectory, Verdict
 from selfimprove.verify.arithmetic import check
 
 LENGTHS = {1: 2, 2: 3, 3: 3} | dict.fromkeys(range(4, 11), 1)  # of chains, with how often each is drawn
@@ -60,17 +60,15 @@ def of_shipped(draws: int, samples: int) -> Iterator[Row]:
         yield {"question": text, "accuracy": share.get(text, 0.0), "steps": len(chain.steps), "unknown": bool(odd)}
 
 
-def of_evaluation(folder: Path) -> Iterator[Row]:
-    """The problems of an evaluation with the share of the policy's sampled answers that are right."""
-    (run,) = (path for path in folder.parents if (path / "problems.parquet").exists())
-    questions = {p.id: p.metadata["question"] for p in store.read_records(run / "problems.parquet", Problem)}
-    verdicts = {v.trajectory_id: v.status for v in store.read_records(folder / "verdicts.parquet", Verdict)}
-    found = defaultdict(list)
-    for trajectory in store.read_records(folder / "trajectories.parquet", Trajectory):
-        if trajectory.metadata.get("decoding") == "sampled":
-            found[trajectory.problem_id].append(verdicts[trajectory.id] == "correct")
-    for name, solved in found.items():
-        yield {"question": questions[name], "accuracy": sum(solved) / len(solved)}
+def of_model(words: list[str], samples: int) -> Iterator[Row]:
+    """Held-out problems of a configuration with the share of its model's samples that are right."""
+    config = compose(words, needs=False)
+    problems = {p.id: p for p in prepare(config)[0] if p.split == "test"}
+    solved = defaultdict(list)
+    for row in base_answers(config, list(problems.values()), samples).to_pylist():
+        solved[row["problem_id"]].append(row["status"] == "correct")
+    for name, right_ones in solved.items():
+        yield {"question": problems[name].metadata["question"], "accuracy": sum(right_ones) / len(right_ones)}
 
 
 def balanced(rows: list[Row]) -> list[Row]:
@@ -84,12 +82,12 @@ def balanced(rows: list[Row]) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--evaluation", type=Path)
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--draws", type=int, default=800)
     parser.add_argument("--samples", type=int, default=16)
     args = parser.parse_args()
-    if args.evaluation:
-        rows = list(of_evaluation(args.evaluation))
+    if args.words:
+        rows = list(of_model(args.words, args.samples))
     else:
         rows = balanced(list(of_shipped(args.draws, args.samples)))
     args.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -1,8 +1,8 @@
 """Tasks to assess: can the policy do this or not? Gold is what was measured of a policy.
 
 A file has a task a line, {"question": ..., "accuracy": ...}: the share of the policy's own answers to it that were
-right. A task is feasible where more than half were. `scripts/make_feasibility.py` makes such a file from an evaluation
-of any policy; the one of the shipped model is in the package. Other fields become the problem's metadata.
+right. A task is feasible where more than half were. `scripts/make_feasibility.py` makes such a file for any model and
+data set; the one of the shipped model is in the package. Other fields become the problem's metadata.
 
 A file says what was measured of the model that it was made with. Another model has other limits.
 """
