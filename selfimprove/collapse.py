@@ -29,6 +29,8 @@ def signs(first: Figures, now: Figures) -> dict[str, str]:
         )
     if now["filter/explore/distinct_solutions"] <= 1 < first["filter/explore/distinct_solutions"]:
         found["distinct"] = "all answers to a problem have the same words"
+    if "generate/completion/mean_tokens" not in now:  # another stage's answers, which that stage's line is about
+        return found
     length, before = now["generate/completion/mean_tokens"], first["generate/completion/mean_tokens"]
     cut = now["generate/completion/truncated"]
     if length > LONGER * before or cut > CUT >= first["generate/completion/truncated"]:

@@ -23,6 +23,7 @@ from selfimprove.policy import Engine, Policy, chat, models
 from selfimprove.report.display import Display
 from selfimprove.schema import Config, Model, Stage
 from selfimprove.train import Held
+from selfimprove.train.launch import Workers
 from selfimprove.types import Problem, Trajectory
 from selfimprove.verify import Check, Context, Judge, Opening, Outcome
 from selfimprove.verify.pool import Pool
@@ -69,6 +70,11 @@ class Session:
     _tools: dict[str, Any] = field(default_factory=dict)
     _task: asyncio.Task[Any] | None = None  # what the event loop is running
     _signal: str = ""
+
+    @cached_property
+    def workers(self) -> Workers:
+        """The processes that train, where they stay from pass to pass."""
+        return Workers()
 
     @cached_property
     def passes(self) -> list[Pass]:
@@ -255,6 +261,8 @@ class Session:
         self.close_resources()
         for opened in (*self._tools.values(), *self._engines.values()):
             self._close(opened)
+        if "workers" in self.__dict__:
+            self.workers.close()
         self.loop.close()
 
 

@@ -148,7 +148,8 @@ def _work(session: Session, step: Pass, node: Target, start: Weights, key: str, 
             held=held,
         )
         if own:
-            result = launch.train(node, examples, context)
+            stays = carry and how.processes > 1 and not config.hardware.sleep
+            result = launch.train(node, examples, context, session.workers if stays else None)
         else:
             update = supplied(session, step, node, "train", "train", config.verifier_of(session.stage(step)))
             result = update(list(store.read_records(examples, Example)), context)

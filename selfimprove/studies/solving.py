@@ -15,6 +15,7 @@ from rich.table import Table
 from selfimprove.generate.until import until
 from selfimprove.policy import Engine, Policy
 from selfimprove.report.curve import Rule, Trace, baselines, trace
+from selfimprove.report.statistics import Estimate
 from selfimprove.studies.arms import arms_table
 from selfimprove.types import Attempt, Problem, Trajectory, Verdict
 from selfimprove.verify import Outcome
@@ -107,6 +108,25 @@ def at_tokens(samples: Sequence[Sequence[Attempt]], tokens: float, **rules: Rule
     """Which problems plain samples worth `tokens` a problem solve: by each rule (as in `maj=vote`), and any, `pass`."""
     outcomes = [baselines(group, right(group), tokens, rules) for group in samples]
     return {name: [outcome[name] for outcome in outcomes] for name in (*rules, "pass")}
+
+
+# Figures that are no mean over problems
+
+Figure = Callable[[Groups, np.ndarray], float]  # of a run's attempts, each problem with a weight
+DRAWS = 2000  # of a bootstrap
+
+
+def estimated(figure: Figure, runs: Sequence[Groups], others: Sequence[Groups] | None = None) -> Estimate:
+    """A figure's mean over seeds, or its difference to that of other runs, with a Bayesian bootstrap over problems."""
+
+    def mean(weights: np.ndarray) -> float:
+        value = np.mean([figure(groups, weights) for groups in runs])
+        return float(value - np.mean([figure(groups, weights) for groups in others]) if others else value)
+
+    n = len(runs[0])
+    drawn = [mean(weights) for weights in np.random.default_rng(0).standard_exponential((DRAWS, n))]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Estimate(mean(np.ones(n)), float(low), float(high), n)
 
 
 # What an arm costs

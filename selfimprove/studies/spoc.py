@@ -6,7 +6,7 @@ in what a message is rewarded for: itself, or the last solution. Each has the le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -14,10 +14,9 @@ from rich.table import Table
 
 from selfimprove.config import compose
 from selfimprove.methods.spoc import by_solution
-from selfimprove.report.statistics import Estimate
 from selfimprove.studies import Claim, Lab, Result, difference, measured, overall
 from selfimprove.studies.arms import arms_table, run_arms
-from selfimprove.studies.solving import ByProblem, Groups, attempts, solve
+from selfimprove.studies.solving import ByProblem, Figure, Groups, attempts, estimated, solve
 from selfimprove.studies.staged import GRADE, MAX_TOKENS, bounded, chosen_rates
 from selfimprove.studies.tiny import shipped
 from selfimprove.types import Attempt
@@ -29,7 +28,6 @@ ARMS = {"each message": [], "outcome only": ["method.stages.rl.filter.per=trajec
 SFT = "PairSFT"
 RATES = (1e-4, 3e-4)
 GATE = 0.9  # share of responses that have to hold a verdict, else the policy has not learnt the form
-DRAWS = 2000  # of a bootstrap
 
 
 def study(lab: Lab) -> Iterator[Claim]:
@@ -110,9 +108,6 @@ def right(groups: Groups, which: int) -> ByProblem:
     return {group[0].problem.id: float(group[which].verdict.status == "correct") for group in groups}
 
 
-Figure = Callable[[Groups, np.ndarray], float]  # of responses, one a problem, each with a weight
-
-
 def balanced(groups: Groups, weights: np.ndarray) -> float:
     """The mean of two shares: right first solutions that are accepted, and wrong ones that are rejected."""
     is_right, says = _first(groups, lambda a: a.verdict.status == "correct"), _first(groups, _accepted)
@@ -142,19 +137,6 @@ def _accepted(attempt: Attempt) -> int:
 
 def _first(groups: Groups, of: Callable[[Attempt], int]) -> np.ndarray:
     return np.array([of(group[0]) for group in groups])
-
-
-def estimated(figure: Figure, runs: Sequence[Groups], others: Sequence[Groups] | None = None) -> Estimate:
-    """A figure's mean over seeds, or its difference to that of other runs, with a Bayesian bootstrap over problems."""
-
-    def mean(weights: np.ndarray) -> float:
-        value = np.mean([figure(groups, weights) for groups in runs])
-        return float(value - np.mean([figure(groups, weights) for groups in others]) if others else value)
-
-    n = len(runs[0])
-    drawn = [mean(weights) for weights in np.random.default_rng(0).standard_exponential((DRAWS, n))]
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Estimate(mean(np.ones(n)), float(low), float(high), n)
 
 
 def table(arms: dict[str, list[Groups]], base: float) -> Table:

@@ -5,19 +5,23 @@ One process is started as it is. Several are started by accelerate's launcher, i
 process checks that training runs as the configuration says (`trainers.require_as_asked`).
 
 Everything goes through the folder of unfinished work (`TrainContext.parts`): the job, step figures, the result, errors.
-The processes' output is kept in train.log, beside that folder.
+The processes' output is kept in train.log, beside that folder. `Workers` that stay from phase to phase go on with the
+train.log of their first.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,46 +34,124 @@ from selfimprove.train.worker import PATHS, RESULT, STEPS, die_with
 JOB, ACCELERATE, DEEPSPEED = "job.json", "accelerate.json", "deepspeed.json"
 KILLED = "killed"  # of several processes: which was killed, and by what signal
 
+log = logging.getLogger("selfimprove")
 
-def train(node: Target, rows: Path, context: TrainContext) -> dict[str, float]:
+
+@dataclass
+class Workers:
+    """Processes that train, and where `stay` is set wait for the next phase's job when one is done.
+
+    Between phases they hold the imports and the processes' group, and no weights: each job starts from files.
+    """
+
+    stay: bool = True
+    child: subprocess.Popen[bytes] | None = None
+    setup: Any = None  # what they were started with
+    jobs: int = 0  # that they have been given
+    log: Path = Path()
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="selfimprove-")))
+
+    @property
+    def next(self) -> Path:
+        """The file that names the next job."""
+        return self.folder / "next.json"
+
+    def take(self, path: Path, context: TrainContext) -> bool:
+        """Give the job in the file `path` to these processes, or start some. Returns whether they were there."""
+        setup = [store.read_json(path.with_name(name)) for name in (ACCELERATE, DEEPSPEED)] + [context.device]
+        there = self.child is not None and self.child.poll() is None and self.setup == setup
+        if there:
+            self.jobs += 1
+            store.write_json(self.next, {"number": self.jobs, "job": str(path)})
+        else:
+            self.start(path, context, setup)
+        return there
+
+    def start(self, path: Path, context: TrainContext, setup: Any) -> None:
+        self.end()
+        self.next.unlink(missing_ok=True)
+        self.setup, self.jobs, self.log = setup, 1, path.parent.parent / "train.log"
+        module = "selfimprove.train.launch" if context.training.processes > 1 else "selfimprove.train.worker"
+        with self.log.open("ab") as sink:
+            self.child = subprocess.Popen(
+                [sys.executable, "-m", module, path, str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                env=_environment(context),
+                start_new_session=True,  # Ctrl-C reaches the run only, which ends them
+            )
+
+    def wait(self, folder: Path, context: TrainContext) -> None:
+        """Until the job in `folder` is done, or its processes have ended. Each step reaches `context.log`."""
+        assert self.child is not None
+        done = [folder / RESULT, *(folder / f"done-{rank}" for rank in range(1, context.training.processes))]
+        with (folder / STEPS).open(encoding="utf-8") as lines:
+            while self.child.poll() is None and not (self.stay and all(path.exists() for path in done)):
+                for record in _complete(lines):
+                    context.log(record)
+                time.sleep(0.05)
+            for record in _complete(lines):
+                context.log(record)
+
+    def end(self) -> None:
+        """End the processes: first by SIGTERM, so that the launcher ends its own, then by SIGKILL."""
+        if self.child is not None and self.child.poll() is None:
+            self.child.terminate()
+            try:
+                self.child.wait(10)
+            except subprocess.TimeoutExpired:
+                pass
+            finally:
+                self.child.kill()
+                self.child.wait()
+
+    def close(self) -> None:
+        self.end()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def train(node: Target, rows: Path, context: TrainContext, workers: Workers | None = None) -> dict[str, float]:
     """Run a node's train function on the examples in the file `rows`, in processes of its own. Returns its figures.
 
-    Each step reaches `context.log` when it is done. Raises the ConfigError or RunError of a process, and RunError with
-    one line for whatever else ends a process. The processes end with this one, and when it is interrupted.
+    They are `workers`, which stay, or end with the phase. Workers that were there before and that something killed are
+    started again, once; a phase with checkpoints then goes on from the last. Each step reaches `context.log` when it is
+    done. Raises the ConfigError or RunError of a process, and RunError with one line for whatever else ends a process.
+    The processes end with this one, and when it is interrupted.
     """
     require(context.lora, context.training, context.device)
     folder = context.parts
     assert folder is not None
-    for leftover in (folder / RESULT, folder / KILLED, *folder.glob("error-*.json")):
+    used = workers or Workers(stay=False)
+    _prepare(folder, context)
+    store.write_json(folder / JOB, job(node, rows, context) | {"next": str(used.next) if used.stay else None})
+    try:
+        there = used.take(folder / JOB, context)
+        used.wait(folder, context)
+        if there and not (folder / RESULT).exists() and not list(folder.glob("error-*.json")):
+            log.warning("training: its processes were killed, and are started again")
+            _prepare(folder, context)
+            used.take(folder / JOB, context)
+            used.wait(folder, context)
+        assert used.child is not None
+        if (used.child.poll() and not used.stay) or not (folder / RESULT).exists():
+            raise _failure(folder, used.child.poll() or 0, used.log)
+    except BaseException:
+        used.end()
+        raise
+    finally:
+        if workers is None:
+            used.close()
+    return store.read_json(folder / RESULT)  # type: ignore[no-any-return]
+
+
+def _prepare(folder: Path, context: TrainContext) -> None:
+    """Clear what an earlier try left, and write the launcher's files."""
+    for leftover in (folder / RESULT, folder / KILLED, *folder.glob("error-*.json"), *folder.glob("done-*")):
         leftover.unlink(missing_ok=True)
     (folder / STEPS).write_text("")
-    store.write_json(folder / JOB, job(node, rows, context))
     store.write_json(folder / ACCELERATE, accelerate_config(context, folder / DEEPSPEED))
     store.write_json(folder / DEEPSPEED, deepspeed_config(context))
-    several = context.training.processes > 1
-    module = "selfimprove.train.launch" if several else "selfimprove.train.worker"
-    log = folder.parent / "train.log"
-    with log.open("ab") as sink, (folder / STEPS).open(encoding="utf-8") as lines:
-        child = subprocess.Popen(
-            [sys.executable, "-m", module, folder / JOB, str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=sink,
-            env=_environment(context),
-            start_new_session=True,  # Ctrl-C reaches the run only, which ends them
-        )
-        try:
-            while child.poll() is None:
-                for record in _complete(lines):
-                    context.log(record)
-                time.sleep(0.05)
-        finally:
-            _end(child)
-        for record in _complete(lines):
-            context.log(record)
-    if child.returncode or not (folder / RESULT).exists():
-        raise _failure(folder, child.returncode, log)
-    return store.read_json(folder / RESULT)  # type: ignore[no-any-return]
 
 
 def job(node: Target, rows: Path, context: TrainContext) -> dict[str, Any]:
@@ -143,19 +225,6 @@ def _complete(lines: IO[str]) -> Iterator[dict[str, float]]:
         yield json.loads(line)
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """End a process that still runs: first by SIGTERM, so that the launcher ends its processes, then by SIGKILL."""
-    if child.poll() is None:
-        child.terminate()
-        try:
-            child.wait(10)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            child.kill()
-            child.wait()
-
-
 def _failure(folder: Path, code: int, log: Path) -> Exception:
     """The error of the process that ended first: the others may only have missed that one."""
     errors = [store.read_json(path) for path in folder.glob("error-*.json")]
@@ -196,7 +265,8 @@ def main() -> None:
         launch_command(arguments)
     except ChildFailedError as problem:
         for rank, failure in problem.failures.items():
-            if failure.exitcode < 0 and -failure.exitcode != signal.SIGTERM:  # by which the launcher ends the others
+            # The launcher ends the others by SIGTERM. The folder is gone where the first job was done long ago.
+            if failure.exitcode < 0 and -failure.exitcode != signal.SIGTERM and path.parent.exists():
                 (path.parent / KILLED).write_text(f"process {rank} ended {_died(failure.exitcode)}")
         sys.exit(1)
 

@@ -2,6 +2,8 @@
 
 JOB is the file that `selfimprove.train.launch` wrote. PARENT is the id of the process that started this one; this one
 dies with it. Beside JOB stand the main process's step figures and result, and each process's error.
+
+Where JOB names a file `next`, this process stays when the job is done, and does the jobs that this file names after it.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from selfimprove.train import TrainContext
 from selfimprove.types import Example
 
 STEPS, RESULT = "steps.jsonl", "result.json"
+PAUSE = 0.05  # seconds between two looks for the next job
 PATHS = ("out", "parts", "state", "last_state")  # fields of the context that are paths, or None
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -43,18 +46,35 @@ def work(job: dict[str, Any], folder: Path) -> dict[str, float]:
         return bind(job["node"], "train")(rows, context)  # type: ignore[no-any-return]
 
 
-def main() -> None:
-    path, parent = Path(sys.argv[1]), int(sys.argv[2])
-    die_with(parent)
-    rank = os.environ.get("RANK", "0")
+def do(path: Path, rank: str) -> dict[str, Any]:
+    """Do the job in the file `path` and write the result, of the other processes `done-RANK`. Returns the job."""
+    job: dict[str, Any] = store.read_json(path)
     try:
-        result = work(store.read_json(path), path.parent)
+        result = work(job, path.parent)
     except Exception as problem:
         said = {"kind": type(problem).__name__, "message": str(problem), "key": getattr(problem, "key", "")}
         store.write_json(path.with_name(f"error-{rank}.json"), said | {"time": time.monotonic()})
         raise
     if rank == "0":
         store.write_json(path.parent / RESULT, result)
+    else:
+        (path.parent / f"done-{rank}").touch()
+    return job
+
+
+def following(path: Path, number: int) -> Path:
+    """The job of this number, as soon as the file `path` names it."""
+    while not path.exists() or (found := store.read_json(path))["number"] != number:
+        time.sleep(PAUSE)
+    return Path(found["job"])
+
+
+def main() -> None:
+    path, parent, number = Path(sys.argv[1]), int(sys.argv[2]), 1
+    die_with(parent)
+    while (next_job := do(path, os.environ.get("RANK", "0")).get("next")) is not None:
+        number += 1
+        path = following(Path(next_job), number)
 
 
 if __name__ == "__main__":

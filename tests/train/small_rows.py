@@ -25,6 +25,17 @@ def rows(n: int, *, pairs: bool = False, seed: int = 0) -> list[Example]:
     ]
 
 
+def advantaged(n: int, seed: int = 0) -> list[Example]:
+    """Rows whose tokens have an advantage each, one token of each third row masked out."""
+    data = rows(n, seed=seed)
+    for i, e in enumerate(data):
+        length = len(e.completion_ids)
+        e.advantages = [(-1) ** i * (1 + i / 5) + t / 10 for t in range(length)]
+        e.logprobs = [-5.0] * length
+        e.mask = [0, *[1] * (length - 1)] if i % 3 == 0 else None
+    return data
+
+
 def weights(folder: str | Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import train_parts
-from small_rows import LORA, rows, weights
+from small_rows import LORA, advantaged, rows, weights
 
 from selfimprove import store
 from selfimprove.errors import ConfigError, RunError, Stopped
@@ -45,11 +46,20 @@ def own(context: Make, tmp_path: Path) -> Make:
     return make
 
 
-def launched(data: list[Example], context: TrainContext, **options: Any) -> dict[str, float]:
+def launched(
+    data: list[Example], context: TrainContext, workers: launch.Workers | None = None, **options: Any
+) -> dict[str, float]:
     assert context.parts
     path = context.parts.with_name("examples.parquet")
     store.write_records(path, data, Example)
-    return launch.train({"_target_": TRAIN, **options}, path, context)
+    return launch.train({"_target_": TRAIN, **options}, path, context, workers)
+
+
+@pytest.fixture
+def workers() -> Iterator[launch.Workers]:
+    staff = launch.Workers()
+    yield staff
+    staff.close()
 
 
 def processes_of(folder: Path) -> list[int]:
@@ -94,6 +104,49 @@ def test_an_error_in_the_process_is_one_line_here_and_its_output_is_kept(own: Ma
     assert "Traceback" in (tmp_path / "train.log").read_text()
     with pytest.raises(ConfigError, match=r"^model\.dtype is float16: training takes float32 or bfloat16$"):
         launched(rows(2), own("policy", dtype="float16"), batch_size=2)
+
+
+def test_workers_stay_from_phase_to_phase_and_are_started_again_once(
+    own: Make, workers: launch.Workers, tmp_path: Path
+) -> None:
+    def train(name: str, start: Path | None = None, **options: Any) -> int:
+        more = {"start": str(start)} if start else {}
+        launched(rows(4), own(name, **more), workers, batch_size=2, **options)
+        assert workers.child
+        return workers.child.pid
+
+    first = train("first")
+    shutil.rmtree(tmp_path / "first.parts")  # as a phase that is done leaves it
+    assert train("second", tmp_path / "first") == first
+    os.kill(first, signal.SIGKILL)  # between phases
+    third = train("third", tmp_path / "first")
+    assert third != first
+    assert store.file_digest(tmp_path / "third") == store.file_digest(tmp_path / "second")
+    with pytest.raises(RunError, match=r"^training: ValueError: no"):
+        train("wrong", fail="no")
+    assert not processes_of(tmp_path)
+    with pytest.raises(RunError, match=r"ended by SIGKILL \(out of memory\?\)"):  # a new one, which nothing can help
+        train("killed", die_at=1)
+
+
+@pytest.mark.slow
+def test_workers_of_two_processes_stay_and_do_what_one_does(
+    own: Make, context: Make, workers: launch.Workers, tmp_path: Path
+) -> None:
+    data, how = advantaged(8), Training(processes=2)
+    train_parts.train(data, context("one"), batch_size=4)
+    train_parts.train(data, context("one again", start=str(tmp_path / "one")), batch_size=4)
+    launched(data, own("two", micro_batch=2, training=how), workers, batch_size=4)
+    before = processes_of(tmp_path)
+    shutil.rmtree(tmp_path / "two.parts")
+    target = own("two again", start=str(tmp_path / "two"), micro_batch=2, training=how)
+    launched(data, target, workers, batch_size=4)
+    assert processes_of(tmp_path) == before
+    assert difference(tmp_path / "one again", target.out) < 4e-6
+    os.kill(max(before), signal.SIGKILL)  # one of the two
+    target = own("two later", start=str(tmp_path / "two"), micro_batch=2, training=how)
+    launched(data, target, workers, batch_size=4)
+    assert difference(tmp_path / "one again", target.out) < 4e-6
 
 
 def test_two_processes_do_what_one_does(own: Make, context: Make) -> None:
@@ -235,6 +288,21 @@ def test_strategies_do_what_one_process_does(
         assert said == pytest.approx(expected, rel=1e-5)
     assert difference(context("one").out, target.out) < 2e-6
     assert [record["loss"] for record in one] == pytest.approx([record["loss"] for record in two], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_policy_gradients_of_two_processes_are_those_of_one(
+    own: Make, context: Make, lora: dict[str, Any] | None
+) -> None:
+    """By DDP, with a KL term and a clipped ratio. The last step has one row, which one of the processes has."""
+    data, one, two = advantaged(9), Figures(), Figures()
+    train_parts.train(data, context("one", log=one.append, lora=lora), batch_size=4, epochs=2)
+    target = own("two", log=two.append, lora=lora, micro_batch=2, training=Training(processes=2))
+    launched(data, target, batch_size=4, epochs=2)
+    assert difference(context("one").out, target.out) < 2e-6
+    assert len(one) == len(two) == 5
+    assert [record["loss"] for record in one] == pytest.approx([record["loss"] for record in two], rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.slow

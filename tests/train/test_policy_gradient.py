@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_rows import LORA, logprob, rows, weights
+from small_rows import LORA, advantaged, logprob, rows, weights
 from transformers import LlamaForCausalLM
 
 from selfimprove.errors import ConfigError
@@ -26,17 +26,6 @@ from selfimprove.types import Example
 Make = Callable[..., TrainContext]
 STILL = {"batch_size": 8, "learning_rate": 1e-12}  # one step that moves nothing
 LONGEST = 20
-
-
-def advantaged(n: int, seed: int = 0) -> list[Example]:
-    """Rows whose tokens have an advantage each, one token of each third row masked out."""
-    data = rows(n, seed=seed)
-    for i, e in enumerate(data):
-        length = len(e.completion_ids)
-        e.advantages = [(-1) ** i * (1 + i / 5) + t / 10 for t in range(length)]
-        e.logprobs = [-5.0] * length
-        e.mask = [0, *[1] * (length - 1)] if i % 3 == 0 else None
-    return data
 
 
 @pytest.fixture(scope="module")

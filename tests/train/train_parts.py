@@ -6,11 +6,13 @@ import os
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 from selfimprove.train import TrainContext
 from selfimprove.train.dpo import dpo
+from selfimprove.train.policy_gradient import policy_gradient
 from selfimprove.train.sft import sft
 from selfimprove.types import Example
 
@@ -25,7 +27,7 @@ def train(
     die_at: int = 0,
     fail: str = "",
 ) -> dict[str, float]:
-    """`sft`, or `dpo` of pairs, at a learning rate of 1e-3.
+    """`sft`, `dpo` of pairs, or policy gradients of rows with advantages and a KL term, at a learning rate of 1e-3.
 
     With `on_cpu` several processes on a CPU pass for one of the kinds of device for which accelerate has FSDP: it
     leaves FSDP out on a CPU, though torch's runs there over gloo. The main process kills itself after step `die_at`.
@@ -46,6 +48,8 @@ def train(
             os.kill(os.getpid(), signal.SIGKILL)
 
     how: Any = dpo if rows[0].rejected_ids else sft
+    if rows[0].advantages:
+        how = partial(policy_gradient, beta=0.1)
     result: dict[str, float] = how(
         rows, replace(context, log=log), batch_size=batch_size, epochs=epochs, learning_rate=1e-3
     )
