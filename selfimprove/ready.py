@@ -71,14 +71,17 @@ def require_sides(config: Config, problems: list[Problem], dropped: dict[str, st
 
 
 def require_verifiers(config: Config) -> dict[str, Any]:
-    """Facts about this machine that the verifiers' modules report. Raises ConfigError where a check lacks what it
-    needs."""
+    """Facts about this machine that the modules of verifiers and tools report. Raises ConfigError where a check or a
+    tool lacks what it needs."""
     said: dict[str, Any] = {}
     nodes = [config.verifier_of(stage) for stage in config.stages.values()]
     for node in (*nodes, config.dataset.verifier):
         module = module_of(node)
         if hasattr(module, "require"):
             said |= module.require(**options_of(node)) or {}
+    for tool in config.method.tools.values():
+        if hasattr(module_of(tool), "require"):
+            said |= module_of(tool).require(**options_of(tool)) or {}
     return said
 
 

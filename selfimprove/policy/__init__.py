@@ -95,7 +95,7 @@ class Engine(Protocol):
         ...
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text inside an assistant's running turn."""
+        """The ids of a text inside an assistant's running turn. No special token is read in it."""
         ...
 
     @property

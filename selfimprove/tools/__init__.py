@@ -1,0 +1,16 @@
+"""Tools: what a solver may call while it answers, by the keyword `tools`.
+
+`method.tools.NAME` names the function that opens a tool, with its options. It is opened once a session. A tool takes a
+text and gives back what was observed, which is text too: a program that fails or hangs is an observation like any other.
+
+A tool that is an object may also have `take()`, the number of calls by how they ended since it was last asked, which
+become figures of the phase; and `close()`. The module of the function may have `require(**options) -> dict`, called
+before a run begins: it raises ConfigError when this machine lacks what the tool needs, and returns what the run's
+environment.json should say of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+Tool = Callable[[str], Awaitable[str]]
