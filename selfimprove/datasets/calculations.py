@@ -29,7 +29,7 @@ from typing import Annotated
 
 from annotated_types import Len
 
-from selfimprove.datasets.arithmetic import VERBS, Chain, Step
+from selfimprove.datasets.arithmetic import VERBS, Chain, Step, apply
 from selfimprove.types import Message, Share
 
 BUGS = ("operand", "operator", "left out", "twice", "syntax")
@@ -96,6 +96,16 @@ def buggy(rng: random.Random, chain: Chain) -> str:
     else:
         steps.insert(i, steps[i])
     return program(chain.start, steps)
+
+
+def output_of(text: str) -> str:
+    """What such a program prints. Only lines that `program` writes are read: nothing is run."""
+    if not text.endswith("print(x)"):
+        return "SyntaxError: '(' was never closed"
+    value = int(text.partition("\n")[0].removeprefix("x = "))
+    for op, k in _LINE.findall(text):
+        value = apply(value, (op, int(k)))
+    return str(value)
 
 
 def review(chain: Chain, said: str, output: str) -> tuple[str, bool]:

@@ -119,8 +119,8 @@ async def by_round(
 
     A round's candidate says what its program printed, in the words of `answer` with {output} in them, as a sample of
     the role `tool`. metadata["stage"] is the round, from 1; metadata["rejected"] whether the text behind it holds
-    `rejects`, None where there is no such text. The policy's own answer is there where it accepted one, or ran no
-    program.
+    `rejects`, None where there is no such text. The policy's own answer is of stage `rounds` + 1. It is there where the
+    policy accepted an output, or ran no program.
     """
     samples, outputs = await _chain(problem, policy, rounds, tools, temperature, max_tokens)
     found = list[Trajectory]()
@@ -133,7 +133,7 @@ async def by_round(
         rejected = None if after is None else rejects in after
         found.append(Trajectory(problem.id, [*samples[: i + 1], stated], {"stage": i + 1, "rejected": rejected}))
     if not found or (found[-1].metadata["rejected"] is False and OUTPUT not in samples[-1].text):
-        found.append(Trajectory(problem.id, samples, {"stage": max(1, len(outputs)), "rejected": None}))
+        found.append(Trajectory(problem.id, samples, {"stage": rounds + 1, "rejected": None}))
     return found
 
 
