@@ -4,8 +4,8 @@ A call is one program, or cells of one divided by lines `# %%`. Earlier cells ar
 output alone is observed: so a tool needs no state, and a search may go back to any earlier cell.
 
 Programs run in the processes of `selfimprove.verify.pool`, each in a sandbox of its own (docs/sandbox.md). Whatever
-becomes of a program is an observation. Only a fault of the sandbox itself is none of the program's doing: it is counted,
-and too many stop the run.
+becomes of a program is an observation. A fault of the sandbox itself is not the program's doing: it is tried again,
+counted, and too many stop the run.
 """
 
 from __future__ import annotations
