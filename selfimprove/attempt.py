@@ -90,12 +90,8 @@ def collect(
         while (start := parts.done) < len(problems):
             shard = problems[start : start + session.config.hardware.shard]
             found = session.wait(solve_all(shard))
-            parts.add(
-                start,
-                start + len(shard),
-                list(itertools.chain.from_iterable(found)),
-                policy.meter.take() | session.take_calls(),
-            )
+            asked_for = policy.meter.take() | session.take_calls()
+            parts.add(start, start + len(shard), list(itertools.chain.from_iterable(found)), asked_for)
     cost.update(parts.notes())
     parts.finish()
     return measure.cost(store.read_records(path, Trajectory)) | tokens(cost)

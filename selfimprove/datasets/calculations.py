@@ -57,9 +57,8 @@ class Teacher:
                 return written
             written += "\n"
         wrong = rng.random() < (self.bugs[len(said)] if len(said) < len(self.bugs) else 0)
-        return (
-            f"{written}```python\n{buggy(rng, chain) if wrong else program(chain.start, chain.steps)}\n```\n```output"
-        )
+        text = buggy(rng, chain) if wrong else program(chain.start, chain.steps)
+        return f"{written}```python\n{text}\n```\n```output"
 
 
 def teacher(*, bugs: Annotated[Sequence[Share], Len(1)], checks: bool = True) -> Teacher:
