@@ -1,6 +1,6 @@
 """Benchmarks, each beside the obvious alternative on the same work: engines, the hand-over, tree search, the trainer, a
 step of reinforcement learning, a round and ten times the problems as a ratio to it, a check in the sandbox in seconds,
-the verifier in checks a second, a million trajectories in GB.
+programs of the tool python and checks of the verifier a second, a million trajectories in GB.
 
     python scripts/bench.py [--only KEY ...] [--out FILE]
 
@@ -24,7 +24,7 @@ from typing import Any
 from bench_mcts import bench_mcts
 from bench_rl import rl_step_vs_parts, rl_vs_trl
 from bench_round import round_vs_phases
-from bench_sandbox import sandbox_latency
+from bench_sandbox import sandbox_latency, tool_calls
 from bench_scale import memory_10x, million, passes_256, time_10x
 from bench_train import train_vs_bare, train_vs_trl
 from bench_verify import verify_throughput
@@ -182,6 +182,7 @@ BENCHMARKS: dict[str, Callable[[], Result]] = {
     "million": million,
     "passes_256": passes_256,
     "sandbox_latency": sandbox_latency,
+    "tool_calls": tool_calls,
     "verify_throughput": verify_throughput,
 }
 BOUNDS = {  # what the project holds itself to

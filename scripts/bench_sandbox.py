@@ -1,7 +1,9 @@
-"""The sandbox benchmark of scripts/bench.py: HumanEval's canonical solutions checked against their tests."""
+"""The sandbox benchmarks of scripts/bench.py: HumanEval's canonical solutions checked against their tests, and programs
+run by the tool python."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import statistics
 import subprocess
@@ -10,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from selfimprove.datasets.humaneval import load
+from selfimprove.tools.python import python as open_python
 from selfimprove.types import Problem
 from selfimprove.verify import code, sandbox
 
@@ -59,3 +62,50 @@ def sandbox_latency(checks: int = 164) -> dict[str, Any]:
         "cores": cores,
         "load": os.getloadavg()[0],
     }
+
+
+def tool_calls(calls: int = 200) -> dict[str, Any]:
+    """Sandboxed Python programs a second by the tool python, all of them different, asked for at once.
+
+    Beside it stand the same programs in the sandbox one after the other, and without any isolation in as many processes
+    at once. Raises ConfigError where bubblewrap is missing, RuntimeError when a program's output is another one.
+    """
+    sandbox.require("bubblewrap")
+    programs = [f"x = {i}\nx = x + 5\nprint(x)" for i in range(calls)]
+
+    async def ours() -> list[str]:
+        return list(await asyncio.gather(*map(tool, programs)))
+
+    def alone(text: str, name: str) -> str:
+        limits: dict[str, Any] = {"seconds": 60, "memory_mb": 512, "output_bytes": 1000}
+        return sandbox.run(text, sandbox=name, **limits).stdout.strip()
+
+    def per_second(begun: float, found: list[str]) -> float:
+        seconds = time.perf_counter() - begun
+        if found != [str(i + 5) for i in range(len(found))]:
+            raise RuntimeError("a program printed something else")
+        return len(found) / seconds
+
+    tool, cores = open_python(seconds=60), len(os.sched_getaffinity(0))
+    asyncio.run(_warm_up(tool))
+    begun = time.perf_counter()
+    value = per_second(begun, asyncio.run(ours()))
+    tool.close()
+    begun = time.perf_counter()
+    one_by_one = per_second(begun, [alone(text, "bubblewrap") for text in programs[: calls // 4]])
+    with ThreadPoolExecutor(cores) as threads:
+        begun = time.perf_counter()
+        bare = per_second(begun, list(threads.map(lambda text: alone(text, "unsafe_subprocess"), programs)))
+    return {
+        "value": value,
+        "one_after_the_other": one_by_one,
+        "without_isolation": bare,
+        "calls": calls,
+        "cores": cores,
+        "load": os.getloadavg()[0],
+    }
+
+
+async def _warm_up(tool: Any) -> None:
+    """Start the tool's processes."""
+    await asyncio.gather(*(tool(f"print('first {i}')") for i in range(8)))

@@ -92,7 +92,8 @@ def collect(
         while (start := parts.done) < len(problems):
             shard = problems[start : start + session.config.hardware.shard]
             found = session.wait(solve_all(shard))
-            parts.add(start, start + len(shard), list(itertools.chain.from_iterable(found)), policy.meter.take())
+            asked_for = policy.meter.take() | session.take_calls()
+            parts.add(start, start + len(shard), list(itertools.chain.from_iterable(found)), asked_for)
     cost.update(parts.notes())
     parts.finish()
     return measure.cost(store.read_records(path, Trajectory)) | tokens(cost)
@@ -146,7 +147,9 @@ def pair(folder: Path, problems: list[Problem], verdicts: Path | None = None) ->
 
 
 def tokens(asked: dict[str, int]) -> dict[str, int]:
-    """What was asked of models, as figures: `calls` and `tokens/KIND`. Figures of other roles are `NAME@ROLE`."""
+    """What was asked of models, as figures: `calls` and `tokens/KIND`. Figures of other roles are `NAME@ROLE`, those of
+    tools `tools/NAME/END`."""
     found = {"calls": asked.get("calls", 0)} | {f"tokens/{k}": asked.get(k, 0) for k in ("prompt", "sampled", "scored")}
     others = {name: count for name, count in sorted(asked.items()) if "@" in name}
+    found |= {name: count for name, count in sorted(asked.items()) if name.startswith("tools/")}
     return found | {name if name.startswith("calls") else f"tokens/{name}": count for name, count in others.items()}

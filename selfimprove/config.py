@@ -140,6 +140,7 @@ def check(composed: DictConfig | dict[str, Any], needs: bool = True) -> Config:
             bind(node, f"method.{name}")
             if name in ("evaluate", "baseline"):
                 require_supplies(node, "generate", f"method.{name}")
+                require_tools(config, node)
     for name, node in config.method.tools.items():
         bind(node, f"method.tools.{name}")
     bind(config.dataset.verifier, "dataset.verifier")
@@ -238,6 +239,7 @@ def check_stages(config: Config, needs: bool) -> None:
                 label = slot if chosen else (f"{where}.{slot}" if slot in given else f"method.{slot}")
                 bind(node, label)
                 require_supplies(node, "generate" if slot == "probe" else slot, label)
+                require_tools(config, node)
                 together = getattr(inspect.getmodule(function(node, label)), "require_options", None)
                 if slot == "train" and together:  # which of its options do not go together
                     together(**options_of(node))
@@ -253,6 +255,15 @@ def check_stages(config: Config, needs: bool) -> None:
             fits = getattr(module_of(stage.verifier), "require_stage", None)
             if fits:
                 fits(config, stage.verifier, f"{where}.verifier")
+
+
+def require_tools(config: Config, node: Target) -> None:
+    """Raises ConfigError where the method lacks a tool that a function calls: one of `TOOLS` of its module."""
+    called = getattr(module_of(node), "TOOLS", ()) if "tools" in asks_for(node) else ()
+    for name in called:
+        if name not in config.method.tools:
+            key = f"method.tools.{name}"
+            raise ConfigError(f"{key}: needs a tool of this name, which {node['_target_']} calls", key)
 
 
 def check_carry(config: Config, stage: Stage, where: str) -> None:

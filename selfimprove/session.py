@@ -232,6 +232,11 @@ class Session:
                 self._tools[name] = bind(node, f"method.tools.{name}")()
         return self._tools
 
+    def take_calls(self) -> dict[str, int]:
+        """The calls of tools since this was last asked, by how they ended: `tools/NAME/ok` and the like."""
+        found = {name: tool.take() for name, tool in self._tools.items() if hasattr(tool, "take")}
+        return {f"tools/{name}/{end}": count for name, ends in found.items() for end, count in ends.items()}
+
     @staticmethod
     def _close(resource: Any) -> None:
         if hasattr(resource, "close"):

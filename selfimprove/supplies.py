@@ -20,13 +20,12 @@ What is asked for joins the phase's key with all that it depends on, so that not
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from selfimprove import seeds, store
-from selfimprove.binding import Target, asks_for, bind, module_of
+from selfimprove import seeds
+from selfimprove.binding import Target, asks_for, bind
 from selfimprove.phase import problems_key, version
 from selfimprove.plan import Pass
 from selfimprove.schema import Config
@@ -49,7 +48,7 @@ def key(session: Session, step: Pass, node: Target, verifier: Target) -> list[An
     if "step" in asked:
         found.append(["step", step.round, step.stage, step.part, step.parts, step.turn, step.turns])
     if "tools" in asked:
-        found += [["tool", name, tool, _source(tool)] for name, tool in session.config.method.tools.items()]
+        found += [["tool", name, tool, version(tool)] for name, tool in session.config.method.tools.items()]
     if "figures" in asked:
         found.append(["figures", earlier_figures(session, step)])
     return found
@@ -92,7 +91,3 @@ def earlier_figures(session: Session, step: Pass) -> list[dict[str, Any]]:
         {f"{phase}/{name}": value for phase, name, value in session.run.figures(earlier) if "seconds" not in name}
         for earlier in session.passes[: step.number]
     ]
-
-
-def _source(node: Target) -> str:
-    return store.digest(inspect.getsource(module_of(node)))

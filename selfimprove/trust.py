@@ -54,6 +54,7 @@ _SHARED = (  # what methods of one's own are made of, and no configuration of th
     *(f"selfimprove.datasets.passes.{name}" for name in ("part", "drawn", "made_by", "fold")),
     *(f"selfimprove.generate.turns.{name}" for name in ("turns", "by_turn")),
     "selfimprove.verify.turns.each",
+    *(f"selfimprove.tools.python.{name}" for name in ("python", "cell")),
     "selfimprove.filter.advantages.advantages",
     "selfimprove.train.policy_gradient.policy_gradient",
     *(f"selfimprove.train.reward.{name}" for name in ("reward", "classifier")),

@@ -22,6 +22,7 @@ KINDS = {
     "llama3_1_8b": ("llama", False),
     "mistral7b": ("mistral", False),
     "writer": ("llama", True),
+    "coder": ("llama", True),
 }
 
 

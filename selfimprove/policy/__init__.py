@@ -98,7 +98,7 @@ class Engine(Protocol):
         ...
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text inside an assistant's open turn."""
+        """The ids of a text inside an assistant's open turn. No special token is read in it."""
         ...
 
     @property

@@ -63,6 +63,17 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     return ids[len(before) :] if ids[: len(before)] == before else ids
 
 
+def inert(tokenizer: Any, text: str) -> list[int]:
+    """As `encode`, but a special token that is spelt out in the text, as a program may print it, is read as letters."""
+    added = tokenizer.added_tokens_decoder.values()
+    special = [token.content for token in added if token.special and len(token.content) > 1]
+    if not any(token in text for token in special):
+        return encode(tokenizer, text)
+    for token in special:
+        text = text.replace(token, f"{token[0]}\0{token[1:]}")
+    return [token for part in text.split("\0") if part for token in encode(tokenizer, part)]
+
+
 def text(tokenizer: Any, ids: list[int]) -> str:
     """The text of a completion, without special tokens and with all its blanks."""
     decoded: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -97,7 +108,8 @@ class Speaker:
         return turn(self.tokenizer, text, ended)
 
     def encode(self, text: str) -> list[int]:
-        return encode(self.tokenizer, text)
+        """The ids of a text inside an assistant's running turn. No special token is read in it."""
+        return inert(self.tokenizer, text)
 
     @property
     def end(self) -> int:

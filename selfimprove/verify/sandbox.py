@@ -61,29 +61,29 @@ AF_UNIX = 1
 F_SETLEASE, F_NOTIFY = 1024, 1026  # of fcntl(2): they report what others do with a file or a folder
 
 
-def require(name: str, image: str = IMAGE) -> None:
+def require(name: str, image: str = IMAGE, where: str = "verifier") -> None:
     """Raises ConfigError unless the sandbox `name` can run a program here. It tries once, which takes 50 ms to 1 s.
 
-    image: the image for containers.
+    image: the image for containers; where: the section of the config that names the sandbox, for messages.
     """
     try:
         if name in container.ENGINES:
             container.describe(name, image)
         result = run("print('ready')", sandbox=name, image=image, seconds=30, memory_mb=512, output_bytes=1000)
     except ConfigError as error:
-        raise ConfigError(f"verifier.sandbox={name}: {error}") from None
+        raise ConfigError(f"{where}.sandbox={name}: {str(error).replace('verifier.', f'{where}.')}") from None
     why = " ".join(result.stderr.split())[-500:] or result.status
     if result.stdout != "ready\n" and name in container.ENGINES:
         raise ConfigError(
-            f"verifier.sandbox={name}: cannot run a program in the image {image}, which needs Python 3.10 or later as "
+            f"{where}.sandbox={name}: cannot run a program in the image {image}, which needs Python 3.10 or later as "
             f"`python`: {why}"
         )
     if result.stdout != "ready\n":
         raise ConfigError(
-            f"verifier.sandbox={name}: bubblewrap cannot run a program on this machine: "
+            f"{where}.sandbox={name}: bubblewrap cannot run a program on this machine: "
             f"{why}. Unprivileged user namespaces must be allowed (in a container: "
             "its seccomp profile; Ubuntu 24.04: kernel.apparmor_restrict_unprivileged_userns=0). "
-            "verifier.sandbox=unsafe_subprocess runs model-written code without any isolation."
+            f"{where}.sandbox=unsafe_subprocess runs model-written code without any isolation."
         )
 
 

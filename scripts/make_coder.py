@@ -1,0 +1,119 @@
+"""Make the coder that ships inside the package for cosc: tokenizer, corpus and weights, from one seed.
+
+    python scripts/make_coder.py --out selfimprove/models/coder | tee scripts/make_coder.log
+
+A Llama of a quarter of a million parameters answers chains of `selfimprove.datasets.arithmetic`, of the training side,
+by a Python program: it writes one, reads its output, and says the answer. It also tells what a program does. Some
+programs of its corpus have a bug, as people's do, and nobody looks at their output. So it knows programs, and it knows
+neither checks nor second tries. Weights are written in 16 bits, which halves them; they are read as 32 bits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from make_writer import Row, save, train
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from selfimprove.datasets import arithmetic as data
+from selfimprove.datasets.calculations import buggy, output_of, program, review
+from selfimprove.policy import chat
+from selfimprove.studies import tiny
+
+WINDOW = 512
+BUGS = 0.3  # share of programs with a bug
+EXPLAIN = "What does this program do?"
+TELLS = 0.3  # share of documents that tell what a program does
+
+
+def document(rng: random.Random) -> tuple[str, list[tuple[str, bool]]]:
+    """A prompt, and the pieces of its reply, each with whether it is learnt: an output is not."""
+    while (chain := data.random_chain(rng, rng.choice(data.LEVELS))).side != "train":
+        pass
+    text = buggy(rng, chain) if rng.random() < BUGS else program(chain.start, chain.steps)
+    if rng.random() < TELLS:
+        told = [f"Start with {chain.start}.", *(f"{data.VERBS[op]} {k}." for op, k in chain.steps)]
+        shown = program(chain.start, chain.steps)
+        return f"```python\n{shown}\n```\n{EXPLAIN}", [("\n".join(told), True)]
+    output = output_of(text)
+    return chain.question, [
+        (f"```python\n{text}\n```\n```output", True),
+        (f"\n{output}\n```\n", False),
+        (f"The answer is {output}.", True),
+    ]
+
+
+def make_tokenizer() -> Any:
+    """It has tokens for the words of a check too, which the corpus does not hold."""
+    rng = random.Random(1)
+    texts = []
+    for _ in range(3000):
+        prompt, reply = document(rng)
+        texts += [prompt, *(piece for piece, _ in reply)]
+        chain = data.random_chain(rng, rng.choice(data.LEVELS))
+        text = buggy(rng, chain) if rng.random() < 0.5 else program(chain.start, chain.steps)
+        texts.append(review(chain, text, output_of(text))[0])
+    return tiny.make_tokenizer(texts, 400, WINDOW)
+
+
+def make_model(tokenizer: Any) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        head_dim=32,
+        max_position_embeddings=WINDOW,
+        tie_word_embeddings=True,
+        initializer_range=0.08,  # with the usual 0.02 a model of this size does not learn to copy in these steps
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def row(tokenizer: Any, rng: random.Random) -> Row:
+    prompt, reply = document(rng)
+    ids = chat.render(tokenizer, prompt)
+    labels = [-100] * len(ids)
+    for piece, learnt in reply:
+        own = chat.encode(tokenizer, piece)
+        ids += own
+        labels += own if learnt else [-100] * len(own)
+    return [*ids, tokenizer.eos_token_id], [*labels, tokenizer.eos_token_id]
+
+
+def batches(tokenizer: Any, rng: random.Random, tokens: int) -> Iterator[tuple[Any, Any]]:
+    """Endless (input_ids, labels) of about `tokens` tokens, right-padded, rows of like length together."""
+    while True:
+        rows = [row(tokenizer, rng) for _ in range(1000)]
+        yield from tiny.batched(rng, rows, tokens, tokenizer.pad_token_id)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the model; saved every 100 steps")
+    parser.add_argument("--steps", type=int, default=1200, help="optimizer steps")
+    parser.add_argument("--lr", type=float, default=4e-3, help="their peak learning rate")
+    parser.add_argument("--tokens", type=int, default=1536, help="tokens a step, padding included")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(args.seed)
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer)
+    print(" ".join(f"{key}={value}" for key, value in vars(args).items() if key != "out"))
+    print(f"{model.num_parameters()} parameters, {len(tokenizer)} tokens in the vocabulary", flush=True)
+    for _ in train(model, batches(tokenizer, random.Random(args.seed), args.tokens), args.steps, args.lr):
+        save(model, tokenizer, args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""Does a policy learn to verify what its programs print, and do rounds of correction make its answers better?
+
+Claims of Gao et al. 2024 (arXiv 2410.10735), on chains of arithmetic that are answered by Python programs in the
+sandbox. The arms learn from the same scripted teacher: with a verification behind each output, without one (the verdict
+alone), and right programs alone, in a single round. Each arm has the learning rate with which phase 1 is best on dev
+problems. One more arm learns from the teacher alone, in as many optimizer steps as phase 2 of the method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+from rich.table import Table
+
+from selfimprove.methods.cosc import by_round, chains
+from selfimprove.report.statistics import Estimate
+from selfimprove.studies import Claim, Lab, Result, difference, overall
+from selfimprove.studies.arms import arms_table, run_arms
+from selfimprove.studies.solving import ByProblem, Groups, Solver, attempts, solve, solved
+from selfimprove.studies.staged import GRADE, answered, bounded, chosen_rates, minus, policy_of
+from selfimprove.studies.tiny import shipped
+from selfimprove.tools.python import Python, python
+from selfimprove.types import Attempt
+from selfimprove.verify.answers import last, vote
+
+COMMAND = "selfimprove study cosc"
+SINGLE = [
+    "method.stages.seed.generate.rounds=1",
+    "method.stages.self.generate.rounds=1",
+    "method.evaluate.rounds=1",
+    "method.tools.teacher.bugs=[0]",
+    "method.tools.teacher.checks=false",
+]
+OWN, ALONE, STEPS = "cosc", "single round", "phase 1, as many steps"
+ARMS = {OWN: [], "no verification": ["method.tools.teacher.checks=false"], ALONE: SINGLE}
+RATES = (1e-3, 3e-3)
+EPOCHS = 6
+MAX_TOKENS = 160
+GATE = 0.9  # share of outputs that have to be followed by a verdict, else the policy has not learnt the form
+DRAWS = 2000  # of a bootstrap
+
+
+def study(lab: Lab) -> Iterator[Claim]:
+    tool = python(chars=200)
+    try:
+        yield from claims(lab, tool)
+    finally:
+        tool.close()
+
+
+def claims(lab: Lab, tool: Python) -> Iterator[Claim]:
+    taught, train, dev, heldout = (60, 20, 20, 30) if lab.quick else (500, 150, 200, 250)
+    common = ["method=cosc", "rounds=1", f"dataset.train_size={max(taught, train)}", f"method.train.epochs={EPOCHS}"]
+    common += [f"method.stages.seed.problems.count={taught}"]
+    common += ["+method.stages.self.problems._target_=selfimprove.datasets.passes.drawn"]
+    common += [f"+method.stages.self.problems.count={train}"]
+    arms = {OWN: ARMS[OWN]} if lab.quick else ARMS
+    solver: Solver = partial(
+        by_round, rounds=3, answer="The answer is {output}.", rejects="Verdict: incorrect", tools={"python": tool}
+    )
+    rates = RATES[:1] if lab.quick else RATES
+    taught_only = [word for word in common if "stages.self" not in word] + ["~method.stages.self"]
+    once = {arm: [word for word in own if "stages.self" not in word] for arm, own in arms.items()}
+    chosen = chosen_rates(lab, taught_only, once, rates, solver, last, dev)
+    tuned = {arm: [*own, f"method.train.learning_rate={chosen[arm]}"] for arm, own in arms.items()}
+    common.append(f"dataset.heldout_size={heldout}")
+    runs = run_arms(lab, common, tuned)
+    epochs = round(EPOCHS * float(np.mean([rows(r) for r in runs[OWN]])) / taught)
+    longer = [f"method.train.learning_rate={chosen[OWN]}", f"dataset.heldout_size={heldout}"]
+    runs[STEPS] = lab.over_seeds(*taught_only, *longer, f"method.train.epochs={epochs}")
+
+    def after_seeds(result: Result) -> Groups:
+        problems = [group[0].problem for group in result.attempts(result.evaluation("base"))]
+        path = str(result.path / "rounds/000.0_seed/policy")
+        return attempts(problems, solve(solver, shipped(path), problems, max_tokens=MAX_TOKENS), GRADE)
+
+    first = {arm: [at_round(r, 1) for r in found] for arm, found in runs.items()}
+    final = {arm: [answered(r) for r in found] for arm, found in runs.items()}
+    gains = {arm: [minus(f, o) for f, o in zip(final[arm], first[arm], strict=True)] for arm in runs}
+    responses = [list(r.attempts(r.evaluation("last"))) for r in runs[OWN]]
+    phase_1 = [solved([own_answer(g) for g in after_seeds(r)], last) for r in runs[OWN]]
+    lab.note(table(runs, overall(phase_1)))
+    written = verdicts(responses)
+    found: list[tuple[str, Estimate, float, str]] = [
+        (
+            "answers are right more often than what the first program prints",
+            difference(final[OWN], first[OWN]),
+            0.0,
+            "first programs of the same responses",
+        ),
+        (
+            "wrong outputs are called incorrect more often than right ones, by at least .4",
+            estimated(gap, responses),
+            0.4,
+            "right outputs",
+        ),
+        ("phase 2 answers better than phase 1", difference(final[OWN], phase_1), 0.0, "the policy after phase 1"),
+        (
+            "and better than phase 1 in as many steps",
+            difference(final[OWN], final[STEPS]),
+            0.0,
+            f"{epochs} epochs of the teacher's rows",
+        ),
+    ]
+    if not lab.quick:
+        n = max(3, round(tokens(runs[OWN]) / tokens(runs[ALONE])))
+        single = [solved(sampled(r, n, tool, seed), vote) for seed, r in enumerate(runs[ALONE])]
+        found += [
+            (
+                "rounds gain more with a verification than without",
+                difference(gains[OWN], gains["no verification"]),
+                0.0,
+                "the verdict alone, as many rows",
+            ),
+            (
+                "answers are better than by learning right programs alone",
+                difference(final[OWN], final[ALONE]),
+                0.0,
+                "a single round, which costs less",
+            ),
+            (
+                f"answers are better than the majority of {n} single rounds",
+                difference(final[OWN], single),
+                0.0,
+                "a single round, as many tokens or more",
+            ),
+        ]
+    for claim, estimate, least, control in found:
+        if written >= GATE:
+            yield bounded(claim, estimate, least, control, COMMAND)
+        else:
+            why = f"cannot be tested here: {written:.0%} of outputs are followed by a verdict, of {GATE:.0%} needed"
+            yield Claim(claim, None, why, None, control, COMMAND)
+
+
+def rows(result: Result) -> int:
+    """How many rows the last training of a run had."""
+    return int(result.summary["rounds"][-1]["examples"])
+
+
+def own_answer(group: list[Attempt]) -> list[Attempt]:
+    """The candidate that counts, alone: that of the last stage."""
+    chosen = last(group)
+    return [] if chosen is None else [group[chosen]]
+
+
+def outputs(groups: Groups) -> list[tuple[int, bool, bool | None]]:
+    """Of each output: the place of its problem, whether it is right, and whether it was rejected."""
+    return [
+        (i, a.verdict.status == "correct", a.trajectory.metadata["rejected"])
+        for i, group in enumerate(groups)
+        for a in group
+        if a.trajectory.samples[-1].role == "tool"
+    ]
+
+
+def verdicts(responses: Sequence[Groups]) -> float:
+    """The share of outputs behind which a verdict stands."""
+    said = [rejected is not None for groups in responses for _, _, rejected in outputs(groups)]
+    return float(np.mean(said)) if said else 0.0
+
+
+def gap(groups: Groups, weights: np.ndarray) -> float:
+    """P(rejected | a wrong output) - P(rejected | a right one), over the outputs of all rounds."""
+    shares = []
+    for is_right in (False, True):
+        kind = [(weights[i], bool(rejected)) for i, right, rejected in outputs(groups) if right == is_right]
+        total = sum(weight for weight, _ in kind)
+        shares.append(sum(weight for weight, rejected in kind if rejected) / total if total else 0.0)
+    return float(shares[0] - shares[1])
+
+
+def estimated(figure: Callable[[Groups, np.ndarray], float], runs: Sequence[Groups]) -> Estimate:
+    """A figure's mean over seeds, with a Bayesian bootstrap over problems."""
+
+    def mean(weights: np.ndarray) -> float:
+        return float(np.mean([figure(groups, weights) for groups in runs]))
+
+    n = len(runs[0])
+    drawn = [mean(weights) for weights in np.random.default_rng(0).standard_exponential((DRAWS, n))]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Estimate(mean(np.ones(n)), float(low), float(high), n)
+
+
+def written_by(group: Sequence[Attempt]) -> int:
+    """How many tokens the policy wrote for a held-out problem."""
+    samples = {len(s.prompt_ids): s for a in group for s in a.trajectory.samples if s.role == "policy"}
+    return sum(len(s.completion_ids) for s in samples.values())
+
+
+def tokens(results: Sequence[Result]) -> float:
+    """Tokens that the policy writes for a held-out problem, mean."""
+    return float(np.mean([written_by(g) for r in results for g in r.attempts(r.evaluation("last"))]))
+
+
+def sampled(result: Result, n: int, tool: Python, seed: int) -> Groups:
+    """n single rounds to each held-out problem, at temperature 1."""
+    problems = [group[0].problem for group in result.attempts(result.evaluation("last"))]
+    solver = partial(chains, n=n, rounds=1, tools={"python": tool}, temperature=1.0)
+    found = solve(solver, shipped(policy_of(result)), problems, seed=seed, max_tokens=MAX_TOKENS)
+    return attempts(problems, found, GRADE)
+
+
+def table(runs: Mapping[str, Sequence[Result]], phase_1: float) -> Table:
+    def answers(of: Callable[[Result], ByProblem]) -> Callable[[Sequence[Result]], str]:
+        return lambda results: f"{100 * overall([of(r) for r in results]):.1f} %"
+
+    def rejected(results: Sequence[Result]) -> str:
+        found = [o for r in results for o in outputs(list(r.attempts(r.evaluation("last"))))]
+        kinds = [[bool(rejected) for _, right, rejected in found if right == kind] for kind in (False, True)]
+        return ", ".join(f"{np.mean(kind):.3f}" if kind else "none" for kind in kinds)
+
+    base = overall([answered(r, "base") for r in next(iter(runs.values()))])
+    return arms_table(
+        f"Held-out, means over seeds; the coder before: {100 * base:.1f} %, after phase 1: {100 * phase_1:.1f} %",
+        runs,
+        {
+            "first program": answers(partial(at_round, number=1)),
+            "second": answers(partial(at_round, number=2)),
+            "answer": answers(answered),
+            "called incorrect: wrong, right": rejected,
+            "rows": lambda rs: f"{np.mean([rows(r) for r in rs]):.0f}",
+            "tokens": lambda rs: f"{tokens(rs):.0f}",
+            "learning rate": lambda rs: next(
+                w.partition("=")[2] for w in rs[0].overrides if w.startswith("method.train.learning_rate=")
+            ),
+        },
+    )
+
+
+def at_round(result: Result, number: int) -> ByProblem:
+    """What the program of a round prints; where there is none, that of the round before, or the answer."""
+    found: ByProblem = {}
+    for group in result.attempts(result.evaluation("last")):
+        ran = [a for a in group if a.trajectory.metadata["stage"] <= number] or group[:1]
+        found[group[0].problem.id] = float(ran[-1].verdict.status == "correct")
+    return found

@@ -1,0 +1,175 @@
+"""Python as a tool: a program that a policy wrote runs in the sandbox, and what it prints is the observation.
+
+A call is one program, or cells of one divided by lines `# %%`. Earlier cells are run again before the last one, whose
+output alone is observed: so a tool needs no state, and a search may go back to any earlier cell.
+
+Programs run in the processes of `selfimprove.verify.pool`, each in a sandbox of its own (docs/sandbox.md). Whatever
+becomes of a program is an observation. A fault of the sandbox itself is not the program's doing: it is tried again,
+counted, and too many stop the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+from collections import Counter
+from typing import Any
+
+from selfimprove.errors import RunError
+from selfimprove.types import Count, Seconds, Status
+from selfimprove.verify import Outcome
+from selfimprove.verify import sandbox as sandboxes
+from selfimprove.verify.container import IMAGE
+from selfimprove.verify.pool import Pool
+from selfimprove.verify.sandbox import Result, run
+
+KEEPS_TIME = True  # the sandbox ends what takes too long
+OUTPUT_BYTES = 1 << 16  # that are read of a program
+REMEMBERED = 4096  # programs
+FAULTS, FAULT_SHARE = 10, 0.05  # of the sandbox: the run stops where there are more than both
+CELL = re.compile(r"^# %%.*\n?", re.MULTILINE)
+ENDED = {"correct": "ok", "wrong": "failed"}  # how a figure calls an outcome; `timeout` and `error` keep their names
+
+_DRIVER = """
+import contextlib, io, json
+with open("cells.json") as file:
+    *earlier, last = json.load(file)
+scope = {"__name__": "__main__"}
+for cell in earlier:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(BaseException):
+        exec(compile(cell, "<cell>", "exec"), scope)
+exec(compile(last, "<cell>", "exec"), scope)
+"""
+
+
+def require_python(*, sandbox: str = "bubblewrap", image: str = IMAGE, **options: Any) -> dict[str, str]:
+    """The guards of the programs, for the run's record. Raises ConfigError where the sandbox cannot run here."""
+    sandboxes.require(sandbox, image, "method.tools.python")
+    return sandboxes.describe(sandbox, image)
+
+
+def python(
+    *,
+    seconds: Seconds = 5.0,
+    memory_mb: Count = 512,
+    chars: Count = 1000,
+    workers: Count | None = None,
+    sandbox: str = "bubblewrap",
+    image: str = IMAGE,
+) -> Python:
+    """The tool, open.
+
+    seconds, memory_mb (MiB): limits of a program, as of the verifier `code`; chars: the most characters of an
+    observation; workers: programs that run at once, None: one a core; image: what a container is made of.
+    """
+    options = {"seconds": seconds, "memory_mb": memory_mb, "chars": chars, "sandbox": sandbox, "image": image}
+    return Python(Pool(f"{__name__}.cell", options, workers=workers or os.cpu_count() or 1, seconds=seconds))
+
+
+class Python:
+    """A program's observation; the same program is run once, and remembered."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool.__enter__()
+        self._known: dict[str, asyncio.Future[str]] = {}  # by program, oldest first
+        self._ended: Counter[str] = Counter()  # calls by how they ended, since `take`
+        self._calls = self._faults = 0
+
+    async def __call__(self, text: str) -> str:
+        """What the program `text` printed, and how it failed if it did. Raises RunError where the sandbox does not
+        work."""
+        if text not in self._known:
+            if len(self._known) >= REMEMBERED:
+                del self._known[next(iter(self._known))]
+            known = self._known[text] = asyncio.get_running_loop().create_future()
+            try:
+                known.set_result(await self._run(text))
+            except BaseException as error:
+                self._known.pop(text, None)
+                known.set_exception(error if isinstance(error, RunError) else RunError("the call was given up"))
+                known.exception()  # whoever waits for it gets it; if nobody does, that is no fault
+                raise
+        return await asyncio.shield(self._known[text])
+
+    async def _run(self, text: str) -> str:
+        outcome = await self._pool.check_one(text, None, {})
+        if outcome.status == "error":  # perhaps the machine was too busy
+            outcome = await self._pool.check_one(text, None, {})
+        self._calls += 1
+        self._ended[ENDED.get(outcome.status, outcome.status)] += 1
+        if outcome.status == "error":
+            self._faults += 1
+            if self._faults > max(FAULTS, FAULT_SHARE * self._calls):
+                raise RunError(f"the tool python failed {self._faults} times, the last time: {outcome.reason}")
+        return outcome.extracted if outcome.extracted is not None else f"{outcome.status}: {outcome.reason}"
+
+    def take(self) -> dict[str, int]:
+        """Calls that were made since the last `take`, by how they ended: `ok`, `failed`, `timeout` or `error`."""
+        taken = dict(self._ended)
+        self._ended.clear()
+        return taken
+
+    def close(self) -> None:
+        self._pool.__exit__()
+
+
+def cell(
+    text: str,
+    gold: str | None,
+    metadata: dict[str, Any],
+    *,
+    seconds: float,
+    memory_mb: int,
+    chars: int,
+    sandbox: str,
+    image: str,
+) -> Outcome:
+    """The observation of a program, in `extracted`.
+
+    The status says how it ended: `correct` by itself, `wrong` with an error of its own, `timeout`, or `error` where the
+    sandbox is at fault.
+    """
+    cells = CELL.split(text)
+    program, files = (text, {}) if len(cells) == 1 else (_DRIVER, {"cells.json": json.dumps(cells)})
+    result = run(
+        program,
+        files=files,
+        seconds=seconds,
+        memory_mb=memory_mb,
+        output_bytes=OUTPUT_BYTES,
+        sandbox=sandbox,
+        image=image,
+    )
+    if result.status == "error":
+        return Outcome("error", 0.0, reason=f"the sandbox failed: {result.stderr.strip()[-300:]}")
+    status: Status = {"ok": "correct", "timeout": "timeout"}.get(result.status, "wrong")  # type: ignore[assignment]
+    said = [part for part in (result.stdout.rstrip("\n"), _failure(result, seconds, memory_mb)) if part]
+    return Outcome(status, 0.0, bounded(escaped("\n".join(said)), chars))
+
+
+def _failure(result: Result, seconds: float, memory_mb: int) -> str:
+    """What went wrong with a program, as the last line of its traceback says it; nothing where all is well."""
+    if result.status == "ok":
+        return ""
+    if result.status == "exit":
+        return result.stderr.rstrip().rpartition("\n")[2] or f"SystemExit: {result.exit_code}"
+    return {
+        "timeout": f"TimeoutError: took more than {seconds:g} s",
+        "memory": f"MemoryError: needs more than {memory_mb} MiB",
+        "output": f"OSError: printed more than {OUTPUT_BYTES} bytes",
+    }.get(result.status, "OSError: the program was killed")
+
+
+def escaped(text: str) -> str:
+    """Text in which what cannot be seen stands as `\\x1b`: control characters, and halves of surrogate pairs."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def bounded(text: str, chars: int) -> str:
+    """The text, or its two ends where it is longer than `chars` characters."""
+    if len(text) <= chars:
+        return text
+    half = chars // 2
+    return f"{text[: chars - half]}\n[{len(text) - chars} characters left out]\n{text[len(text) - half :]}"
