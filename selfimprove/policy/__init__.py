@@ -7,12 +7,15 @@ an engine, and the engine answers whatever is waiting in one batch.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from selfimprove import seeds
+from selfimprove.digests import digest
 from selfimprove.types import Message, Problem, Sample
 
 if TYPE_CHECKING:
@@ -20,6 +23,55 @@ if TYPE_CHECKING:
 
 Prompt = str | list[Message] | Sequence[int]  # text, chat messages, or token ids as they are
 Base = tuple[str, tuple[str, ...], tuple[int, ...]]  # what keys and values depend on beside the weights
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A temporary adapter, by all that it depends on beside the weights: LoRA on every linear layer but the head.
+
+    `rows` are (prompt ids, completion ids); completions bear the loss, the mean negative log-likelihood of their tokens.
+    A step reads one row, in order, `epochs` times all of them. The learning rate rises over the first `warmup` of the
+    steps and falls to 0 as a cosine.
+    """
+
+    rows: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    epochs: int = 5
+    learning_rate: float = 1e-4
+    r: int = 8
+    alpha: float = 16.0
+    warmup: float = 0.03
+    seed: int = 0
+
+    @cached_property
+    def name(self) -> str:
+        """What the adapter is found by: the same for equal tunings, another for others."""
+        return digest(astuple(self))
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * len(self.rows)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return max(len(prompt) + len(completion) for prompt, completion in self.rows)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that training reads."""
+        return self.epochs * sum(len(prompt) + len(completion) for prompt, completion in self.rows)
+
+    @property
+    def kind(self) -> tuple[float, ...]:
+        """What adapters must have in common to be trained together."""
+        return self.steps, self.learning_rate, self.r, self.alpha, self.warmup
+
+    def schedule(self, step: int) -> float:
+        """The share of the learning rate at a step, counted from 0."""
+        rise = math.ceil(self.warmup * self.steps)
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, self.steps - rise)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +82,7 @@ class Request:
     the completion's text contains one of `stop` (which is kept, ids and text), or at `max_tokens`.
 
     A request says all that its answer depends on. `media` are digests of pictures or arrays that the prompt shows,
-    `adapter` names an adapter that is used for this request alone, and `hook` acts inside the decoder. An engine that
+    `adapter` is trained for this request and forgotten after it, and `hook` acts inside the decoder. An engine that
     does not have what a request asks for raises ValueError.
     """
 
@@ -42,13 +94,13 @@ class Request:
     top_k: int = 0
     stop: tuple[str, ...] = ()
     media: tuple[str, ...] = ()
-    adapter: str = ""
+    adapter: Tuning | None = None
     hook: Hook | None = None
 
     @property
     def base(self) -> Base:
         """What the keys and values of the prompt depend on. Every cache is keyed by it, never by ids alone."""
-        return self.adapter, self.media, self.prompt_ids
+        return self.adapter.name if self.adapter else "", self.media, self.prompt_ids
 
 
 def plain(prompt_ids: Sequence[int]) -> Base:
@@ -130,14 +182,15 @@ _KINDS = ("calls", "prompt", "sampled", "scored")
 
 
 class Meter:
-    """What was asked of engines: requests, and tokens of prompts, of completions sampled and of completions scored."""
+    """What was asked of engines: requests, and tokens of prompts, of completions sampled and of completions scored; and
+    those that temporary adapters were trained on, where there were any."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
 
-    def count(self, role: str, *, calls: int, prompt: int, sampled: int = 0, scored: int = 0) -> None:
-        """Add what one request, or several alike, cost the model in this role."""
-        for kind, number in zip(_KINDS, (calls, prompt, sampled, scored), strict=True):
+    def count(self, role: str, **numbers: int) -> None:
+        """Add what one request, or several alike, cost the model in this role: calls, prompt, sampled, scored, tuned."""
+        for kind, number in numbers.items():
             self._counts[kind] += number
             if role != "policy":
                 self._counts[f"{kind}@{role}"] += number
@@ -148,8 +201,8 @@ class Meter:
         return self._counts["calls"]
 
     def take(self) -> dict[str, int]:
-        """The counts so far, which then start again from zero: `calls`, `prompt`, `sampled` and `scored` of all roles
-        together, and `KIND@ROLE` of each role but the policy."""
+        """The counts so far, which then start again from zero: `calls`, `prompt`, `sampled`, `scored` and, where there
+        is any, `tuned` of all roles together, and `KIND@ROLE` of each role but the policy."""
         taken = dict.fromkeys(_KINDS, 0) | dict(self._counts)
         self._counts.clear()
         return taken
@@ -205,10 +258,12 @@ class Policy:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         media: Sequence[str] = (),
-        adapter: str = "",
+        adapter: Tuning | None = None,
         hook: Hook | None = None,
     ) -> list[Sample]:
         """n completions of one prompt, in the order of their seeds. The options are those of a Request.
+
+        An adapter is trained once for the n of them, and the meter counts the tokens that this reads as `tuned`.
 
         Raises ValueError when the prompt leaves no room for a single token in the model's window.
         """
@@ -226,6 +281,8 @@ class Policy:
             sample.role, sample.version = self.role, self.version
         sampled = sum(len(sample.completion_ids) for sample in samples)
         self.meter.count(self.role, calls=n, prompt=n * len(ids), sampled=sampled)
+        if adapter:
+            self.meter.count(self.role, tuned=adapter.tokens)
         return samples
 
     async def beam(self, prompt: Prompt, width: int, *, max_tokens: int | None = None) -> Sample:

@@ -13,6 +13,9 @@ What several requests start with is read once (`Prefixes` in slots.py): starts t
 steps, that is completions that a stop string cut, behind which a search goes on and asks for opinions. It is forgotten
 when the work ends and when the weights change.
 
+A request with an adapter waits until that is trained (policy/tune.py), and is then decoded in one batch with the others.
+What was read with an adapter is not shared with requests that have another.
+
 Not supported: models whose layers are not all full or sliding-window attention.
 """
 
@@ -35,6 +38,7 @@ from selfimprove.policy import Base, Request, chat, models, require_fit, require
 from selfimprove.policy.hooks import Hook, Rows
 from selfimprove.policy.sampling import Settings, choose
 from selfimprove.policy.slots import GROUPED, Pair, Prefixes, Slots
+from selfimprove.policy.tune import Adapters
 from selfimprove.types import Sample
 
 PREFILL_TOKENS = 8192  # padded tokens in one forward without sampling: bounds activations
@@ -73,6 +77,11 @@ class _Row:
     note: dict[str, Any] = field(default_factory=dict)  # its hook's
 
     @property
+    def adapter(self) -> str:
+        """The name of its adapter; "" is none."""
+        return self.request.adapter.name if self.request.adapter else ""
+
+    @property
     def token(self) -> int:
         return self.ids[-1] if self.ids else self.request.prompt_ids[-1]
 
@@ -97,6 +106,7 @@ class _Read:
 
     ids: tuple[int, ...]
     most: int  # tokens that may be taken as known
+    adapter: str = ""
     path: list[int] = field(default_factory=list)  # in Prefixes
 
     @property
@@ -139,6 +149,7 @@ class TransformersEngine(chat.Speaker):
         self.tokenizer: Any = models.load_tokenizer(path, trust_remote_code=trust_remote_code)
         self.model: Any = models.load_model(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         self.model.set_attn_implementation(GROUPED)
+        self.model.requires_grad_(False)
         self.device: torch.device = self.model.device
         self.trust_remote_code = trust_remote_code
         self.max_batch = max_batch
@@ -161,25 +172,33 @@ class TransformersEngine(chat.Speaker):
         self._settings: Settings | None = None  # of _rows; None when they changed
         self._cache = Slots(max_batch)
         self._known = Prefixes()
+        self._adapters = Adapters(self.model, self.vocabulary)
+        self._untuned: dict[str, list[tuple[int, int, Base]]] = {}  # entries of _queue to be, by the adapter they await
         self._asleep = False
 
     @property
     def memory(self) -> int:
-        """Bytes of the weights, and of the keys and values of all slots at the largest they have been."""
+        """Bytes of the weights, and of adapters and the keys and values of all slots at the largest they have been."""
         weights: int = sum(tensor.numel() * tensor.element_size() for tensor in self.model.parameters())
-        return weights + max(self.stats.cache_bytes, self._cache.bytes)
+        return weights + self._adapters.peak + max(self.stats.cache_bytes, self._cache.bytes)
 
     # What a policy calls
 
     async def sample(self, request: Request) -> Sample:
-        """One completion. Raises ValueError for a request that does not fit the window, or asks for media or an
-        adapter, and what the model or the request's hook raises."""
-        require_plain(replace(request, hook=None), "transformers")
+        """One completion. Raises ValueError for a request that does not fit the window, or asks for media, and what the
+        model or the request's hook raises."""
+        require_plain(replace(request, hook=None, adapter=None), "transformers")
         require_room(request, self.max_length)
         row = _Row(request, asyncio.get_running_loop().create_future(), self._watch(request.stop))
+        name = row.adapter
+        tuned = self._adapters.ask(request.adapter) if request.adapter else True
         if request.base not in self._groups:
             self._groups[request.base] = []
-            heapq.heappush(self._queue, (-len(request.prompt_ids), self._arrivals, request.base))
+            entry = -len(request.prompt_ids), self._arrivals, request.base
+            if tuned:
+                heapq.heappush(self._queue, entry)
+            else:
+                self._untuned.setdefault(name, []).append(entry)
         self._groups[request.base].append(row)
         self.stats.waiting += 1
         try:
@@ -189,6 +208,10 @@ class TransformersEngine(chat.Speaker):
                 group.remove(row)
                 self.stats.waiting -= 1
             raise
+        finally:
+            if name and self._adapters.release(name):
+                for *_, base in self._untuned.pop(name, []):
+                    self._groups.pop(base, None)
 
     async def logprobs(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
         """Teacher-forced log pi of each completion token, in nats at temperature 1. Raises ValueError when too long."""
@@ -288,6 +311,7 @@ class TransformersEngine(chat.Speaker):
                 with torch.inference_mode():
                     settle = self._score()
                     settle |= self._search()
+                    self._tune()
                     self._admit()
                     settle |= self._decode()
         except BaseException as error:  # every waiter learns of it; nobody awaits the pump itself
@@ -304,6 +328,7 @@ class TransformersEngine(chat.Speaker):
 
     def _fail(self, error: BaseException) -> None:
         self._groups, self._queue, self._scores, self._beams, self._rows = {}, [], [], [], []
+        self._untuned = {}
         self._settings = None
         self._empty()
         self.stats.waiting = self.stats.running = 0
@@ -314,6 +339,14 @@ class TransformersEngine(chat.Speaker):
                 future.set_exception(error)
             else:
                 future.cancel()
+
+    # Adapters
+
+    def _tune(self) -> None:
+        """Train adapters that requests wait for, and let the requests of those that are trained into the queue."""
+        for name in self._adapters.train(idle=not (self._rows or self._queue)):
+            for entry in self._untuned.pop(name):
+                heapq.heappush(self._queue, entry)
 
     # Sampling
 
@@ -349,14 +382,15 @@ class TransformersEngine(chat.Speaker):
         self._prefill(fresh)
 
     def _prefill(self, prompts: dict[Base, list[int]]) -> None:
-        """Fill the cache with all but the last token of each prompt. Only plain requests come here, so that their ids
-        are all that keys and values depend on."""
-        starts = {ids[:-1]: slots for (_, _, ids), slots in prompts.items()}
-        self._share(list(starts))
-        for batch in self._batches([_Read(ids, len(ids)) for ids in starts]):
+        """Fill the cache with all but the last token of each prompt. No request here has media, so that ids and adapter
+        are all that keys and values depend on; starts are shared where there is no adapter."""
+        starts = {(adapter, ids[:-1]): slots for (adapter, _, ids), slots in prompts.items()}
+        self._share([ids for adapter, ids in starts if not adapter])
+        reads = [_Read(ids, 0 if adapter else len(ids), adapter) for adapter, ids in starts]
+        for batch in self._batches(reads):
             _, layers = self._read(batch, self.model.base_model)
-            source = [i for i, read in enumerate(batch) for _ in starts[read.ids]]
-            slots = [slot for read in batch for slot in starts[read.ids]]
+            source = [i for i, read in enumerate(batch) for _ in starts[read.adapter, read.ids]]
+            slots = [slot for read in batch for slot in starts[read.adapter, read.ids]]
             self._cache.fill(layers, source, slots, max(len(read.ids) for read in batch))
 
     def _share(self, sequences: list[tuple[int, ...]]) -> None:
@@ -397,7 +431,8 @@ class TransformersEngine(chat.Speaker):
         ids = _pad([read.ids[start:] for read, start in zip(batch, starts, strict=True)], self.device)
         if not any(starts):
             fresh = DynamicCache() if keep else None
-            output = model(input_ids=ids, past_key_values=fresh, use_cache=keep)
+            with self._adapters.on([read.adapter for read in batch]):
+                output = model(input_ids=ids, past_key_values=fresh, use_cache=keep)
             return output, [(keys, values) for keys, values, _ in fresh or ()]
         width = max(starts) + left
         cache = self._known.gather([read.path for read in batch], width)
@@ -405,13 +440,14 @@ class TransformersEngine(chat.Speaker):
             return None, cache.buffers
         columns = torch.tensor(starts, device=self.device)[:, None] + torch.arange(left, device=self.device)
         cache.aim(columns, width)
-        output = model(
-            input_ids=ids,
-            position_ids=columns.clamp(max=self.max_length - 1),  # padding may go beyond the window
-            attention_mask=self._masks(columns, width),
-            past_key_values=cache,
-            use_cache=True,
-        )
+        with self._adapters.on([read.adapter for read in batch]):
+            output = model(
+                input_ids=ids,
+                position_ids=columns.clamp(max=self.max_length - 1),  # padding may go beyond the window
+                attention_mask=self._masks(columns, width),
+                past_key_values=cache,
+                use_cache=True,
+            )
         return output, cache.buffers
 
     def _decode(self) -> bool:
@@ -426,8 +462,8 @@ class TransformersEngine(chat.Speaker):
         inputs = torch.tensor([[row.token for row in rows], [row.position for row in rows]]).to(self.device)
         positions = inputs[1, :, None]
         self._cache.aim(positions, max(row.position for row in rows) + 1)
-        logits = (
-            self.model(
+        with self._adapters.on([row.adapter for row in rows]):
+            output = self.model(
                 input_ids=inputs[0, :, None],
                 position_ids=positions,
                 attention_mask=self._masks(positions, self._cache.width),
@@ -435,9 +471,7 @@ class TransformersEngine(chat.Speaker):
                 use_cache=True,
                 logits_to_keep=1,
             )
-            .logits[:, -1]
-            .float()
-        )
+        logits = output.logits[:, -1].float()
         counts = np.array([len(row.ids) for row in rows])
         hooked = self._hooked(logits) if any(row.request.hook for row in rows) else logits
         tokens, logprobs = choose(logits, self._settings, counts, hooked)
@@ -455,7 +489,8 @@ class TransformersEngine(chat.Speaker):
         self.stats.sampled_tokens += len(rows)
         if done:
             # What a stop string ended is a step: others go on from it, or ask about it.
-            steps = [(i, [*rows[i].request.prompt_ids, *rows[i].ids[:-1]]) for i in done if rows[i].request.stop]
+            cut = [i for i in done if rows[i].request.stop and not rows[i].adapter]
+            steps = [(i, [*rows[i].request.prompt_ids, *rows[i].ids[:-1]]) for i in cut]
             self._known.keep(self._cache.buffers, steps)
             self._release(done)
         return bool(done)
@@ -480,22 +515,23 @@ class TransformersEngine(chat.Speaker):
                     [row.request.temperature for row in rows],
                     [row.request.hook for row in rows if row.request.hook is not None],
                     [row.note for row in rows],
-                    partial(self._hidden, ids, logits[places]),
+                    partial(self._hidden, ids, logits[places], [row.adapter for row in rows]),
                     self._head,
                 )
             )
         return found
 
     def _hidden(
-        self, every: Sequence[Sequence[int]], logits: torch.Tensor, numbers: Sequence[int]
+        self, every: Sequence[Sequence[int]], logits: torch.Tensor, adapters: Sequence[str], numbers: Sequence[int]
     ) -> list[torch.Tensor]:
         """Hidden states of some rows. Raises ValueError where `_head` does not make the rows' logits of them: a model
         may scale its logits behind its head."""
         sequences = [every[i] for i in numbers]
-        output = self.model.base_model(
-            input_ids=_pad(sequences, self.device),
-            use_cache=False,  # padding on the right, which no token attends to
-        )
+        with self._adapters.on([adapters[i] for i in numbers]):
+            output = self.model.base_model(
+                input_ids=_pad(sequences, self.device),
+                use_cache=False,  # padding on the right, which no token attends to
+            )
         states = [output.last_hidden_state[i, : len(ids)] for i, ids in enumerate(sequences)]
         known = logits[list(numbers)]
         if (self._head(torch.stack([one[-1] for one in states])) - known).abs().max() > 0.05 * known.abs().max():
