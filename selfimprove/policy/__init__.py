@@ -29,8 +29,8 @@ Base = tuple[str, tuple[str, ...], tuple[int, ...]]  # what keys and values depe
 class Tuning:
     """A temporary adapter, by all that it depends on beside the weights: LoRA on every linear layer but the head.
 
-    `rows` are (prompt ids, completion ids); completions bear the loss, the mean negative log-likelihood of their tokens.
-    A step reads one row, in order, `epochs` times all of them. The learning rate rises over the first `warmup` of the
+    `rows` are (prompt ids, completion ids). The loss is the mean negative log-likelihood of a completion's tokens. Each
+    step reads one row, in order, `epochs` times all of them. The learning rate rises over the first `warmup` of the
     steps and falls to 0 as a cosine.
     """
 
@@ -167,6 +167,11 @@ class Engine(Protocol):
         """The finished completion of the highest mean log-probability a token that beam search finds."""
         ...
 
+    async def lens(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[Sample]:
+        """What each layer would say along a completion, a sample a layer, first to last: at each place the token that
+        it finds likeliest behind the completion's tokens before. Log-probabilities are the layer's own."""
+        ...
+
     def load(self, path: str) -> None:
         """Take the weights of the policy folder `path` in place, and forget what was cached for the old ones."""
         ...
@@ -189,7 +194,7 @@ class Meter:
         self._counts: Counter[str] = Counter()
 
     def count(self, role: str, **numbers: int) -> None:
-        """Add what one request, or several alike, cost the model in this role: calls, prompt, sampled, scored, tuned."""
+        """Add what one request, or several alike, cost the model in this role, as in calls=1."""
         for kind, number in numbers.items():
             self._counts[kind] += number
             if role != "policy":
@@ -301,6 +306,15 @@ class Policy:
         ids = self.render(prompt)
         self.meter.count(self.role, calls=1, prompt=len(ids), scored=len(completion_ids))
         return await self.engine.logprobs(ids, completion_ids)
+
+    async def lens(self, prompt: Prompt, completion_ids: Sequence[int]) -> list[Sample]:
+        """What each layer would say along a completion, as `Engine.lens` says."""
+        ids = self.render(prompt)
+        self.meter.count(self.role, calls=1, prompt=len(ids), scored=len(completion_ids))
+        samples = await self.engine.lens(ids, completion_ids)
+        for sample in samples:
+            sample.role, sample.version = self.role, self.version
+        return samples
 
     def _limit(self, ids: Sequence[int], max_tokens: int | None) -> int:
         room = self.engine.max_length - len(ids)

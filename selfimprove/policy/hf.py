@@ -13,7 +13,7 @@ What several requests start with is read once (`Prefixes` in slots.py): starts t
 steps, that is completions that a stop string cut, behind which a search goes on and asks for opinions. It is forgotten
 when the work ends and when the weights change.
 
-A request with an adapter waits until that is trained (policy/tune.py), and is then decoded in one batch with the others.
+A request with an adapter waits until that is trained (policy/tune.py), and is then decoded in one batch with others.
 What was read with an adapter is not shared with requests that have another.
 
 Not supported: models whose layers are not all full or sliding-window attention.
@@ -36,12 +36,14 @@ from transformers import DynamicCache
 from selfimprove.errors import ConfigError
 from selfimprove.policy import Base, Request, chat, models, require_fit, require_plain, require_room
 from selfimprove.policy.hooks import Hook, Rows
+from selfimprove.policy.lens import Layer, lens, require_head
 from selfimprove.policy.sampling import Settings, choose
 from selfimprove.policy.slots import GROUPED, Pair, Prefixes, Slots
 from selfimprove.policy.tune import Adapters
 from selfimprove.types import Sample
 
 PREFILL_TOKENS = 8192  # padded tokens in one forward without sampling: bounds activations
+LOOK_TOKENS = 2048  # padded tokens in one forward that keeps the states of all layers
 LOGIT_ENTRIES = 2**26  # tokens x vocabulary in one scoring batch: 256 MiB in float32
 SHARED = 32  # tokens that requests must have in common, beyond what is known, before reading them once pays
 SCORE_PART = 4  # while slots are full, scores wait until they are this part of max_batch
@@ -115,6 +117,17 @@ class _Read:
 
 
 @dataclass(eq=False, slots=True)
+class _Look:
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    future: asyncio.Future[list[Layer]]
+
+    @property
+    def read(self) -> list[int]:
+        return [*self.prompt_ids, *self.completion_ids[:-1]]
+
+
+@dataclass(eq=False, slots=True)
 class _Beam:
     prompt_ids: list[int]
     width: int
@@ -168,6 +181,7 @@ class TransformersEngine(chat.Speaker):
         self._queue: list[tuple[int, int, Base]] = []  # heap of the keys of _groups, longest first
         self._scores: list[tuple[int, int, _Score]] = []  # heap, longest first
         self._beams: list[_Beam] = []
+        self._looks: list[_Look] = []
         self._rows: list[_Row] = []  # row i is in slot i
         self._settings: Settings | None = None  # of _rows; None when they changed
         self._cache = Slots(max_batch)
@@ -231,16 +245,29 @@ class TransformersEngine(chat.Speaker):
         item = _Beam(list(prompt_ids), width, max_tokens, asyncio.get_running_loop().create_future())
         self._beams.append(item)
         ids = await self._answer(item.future)
+        return self._found(item.prompt_ids, ids, await self.logprobs(prompt_ids, ids))
+
+    def _found(self, prompt_ids: list[int], ids: list[int], logprobs: list[float]) -> Sample:
+        """A completion that was not drawn."""
         ended = ids[-1] in self.eos
         return Sample(
-            prompt_ids=item.prompt_ids,
+            prompt_ids=prompt_ids,
             completion_ids=ids,
-            logprobs=await self.logprobs(prompt_ids, ids),
+            logprobs=logprobs,
             text=self._text(ids[:-1] if ended else ids),
             finish="stop" if ended else "length",
             seed=0,
             temperature=0.0,
         )
+
+    async def lens(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[Sample]:
+        """As `Engine.lens` says. Raises ValueError when too long, and for a model whose layers cannot be read."""
+        if not completion_ids:
+            return []
+        require_fit(prompt_ids, completion_ids, self.max_length)
+        item = _Look(list(prompt_ids), list(completion_ids), asyncio.get_running_loop().create_future())
+        self._looks.append(item)
+        return [self._found(item.prompt_ids, *layer) for layer in await self._answer(item.future)]
 
     def load(self, path: str) -> None:
         """Take the weights of a checkpoint folder, or of an adapter folder merged into this engine's base.
@@ -274,7 +301,7 @@ class TransformersEngine(chat.Speaker):
         self._empty()
 
     def _require_idle(self) -> None:
-        if self._rows or self._groups or self._scores or self._beams:
+        if self._rows or self._groups or self._scores or self._beams or self._looks:
             raise RuntimeError("the weights can neither change nor sleep while requests are in flight")
 
     def _empty(self) -> None:
@@ -304,13 +331,14 @@ class TransformersEngine(chat.Speaker):
         try:
             while True:
                 await (self._settle() if settle else asyncio.sleep(0))
-                if not (self._groups or self._scores or self._beams or self._rows):
+                if not (self._groups or self._scores or self._beams or self._looks or self._rows):
                     self._known = Prefixes()  # so that what a batch of requests gets does not depend on earlier ones
                     return
                 self._known.tidy()
                 with torch.inference_mode():
                     settle = self._score()
                     settle |= self._search()
+                    settle |= self._look()
                     self._tune()
                     self._admit()
                     settle |= self._decode()
@@ -328,7 +356,7 @@ class TransformersEngine(chat.Speaker):
 
     def _fail(self, error: BaseException) -> None:
         self._groups, self._queue, self._scores, self._beams, self._rows = {}, [], [], [], []
-        self._untuned = {}
+        self._looks, self._untuned = [], {}
         self._settings = None
         self._empty()
         self.stats.waiting = self.stats.running = 0
@@ -533,12 +561,7 @@ class TransformersEngine(chat.Speaker):
                 use_cache=False,  # padding on the right, which no token attends to
             )
         states = [output.last_hidden_state[i, : len(ids)] for i, ids in enumerate(sequences)]
-        known = logits[list(numbers)]
-        if (self._head(torch.stack([one[-1] for one in states])) - known).abs().max() > 0.05 * known.abs().max():
-            raise ValueError(
-                f"{self.base}: hidden states and output head do not give this model's logits, so no hook "
-                "can work on them"
-            )
+        require_head(self.model, self._head(torch.stack([one[-1] for one in states])), logits[list(numbers)])
         return states
 
     def _head(self, states: torch.Tensor) -> torch.Tensor:
@@ -664,6 +687,22 @@ class TransformersEngine(chat.Speaker):
                 item.future.set_result(scores[start:end])
                 start = end
         return bool(items)
+
+    # Layers
+
+    def _look(self) -> bool:
+        """What the layers say to one batch of what waits, the longest together; True when there was any."""
+        self._looks = sorted((look for look in self._looks if not look.future.done()), key=lambda look: -len(look.read))
+        if not self._looks:
+            return False
+        count = max(1, LOOK_TOKENS // len(self._looks[0].read))
+        batch, self._looks = self._looks[:count], self._looks[count:]
+        asked = [(look.prompt_ids, look.completion_ids) for look in batch]
+        for look, found in zip(
+            batch, lens(self.model, self._head, _pad([look.read for look in batch], self.device), asked), strict=True
+        ):
+            look.future.set_result(found)
+        return True
 
     # Beam search
 

@@ -1,9 +1,9 @@
 """Temporary adapters: a low-rank change of the weights for the requests that ask for it, and for no other.
 
-Adapters are LoRA (Hu et al. 2021, arXiv 2106.09685): a linear layer W gives x W + (alpha / r) x A B. The A and B of many
-adapters stand in one tensor each, a slice an adapter, and row i of a batch goes through slice i alone. So many adapters
-are trained in one forward and backward, and no gradient of one meets another. The base's weights are never written to,
-so that an adapter leaves no trace when it is forgotten.
+Adapters are LoRA (Hu et al. 2021, arXiv 2106.09685): a linear layer W gives x W + (alpha / r) x A B. The A and B of
+many adapters stand in one tensor each, a slice an adapter, and row i of a batch goes through slice i alone. So many
+adapters are trained in one forward and backward, and no gradient of one meets another. The base's weights are never
+written to, so that an adapter leaves no trace when it is forgotten.
 """
 
 from __future__ import annotations
