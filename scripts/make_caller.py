@@ -10,8 +10,10 @@ training side only. Weights are written in 16 bits, which halves them; they are 
 from __future__ import annotations
 
 import argparse
+import logging
 import random
 import shutil
+import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -82,6 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     rng = random.Random(0)
     documents = [document(rng) for _ in range(DOCUMENTS)]
     tokenizer = tiny.make_tokenizer((text for pair in documents[:3000] for text in pair), 640, WINDOW, words=True)
