@@ -1,6 +1,6 @@
-"""Benchmarks, each beside the obvious alternative on the same work: engines, the hand-over, tree search, the trainer, a
-step of reinforcement learning, a round and ten times the problems as a ratio to it, a check in the sandbox in seconds,
-programs of the tool python and checks of the verifier a second, a million trajectories in GB.
+"""Benchmarks, each beside the obvious alternative on the same work: engines, hooks and adapters, the hand-over, tree
+search, the trainer, a step of reinforcement learning, a round and ten times the problems as a ratio to it, a check in
+the sandbox in seconds, programs of the tool python and checks of the verifier a second, a million trajectories in GB.
 
     python scripts/bench.py [--only KEY ...] [--out FILE]
 
@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from bench_decoder import hook_vs_plain, memory_of_adapters, tune_batched, tune_batched_135m
 from bench_mcts import bench_mcts
 from bench_rl import rl_step_vs_parts, rl_vs_trl
 from bench_round import round_vs_phases
@@ -171,6 +172,10 @@ BENCHMARKS: dict[str, Callable[[], Result]] = {
     "vllm_vs_transformers": vllm_vs_transformers,
     "handover_vs_cold_start": handover_vs_cold_start,
     "transformers_vs_generate": transformers_vs_generate,
+    "hook_vs_plain": hook_vs_plain,
+    "tune_batched": tune_batched,
+    "tune_batched_135m": tune_batched_135m,
+    "memory_of_adapters": memory_of_adapters,
     "mcts_vs_sequential": bench_mcts,
     "train_vs_trl": train_vs_trl,
     "train_vs_bare": train_vs_bare,
@@ -189,6 +194,10 @@ BOUNDS = {  # what the project holds itself to
     "runner_vs_vllm": ">= 0.95",
     "vllm_vs_transformers": ">= 2.5",
     "handover_vs_cold_start": "<= 0.1",
+    "hook_vs_plain": ">= 0.97",
+    "tune_batched": ">= 2",
+    "tune_batched_135m": ">= 1.3",
+    "memory_of_adapters": "<= 4 (GB)",
     "mcts_vs_sequential": ">= 10",
     "train_vs_trl": ">= 0.95",
     "train_vs_bare": ">= 0.8",

@@ -14,7 +14,7 @@ from selfimprove import store
 from selfimprove.attempt import collect, pair
 from selfimprove.binding import bind
 from selfimprove.errors import RunError
-from selfimprove.generate.decodings import decodings
+from selfimprove.generate.decodings import by_layer, decodings
 from selfimprove.grading import grade
 from selfimprove.phase import once, policy_key, problems_key, version
 from selfimprove.plan import BASE, Pass
@@ -84,6 +84,7 @@ def plain(config: Config) -> Any:
         ]
         if (more := options.consistency) is not None:
             found += await decodings(problem, policy, more.samples, more.temperature, options.max_tokens)
+            found += await by_layer(problem, policy, asked[0][0]) if more.layers else []
         return found
 
     return solver

@@ -175,6 +175,7 @@ class Method(Stage):
 class Consistency(Section):
     samples: Annotated[int, Field(ge=2)] = 16  # per held-out problem, whose answers are compared
     temperature: NonNegative = 0.7
+    layers: bool = False  # what each layer would answer, too
 
 
 class Evaluation(Section):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from selfimprove.policy import Policy
-from selfimprove.types import Problem, Trajectory
+from selfimprove.types import Problem, Sample, Trajectory
 
 BEAM, TOP_K, TOP_P = 5, 50, 0.95
 
@@ -23,3 +23,10 @@ async def decodings(
         "consistency": await policy.sample(prompt, samples, temperature=temperature, max_tokens=max_tokens),
     }
     return [Trajectory(problem.id, [s], {"decoding": name}) for name, samples in answers.items() for s in samples]
+
+
+async def by_layer(problem: Problem, policy: Policy, answer: Sample) -> list[Trajectory]:
+    """What each layer would say along an answer of the policy's, first to last: a trajectory of the decoding layer_1,
+    layer_2, and so on. That of the last layer is the answer itself, where it was greedy."""
+    layers = await policy.lens(answer.prompt_ids, answer.completion_ids)
+    return [Trajectory(problem.id, [s], {"decoding": f"layer_{i}"}) for i, s in enumerate(layers, start=1)]

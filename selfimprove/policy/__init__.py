@@ -7,12 +7,15 @@ an engine, and the engine answers all waiting requests in one batch.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from selfimprove import seeds
+from selfimprove.digests import digest
 from selfimprove.types import Message, Problem, Sample
 
 if TYPE_CHECKING:
@@ -20,6 +23,55 @@ if TYPE_CHECKING:
 
 Prompt = str | list[Message] | Sequence[int]  # text, chat messages, or token ids
 Base = tuple[str, tuple[str, ...], tuple[int, ...]]  # adapter, media, prompt ids: with the weights, these fix the cache
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A temporary adapter, by all that it depends on beside the weights: LoRA on every linear layer but the head.
+
+    `rows` are (prompt ids, completion ids). The loss is the mean negative log-likelihood of a completion's tokens. Each
+    step reads one row, in order, `epochs` times all of them. The learning rate rises over the first `warmup` of the
+    steps and falls to 0 as a cosine.
+    """
+
+    rows: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    epochs: int = 5
+    learning_rate: float = 1e-4
+    r: int = 8
+    alpha: float = 16.0
+    warmup: float = 0.03
+    seed: int = 0
+
+    @cached_property
+    def name(self) -> str:
+        """What the adapter is found by: the same for equal tunings, another for others."""
+        return digest(astuple(self))
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * len(self.rows)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return max(len(prompt) + len(completion) for prompt, completion in self.rows)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that training reads."""
+        return self.epochs * sum(len(prompt) + len(completion) for prompt, completion in self.rows)
+
+    @property
+    def kind(self) -> tuple[float, ...]:
+        """What adapters must have in common to be trained together."""
+        return self.steps, self.learning_rate, self.r, self.alpha, self.warmup
+
+    def schedule(self, step: int) -> float:
+        """The share of the learning rate at a step, counted from 0."""
+        rise = math.ceil(self.warmup * self.steps)
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, self.steps - rise)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +82,8 @@ class Request:
     or as soon as the completion's text contains one of `stop`, which stays in ids and text.
 
     The answer depends on the request and the weights alone. `media` are digests of pictures or arrays in the prompt,
-    `adapter` names an adapter for this request alone, and `hook` acts inside the decoder. An engine raises ValueError
-    for a feature that it lacks.
+    `adapter` is trained for this request and forgotten after it, and `hook` acts inside the decoder. An engine raises
+    ValueError for a feature that it lacks.
     """
 
     prompt_ids: tuple[int, ...]
@@ -42,13 +94,13 @@ class Request:
     top_k: int = 0
     stop: tuple[str, ...] = ()
     media: tuple[str, ...] = ()
-    adapter: str = ""
+    adapter: Tuning | None = None
     hook: Hook | None = None
 
     @property
     def base(self) -> Base:
         """All that the prompt's keys and values depend on beside the weights. It is the key of every cache."""
-        return self.adapter, self.media, self.prompt_ids
+        return self.adapter.name if self.adapter else "", self.media, self.prompt_ids
 
 
 def plain(prompt_ids: Sequence[int]) -> Base:
@@ -118,6 +170,11 @@ class Engine(Protocol):
         """Beam search: the finished completion with the highest mean log-probability a token."""
         ...
 
+    async def lens(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[Sample]:
+        """What each layer would say along a completion, a sample a layer, first to last: at each place the token that
+        it finds likeliest behind the completion's tokens before. Log-probabilities are the layer's own."""
+        ...
+
     def load(self, path: str) -> None:
         """Replace the weights by those in the policy folder `path`, and empty the caches."""
         ...
@@ -133,14 +190,15 @@ _KINDS = ("calls", "prompt", "sampled", "scored")
 
 
 class Meter:
-    """Counts requests to engines, and the tokens of prompts, of sampled completions and of scored completions."""
+    """Counts requests to engines; the tokens of prompts, of sampled completions and of scored completions; and those that
+    temporary adapters were trained on, if there were any."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
 
-    def count(self, role: str, *, calls: int, prompt: int, sampled: int = 0, scored: int = 0) -> None:
-        """Add the cost of one request, or of several alike, to the model in this role."""
-        for kind, number in zip(_KINDS, (calls, prompt, sampled, scored), strict=True):
+    def count(self, role: str, **numbers: int) -> None:
+        """Add the cost of one request, or of several alike, to the model in this role, as in calls=1."""
+        for kind, number in numbers.items():
             self._counts[kind] += number
             if role != "policy":
                 self._counts[f"{kind}@{role}"] += number
@@ -153,8 +211,8 @@ class Meter:
     def take(self) -> dict[str, int]:
         """Return the counts so far and reset them to zero.
 
-        `calls`, `prompt`, `sampled` and `scored` are totals over all roles; `KIND@ROLE` is one role's count. The policy
-        has none of its own.
+        `calls`, `prompt`, `sampled`, `scored` and, if there is any, `tuned` are totals over all roles; `KIND@ROLE` is one
+        role's count. The policy has none of its own.
         """
         taken = dict.fromkeys(_KINDS, 0) | dict(self._counts)
         self._counts.clear()
@@ -210,10 +268,12 @@ class Policy:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         media: Sequence[str] = (),
-        adapter: str = "",
+        adapter: Tuning | None = None,
         hook: Hook | None = None,
     ) -> list[Sample]:
         """n completions of one prompt, in the order of their seeds. `Request` explains the options.
+
+        An adapter is trained once for the n of them, and the meter counts the tokens that this reads as `tuned`.
 
         Raises ValueError when the prompt leaves no room for a token in the model's window.
         """
@@ -231,6 +291,8 @@ class Policy:
             sample.role, sample.version = self.role, self.version
         sampled = sum(len(sample.completion_ids) for sample in samples)
         self.meter.count(self.role, calls=n, prompt=n * len(ids), sampled=sampled)
+        if adapter:
+            self.meter.count(self.role, tuned=adapter.tokens)
         return samples
 
     async def beam(self, prompt: Prompt, width: int, *, max_tokens: int | None = None) -> Sample:
@@ -249,6 +311,15 @@ class Policy:
         ids = self.render(prompt)
         self.meter.count(self.role, calls=1, prompt=len(ids), scored=len(completion_ids))
         return await self.engine.logprobs(ids, completion_ids)
+
+    async def lens(self, prompt: Prompt, completion_ids: Sequence[int]) -> list[Sample]:
+        """What each layer would say along a completion, as `Engine.lens` says."""
+        ids = self.render(prompt)
+        self.meter.count(self.role, calls=1, prompt=len(ids), scored=len(completion_ids))
+        samples = await self.engine.lens(ids, completion_ids)
+        for sample in samples:
+            sample.role, sample.version = self.role, self.version
+        return samples
 
     def _limit(self, ids: Sequence[int], max_tokens: int | None) -> int:
         room = self.engine.max_length - len(ids)

@@ -13,6 +13,9 @@ What several requests start with is read once (`Prefixes` in slots.py): starts t
 steps, that is completions that a stop string cut, behind which a search goes on and asks for opinions. It is forgotten
 when the work ends and when the weights change.
 
+A request with an adapter waits until that is trained (policy/tune.py), and is then decoded in one batch with others.
+What was read with an adapter is not shared with requests that have another.
+
 Not supported: models whose layers are not all full or sliding-window attention.
 """
 
@@ -33,11 +36,14 @@ from transformers import DynamicCache
 from selfimprove.errors import ConfigError
 from selfimprove.policy import Base, Request, chat, models, require_fit, require_plain, require_room
 from selfimprove.policy.hooks import Hook, Rows
+from selfimprove.policy.lens import Layer, lens, require_head
 from selfimprove.policy.sampling import Settings, choose
 from selfimprove.policy.slots import GROUPED, Pair, Prefixes, Slots
+from selfimprove.policy.tune import Adapters
 from selfimprove.types import Sample
 
 PREFILL_TOKENS = 8192  # padded tokens in one forward without sampling: bounds activations
+LOOK_TOKENS = 2048  # padded tokens in one forward that keeps the states of all layers
 LOGIT_ENTRIES = 2**26  # tokens x vocabulary in one scoring batch: 256 MiB in float32
 SHARED = 32  # tokens that requests must have in common, beyond what is known, before reading them once pays
 SCORE_PART = 4  # while slots are full, scores wait until they are this part of max_batch
@@ -73,6 +79,11 @@ class _Row:
     note: dict[str, Any] = field(default_factory=dict)  # its hook's
 
     @property
+    def adapter(self) -> str:
+        """The name of its adapter; "" is none."""
+        return self.request.adapter.name if self.request.adapter else ""
+
+    @property
     def token(self) -> int:
         return self.ids[-1] if self.ids else self.request.prompt_ids[-1]
 
@@ -97,11 +108,23 @@ class _Read:
 
     ids: tuple[int, ...]
     most: int  # tokens that may be taken as known
+    adapter: str = ""
     path: list[int] = field(default_factory=list)  # in Prefixes
 
     @property
     def left(self) -> int:
         return len(self.ids) - len(self.path)
+
+
+@dataclass(eq=False, slots=True)
+class _Look:
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    future: asyncio.Future[list[Layer]]
+
+    @property
+    def read(self) -> list[int]:
+        return [*self.prompt_ids, *self.completion_ids[:-1]]
 
 
 @dataclass(eq=False, slots=True)
@@ -139,6 +162,7 @@ class TransformersEngine(chat.Speaker):
         self.tokenizer: Any = models.load_tokenizer(path, trust_remote_code=trust_remote_code)
         self.model: Any = models.load_model(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         self.model.set_attn_implementation(GROUPED)
+        self.model.requires_grad_(False)
         self.device: torch.device = self.model.device
         self.trust_remote_code = trust_remote_code
         self.max_batch = max_batch
@@ -157,29 +181,38 @@ class TransformersEngine(chat.Speaker):
         self._queue: list[tuple[int, int, Base]] = []  # heap of the keys of _groups, longest first
         self._scores: list[tuple[int, int, _Score]] = []  # heap, longest first
         self._beams: list[_Beam] = []
+        self._looks: list[_Look] = []
         self._rows: list[_Row] = []  # row i is in slot i
         self._settings: Settings | None = None  # of _rows; None when they changed
         self._cache = Slots(max_batch)
         self._known = Prefixes()
+        self._adapters = Adapters(self.model, self.vocabulary)
+        self._untuned: dict[str, list[tuple[int, int, Base]]] = {}  # entries of _queue to be, by the adapter they await
         self._asleep = False
 
     @property
     def memory(self) -> int:
-        """Bytes of the weights, and of the keys and values of all slots at the largest they have been."""
+        """Bytes of the weights, and of adapters and the keys and values of all slots at the largest they have been."""
         weights: int = sum(tensor.numel() * tensor.element_size() for tensor in self.model.parameters())
-        return weights + max(self.stats.cache_bytes, self._cache.bytes)
+        return weights + self._adapters.peak + max(self.stats.cache_bytes, self._cache.bytes)
 
     # What a policy calls
 
     async def sample(self, request: Request) -> Sample:
-        """One completion. Raises ValueError for a request that does not fit the window, or asks for media or an
-        adapter, and what the model or the request's hook raises."""
-        require_plain(replace(request, hook=None), "transformers")
+        """One completion. Raises ValueError for a request that does not fit the window, or asks for media, and what the
+        model or the request's hook raises."""
+        require_plain(replace(request, hook=None, adapter=None), "transformers")
         require_room(request, self.max_length)
         row = _Row(request, asyncio.get_running_loop().create_future(), self._watch(request.stop))
+        name = row.adapter
+        tuned = self._adapters.ask(request.adapter) if request.adapter else True
         if request.base not in self._groups:
             self._groups[request.base] = []
-            heapq.heappush(self._queue, (-len(request.prompt_ids), self._arrivals, request.base))
+            entry = -len(request.prompt_ids), self._arrivals, request.base
+            if tuned:
+                heapq.heappush(self._queue, entry)
+            else:
+                self._untuned.setdefault(name, []).append(entry)
         self._groups[request.base].append(row)
         self.stats.waiting += 1
         try:
@@ -189,6 +222,10 @@ class TransformersEngine(chat.Speaker):
                 group.remove(row)
                 self.stats.waiting -= 1
             raise
+        finally:
+            if name and self._adapters.release(name):
+                for *_, base in self._untuned.pop(name, []):
+                    self._groups.pop(base, None)
 
     async def logprobs(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
         """Teacher-forced log pi of each completion token, in nats at temperature 1. Raises ValueError when too long."""
@@ -208,16 +245,29 @@ class TransformersEngine(chat.Speaker):
         item = _Beam(list(prompt_ids), width, max_tokens, asyncio.get_running_loop().create_future())
         self._beams.append(item)
         ids = await self._answer(item.future)
+        return self._found(item.prompt_ids, ids, await self.logprobs(prompt_ids, ids))
+
+    def _found(self, prompt_ids: list[int], ids: list[int], logprobs: list[float]) -> Sample:
+        """A completion that was not drawn."""
         ended = ids[-1] in self.eos
         return Sample(
-            prompt_ids=item.prompt_ids,
+            prompt_ids=prompt_ids,
             completion_ids=ids,
-            logprobs=await self.logprobs(prompt_ids, ids),
+            logprobs=logprobs,
             text=self._text(ids[:-1] if ended else ids),
             finish="stop" if ended else "length",
             seed=0,
             temperature=0.0,
         )
+
+    async def lens(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[Sample]:
+        """As `Engine.lens` says. Raises ValueError when too long, and for a model whose layers cannot be read."""
+        if not completion_ids:
+            return []
+        require_fit(prompt_ids, completion_ids, self.max_length)
+        item = _Look(list(prompt_ids), list(completion_ids), asyncio.get_running_loop().create_future())
+        self._looks.append(item)
+        return [self._found(item.prompt_ids, *layer) for layer in await self._answer(item.future)]
 
     def load(self, path: str) -> None:
         """Take the weights of a checkpoint folder, or of an adapter folder merged into this engine's base.
@@ -251,7 +301,7 @@ class TransformersEngine(chat.Speaker):
         self._empty()
 
     def _require_idle(self) -> None:
-        if self._rows or self._groups or self._scores or self._beams:
+        if self._rows or self._groups or self._scores or self._beams or self._looks:
             raise RuntimeError("the weights can neither change nor sleep while requests are in flight")
 
     def _empty(self) -> None:
@@ -281,13 +331,15 @@ class TransformersEngine(chat.Speaker):
         try:
             while True:
                 await (self._settle() if settle else asyncio.sleep(0))
-                if not (self._groups or self._scores or self._beams or self._rows):
+                if not (self._groups or self._scores or self._beams or self._looks or self._rows):
                     self._known = Prefixes()  # so that what a batch of requests gets does not depend on earlier ones
                     return
                 self._known.tidy()
                 with torch.inference_mode():
                     settle = self._score()
                     settle |= self._search()
+                    settle |= self._look()
+                    self._tune()
                     self._admit()
                     settle |= self._decode()
         except BaseException as error:  # every waiter learns of it; nobody awaits the pump itself
@@ -304,6 +356,7 @@ class TransformersEngine(chat.Speaker):
 
     def _fail(self, error: BaseException) -> None:
         self._groups, self._queue, self._scores, self._beams, self._rows = {}, [], [], [], []
+        self._looks, self._untuned = [], {}
         self._settings = None
         self._empty()
         self.stats.waiting = self.stats.running = 0
@@ -314,6 +367,14 @@ class TransformersEngine(chat.Speaker):
                 future.set_exception(error)
             else:
                 future.cancel()
+
+    # Adapters
+
+    def _tune(self) -> None:
+        """Train adapters that requests wait for, and let the requests of those that are trained into the queue."""
+        for name in self._adapters.train(idle=not (self._rows or self._queue)):
+            for entry in self._untuned.pop(name):
+                heapq.heappush(self._queue, entry)
 
     # Sampling
 
@@ -349,14 +410,15 @@ class TransformersEngine(chat.Speaker):
         self._prefill(fresh)
 
     def _prefill(self, prompts: dict[Base, list[int]]) -> None:
-        """Fill the cache with all but the last token of each prompt. Only plain requests come here, so that their ids
-        are all that keys and values depend on."""
-        starts = {ids[:-1]: slots for (_, _, ids), slots in prompts.items()}
-        self._share(list(starts))
-        for batch in self._batches([_Read(ids, len(ids)) for ids in starts]):
+        """Fill the cache with all but the last token of each prompt. No request here has media, so that ids and adapter
+        are all that keys and values depend on; starts are shared where there is no adapter."""
+        starts = {(adapter, ids[:-1]): slots for (adapter, _, ids), slots in prompts.items()}
+        self._share([ids for adapter, ids in starts if not adapter])
+        reads = [_Read(ids, 0 if adapter else len(ids), adapter) for adapter, ids in starts]
+        for batch in self._batches(reads):
             _, layers = self._read(batch, self.model.base_model)
-            source = [i for i, read in enumerate(batch) for _ in starts[read.ids]]
-            slots = [slot for read in batch for slot in starts[read.ids]]
+            source = [i for i, read in enumerate(batch) for _ in starts[read.adapter, read.ids]]
+            slots = [slot for read in batch for slot in starts[read.adapter, read.ids]]
             self._cache.fill(layers, source, slots, max(len(read.ids) for read in batch))
 
     def _share(self, sequences: list[tuple[int, ...]]) -> None:
@@ -397,7 +459,8 @@ class TransformersEngine(chat.Speaker):
         ids = _pad([read.ids[start:] for read, start in zip(batch, starts, strict=True)], self.device)
         if not any(starts):
             fresh = DynamicCache() if keep else None
-            output = model(input_ids=ids, past_key_values=fresh, use_cache=keep)
+            with self._adapters.on([read.adapter for read in batch]):
+                output = model(input_ids=ids, past_key_values=fresh, use_cache=keep)
             return output, [(keys, values) for keys, values, _ in fresh or ()]
         width = max(starts) + left
         cache = self._known.gather([read.path for read in batch], width)
@@ -405,13 +468,14 @@ class TransformersEngine(chat.Speaker):
             return None, cache.buffers
         columns = torch.tensor(starts, device=self.device)[:, None] + torch.arange(left, device=self.device)
         cache.aim(columns, width)
-        output = model(
-            input_ids=ids,
-            position_ids=columns.clamp(max=self.max_length - 1),  # padding may go beyond the window
-            attention_mask=self._masks(columns, width),
-            past_key_values=cache,
-            use_cache=True,
-        )
+        with self._adapters.on([read.adapter for read in batch]):
+            output = model(
+                input_ids=ids,
+                position_ids=columns.clamp(max=self.max_length - 1),  # padding may go beyond the window
+                attention_mask=self._masks(columns, width),
+                past_key_values=cache,
+                use_cache=True,
+            )
         return output, cache.buffers
 
     def _decode(self) -> bool:
@@ -426,8 +490,8 @@ class TransformersEngine(chat.Speaker):
         inputs = torch.tensor([[row.token for row in rows], [row.position for row in rows]]).to(self.device)
         positions = inputs[1, :, None]
         self._cache.aim(positions, max(row.position for row in rows) + 1)
-        logits = (
-            self.model(
+        with self._adapters.on([row.adapter for row in rows]):
+            output = self.model(
                 input_ids=inputs[0, :, None],
                 position_ids=positions,
                 attention_mask=self._masks(positions, self._cache.width),
@@ -435,9 +499,7 @@ class TransformersEngine(chat.Speaker):
                 use_cache=True,
                 logits_to_keep=1,
             )
-            .logits[:, -1]
-            .float()
-        )
+        logits = output.logits[:, -1].float()
         counts = np.array([len(row.ids) for row in rows])
         hooked = self._hooked(logits) if any(row.request.hook for row in rows) else logits
         tokens, logprobs = choose(logits, self._settings, counts, hooked)
@@ -455,7 +517,8 @@ class TransformersEngine(chat.Speaker):
         self.stats.sampled_tokens += len(rows)
         if done:
             # What a stop string ended is a step: others go on from it, or ask about it.
-            steps = [(i, [*rows[i].request.prompt_ids, *rows[i].ids[:-1]]) for i in done if rows[i].request.stop]
+            cut = [i for i in done if rows[i].request.stop and not rows[i].adapter]
+            steps = [(i, [*rows[i].request.prompt_ids, *rows[i].ids[:-1]]) for i in cut]
             self._known.keep(self._cache.buffers, steps)
             self._release(done)
         return bool(done)
@@ -480,29 +543,25 @@ class TransformersEngine(chat.Speaker):
                     [row.request.temperature for row in rows],
                     [row.request.hook for row in rows if row.request.hook is not None],
                     [row.note for row in rows],
-                    partial(self._hidden, ids, logits[places]),
+                    partial(self._hidden, ids, logits[places], [row.adapter for row in rows]),
                     self._head,
                 )
             )
         return found
 
     def _hidden(
-        self, every: Sequence[Sequence[int]], logits: torch.Tensor, numbers: Sequence[int]
+        self, every: Sequence[Sequence[int]], logits: torch.Tensor, adapters: Sequence[str], numbers: Sequence[int]
     ) -> list[torch.Tensor]:
         """Hidden states of some rows. Raises ValueError where `_head` does not make the rows' logits of them: a model
         may scale its logits behind its head."""
         sequences = [every[i] for i in numbers]
-        output = self.model.base_model(
-            input_ids=_pad(sequences, self.device),
-            use_cache=False,  # padding on the right, which no token attends to
-        )
-        states = [output.last_hidden_state[i, : len(ids)] for i, ids in enumerate(sequences)]
-        known = logits[list(numbers)]
-        if (self._head(torch.stack([one[-1] for one in states])) - known).abs().max() > 0.05 * known.abs().max():
-            raise ValueError(
-                f"{self.base}: hidden states and output head do not give this model's logits, so no hook "
-                "can work on them"
+        with self._adapters.on([adapters[i] for i in numbers]):
+            output = self.model.base_model(
+                input_ids=_pad(sequences, self.device),
+                use_cache=False,  # padding on the right, which no token attends to
             )
+        states = [output.last_hidden_state[i, : len(ids)] for i, ids in enumerate(sequences)]
+        require_head(self.model, self._head(torch.stack([one[-1] for one in states])), logits[list(numbers)])
         return states
 
     def _head(self, states: torch.Tensor) -> torch.Tensor:
@@ -628,6 +687,22 @@ class TransformersEngine(chat.Speaker):
                 item.future.set_result(scores[start:end])
                 start = end
         return bool(items)
+
+    # Layers
+
+    def _look(self) -> bool:
+        """What the layers say to one batch of what waits, the longest together; True when there was any."""
+        self._looks = sorted((look for look in self._looks if not look.future.done()), key=lambda look: -len(look.read))
+        if not self._looks:
+            return False
+        count = max(1, LOOK_TOKENS // len(self._looks[0].read))
+        batch, self._looks = self._looks[:count], self._looks[count:]
+        asked = [(look.prompt_ids, look.completion_ids) for look in batch]
+        for look, found in zip(
+            batch, lens(self.model, self._head, _pad([look.read for look in batch], self.device), asked), strict=True
+        ):
+            look.future.set_result(found)
+        return True
 
     # Beam search
 

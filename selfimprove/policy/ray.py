@@ -309,6 +309,10 @@ class RayEngine(chat.Speaker):
         sample: Sample = await self.handout.ask(plain(prompt_ids), "beam", prompt_ids, width, max_tokens)
         return sample
 
+    async def lens(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[Sample]:
+        found: list[Sample] = await self.handout.ask(plain(prompt_ids), "lens", prompt_ids, completion_ids)
+        return found
+
     def load(self, path: str) -> None:
         """The weights for all requests from here on. Raises RuntimeError while requests are in flight."""
         if self.handout.open:

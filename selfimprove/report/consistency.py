@@ -1,8 +1,9 @@
-"""Measures how far a policy agrees with itself: between samples of a question, and between ways of decoding it.
+"""Measures how far a policy agrees with itself: samples of one question, ways of decoding it, and layers.
 
-These are the response and decoding layers of Liang et al. 2024, "Internal Consistency and Self-Feedback in Large
+These are the response, decoding and latent layers of Liang et al. 2024, "Internal Consistency and Self-Feedback in Large
 Language Models: A Survey" (arXiv 2407.14507). Two answers are the same if `equality.canonical` gives them one form. An
-output without an answer is a cluster of its own: it agrees with no other. No figure reads the gold answer.
+output without an answer is a cluster of its own: it agrees with no other. No figure but accuracy/layer_L reads the gold
+answer.
 """
 
 from __future__ import annotations
@@ -47,21 +48,44 @@ def decoders(group: Iterable[Attempt]) -> list[str | None]:
     return [first[name] for name in DECODERS]
 
 
+def layers(group: Iterable[Attempt]) -> tuple[list[bool], list[bool]]:
+    """Of each layer, whether its answer is that of the last layer, and whether it is right. None, where none was asked.
+
+    A text without an answer agrees with none.
+    """
+    asked = [a for a in group if decoding(a).startswith("layer_")]
+    answers = [canonical(a.verdict.extracted or "") for a in asked]
+    agree = [answer is not None and answer == answers[-1] for answer in answers]
+    return agree, [a.verdict.status == "correct" for a in asked]
+
+
 def consistency(problems: Iterable[Sequence[Attempt]], seed: int = 0) -> dict[str, float]:
     """Means over held-out problems, each with its 95 % interval as `<name>_low` and `<name>_high`:
 
     - consistency/agreement: share of the samples that give their most common answer
     - consistency/entropy: entropy over the samples' answers, in nats
     - consistency/decoding: share of the five decoders that give their most common answer
+    - consistency/layer_L, accuracy/layer_L: share of problems where layer L would give the last layer's answer, and a
+      right one, where layers were asked
     """
-    sampled, decoded = [], []
+    sampled, decoded, latent = [], [], []
     for group in problems:
         sampled.append(responses(group))
         decoded.append(decoders(group))
+        latent.append(layers(group))
     most = math.log(len(sampled[0]))
     spread = mean_over_problems([entropy(answers) / most for answers in sampled], seed).named("consistency/entropy")
     return {
         **mean_over_problems([agreement(answers) for answers in sampled], seed).named("consistency/agreement"),
         **{name: share * most for name, share in spread.items()},
         **mean_over_problems([agreement(answers) for answers in decoded], seed).named("consistency/decoding"),
+        **_by_layer([agree for agree, _ in latent], "consistency", seed),
+        **_by_layer([right for _, right in latent], "accuracy", seed),
     }
+
+
+def _by_layer(problems: Sequence[Sequence[bool]], name: str, seed: int) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for number, values in enumerate(zip(*problems, strict=True), start=1):
+        found |= mean_over_problems(values, seed).named(f"{name}/layer_{number}")
+    return found

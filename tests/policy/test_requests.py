@@ -4,24 +4,26 @@ import asyncio
 
 import pytest
 
-from selfimprove.policy import Policy, Request, plain
+from selfimprove.policy import Policy, Request, Tuning, plain
 from selfimprove.policy.scripted import ScriptedEngine
 from selfimprove.types import Problem
+
+ADAPTER = Tuning((((1, 2), (3,)),))
 
 
 def test_equal_ids_behind_other_media_or_adapters_have_another_base():
     ids = (1, 2, 3)
     bases = {
-        Request(ids, 4, seed, media=media, adapter=name).base
+        Request(ids, 4, seed, media=media, adapter=adapter).base
         for seed in (0, 1)
         for media in ((), ("a",))
-        for name in ("", "x")
+        for adapter in (None, ADAPTER)
     }
     assert len(bases) == 4, "the seed is not in it, media and adapter are"
     assert Request(ids, 4, 0).base == plain(list(ids))
 
 
-@pytest.mark.parametrize("asked", [{"media": ("picture",)}, {"adapter": "mine"}, {"hook": object()}])
+@pytest.mark.parametrize("asked", [{"media": ("picture",)}, {"adapter": ADAPTER}, {"hook": object()}])
 def test_an_engine_refuses_what_it_does_not_have(asked):
     policy = Policy(ScriptedEngine({"q": "7"}), seed=0)
     with pytest.raises(ValueError, match=f"engine=scripted has no {next(iter(asked))}"):

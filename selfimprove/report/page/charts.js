@@ -180,30 +180,41 @@ const stepChart = (parent, report) => {
   });
 };
 
-// pass@k by k, a line for each round of a group
-const passChart = (parent, report) => {
-  const sources = [
-    ["training", "training samples", (group) => group.rounds.map((r) => [`round ${r.round}`, r.m, /explore\/pass@(\d+)$/])],
-    ["heldout", "held-out samples", (group) => group.evals.map((e, i) => [i ? `after round ${i - 1}` : "base policy", e.m, /^pass@(\d+)$/])],
-  ];
+const trained = (group) => group.rounds.map((r) => [`round ${r.round}`, r.m]);
+const held = (group) => group.evals.map((e, i) => [i ? `after round ${i - 1}` : "base policy", e.m]);
+
+// A figure by the number in its name, a line for each round of a group. A source is [name, of a group its rounds, form].
+const numberedChart = (parent, report, { title, note, x, y, sources, ticks }) => {
   const points = (m, form) => Object.entries(m).flatMap(([name, value]) => (form.test(name) ? [[Number(name.match(form)[1]), ...value]] : [])).sort((a, b) => a[0] - b[0]);
-  const usable = sources.filter(([, , read]) => report.groups.some((group) => read(group).some(([, m, form]) => points(m, form).length > 1)));
+  const usable = sources.filter(([, read, form]) => report.groups.some((group) => read(group).some(([, m]) => points(m, form).length > 1)));
   if (!usable.length) return;
   let source = usable[0], group = 0;
   figure(parent, {
-    title: "pass@k by k", note: "The chance that k samples hold a correct one: exploration is what larger k add.", small: true, figures: { x: "k", y: "pass@k" },
+    title, note, small: true, figures: { x, y },
     controls: (redraw) => [
-      usable.length > 1 && choose("Of", usable.map(([key, name]) => [key, name]), (key) => { source = usable.find((s) => s[0] === key); redraw(); }),
+      usable.length > 1 && choose("Of", usable.map(([name]) => [name, name]), (key) => { source = usable.find(([name]) => name === key); redraw(); }),
       report.groups.length > 1 && choose("Group", report.groups.map((g, i) => [i, g.name]), (i) => { group = Number(i); redraw(); }),
     ],
     draw: () => {
-      const lines = source[2](report.groups[group]).map(([name, m, form]) => [name, points(m, form)]).filter(([, p]) => p.length);
-      if (!lines.length) return { message: "This group has no such samples." };
-      const all = [...new Set(lines.flatMap(([, p]) => p.map((x) => x[0])))];
-      return { traces: lines.flatMap(([name, p], i) => line(name, p, style(i), { band: lines.length <= 4 })), legend: lines.length, layout: { xaxis: axis("k", { type: "log", tickvals: all, ticktext: all.map(String) }), yaxis: axis("pass@k", { tickformat: ".0%" }) } };
+      const lines = source[1](report.groups[group]).map(([name, m]) => [name, points(m, source[2])]).filter(([, p]) => p.length);
+      if (!lines.length) return { message: "This group has no such figures." };
+      const all = [...new Set(lines.flatMap(([, p]) => p.map((point) => point[0])))];
+      return { traces: lines.flatMap(([name, p], i) => line(name, p, style(i), { band: lines.length <= 4 })), legend: lines.length, layout: { xaxis: axis(x, ticks(all)), yaxis: axis(y, { tickformat: ".0%" }) } };
     },
   });
 };
+
+const passChart = (parent, report) => numberedChart(parent, report, {
+  title: "pass@k by k", note: "The chance that k samples hold a correct one: exploration is what larger k add.", x: "k", y: "pass@k",
+  sources: [["training samples", trained, /explore\/pass@(\d+)$/], ["held-out samples", held, /^pass@(\d+)$/]],
+  ticks: (all) => ({ type: "log", tickvals: all, ticktext: all.map(String) }),
+});
+
+const layerChart = (parent, report) => numberedChart(parent, report, {
+  title: "Answers by layer", note: "What each layer would say along the greedy answer to a held-out problem.", x: "layer", y: "share of problems",
+  sources: [["the last layer's answer", held, /^consistency\/layer_(\d+)$/], ["a right answer", held, /^accuracy\/layer_(\d+)$/]],
+  ticks: (all) => (all.length <= 12 ? { dtick: 1 } : {}),
+});
 
 // Stacked bars of a group's runs, averaged: `parts(run)` is a list, an entry a bar, of [label, {part: value}]
 const barChart = (parent, report, { title, note, order, paint, parts, y, relative, show }) => {

@@ -23,6 +23,7 @@ const curves = (report) => {
   const made = section("curves", "Curves");
   scoreChart(made, report);
   stepChart(made, report);
+  layerChart(made, report);
 };
 
 const exploration = (report) => {
