@@ -88,7 +88,7 @@ def memory(overrides: Sequence[str]) -> int:
     room = f"{found.room / GB:.0f} GB" if found.room else "unknown"
     console.print(f"model={model.name} ({model.dtype}, {kind}) on hardware={hardware.name}: {place} has {room}\n")
     table = Table("part", "GB", f"share of {place}" if found.room else "", box=None, pad_edge=False)
-    for name, parts in (("sampler", found.sampler), ("trainer", found.trainer)):
+    for name, parts in (("sampler", found.sampler), ("trainer", found.trainer), ("verifier", found.second)):
         for part, size in parts.items():
             table.add_row(f"{name}: {part}", f"{size / GB:.2f}", _share(size, found.room))
         if parts:
@@ -104,6 +104,9 @@ def memory(overrides: Sequence[str]) -> int:
         console.print(f"The trainer is counted with {step}; it needs {longest}.")
     both = "hold it together" if found.together else "take turns (hardware.sleep)"
     console.print(f"Sampler and trainer {both}. Rough figures: docs/hardware.md has the formulas.")
+    if found.second:
+        turns = "is held beside the sampler: solvers ask it as they go" if found.asked or found.together else "takes turns"
+        console.print(f"The verifier's model {turns}; of several GPUs it is on the first.")
     if found.fits:
         console.print("fits" if found.room else "whether it fits is unknown: hardware.memory_gb is null")
         return 0

@@ -121,6 +121,12 @@ class Session:
         """Before training, with `hardware.sleep`: engines free their memory until they are asked again."""
         if self.config.hardware.sleep:
             self.close_resources()
+            self._room()
+
+    def _room(self) -> None:
+        """Before another model is opened, with `hardware.sleep`: the same, unless engines are at work, where a solver
+        asks for that model as it goes. Then both hold memory, as `memory.estimate` says."""
+        if self.config.hardware.sleep and self._task is None:
             for engine in self._engines.values():
                 self.wait(engine.sleep())
 
@@ -190,7 +196,7 @@ class Session:
             for role in read:
                 self.restore(policies[role])
             paths = {role: policies[role].path for role in read}
-            opening = Opening(self.config.model, self.config.hardware, problems, paths)
+            opening = Opening(self.config.model, self.config.hardware, problems, paths, self._room)
             self._resources[name] = state, open_resource(opening, **options_of(verifier))
         return self._resources[name][1]
 
@@ -207,7 +213,7 @@ class Session:
                 self._close(self._resources.pop(name)[1])
             if name not in self._resources:
                 self.restore(weights)
-                opening = Opening(self.config.model_of(role), self.config.hardware, [])
+                opening = Opening(self.config.model_of(role), self.config.hardware, [], room=self._room)
                 self._resources[name] = weights.digest, open_model(opening, weights.path)
             found[role] = self._resources[name][1]
         return found

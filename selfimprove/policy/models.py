@@ -127,7 +127,8 @@ def load_model(
     if adapter:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        # Left to itself, PEFT reads adapters onto the first GPU, wherever the model is.
+        model = PeftModel.from_pretrained(model, adapter, torch_device="cpu").merge_and_unload()
     loaded: PreTrainedModel = model.to(device).eval()
     return loaded
 

@@ -37,6 +37,7 @@ log = logging.getLogger("selfimprove")
 
 Adapters = Literal["merge", "request"]
 STARTS = 3  # of the engine core without a single answer in between, after which something is wrong with it
+RUNNER = "SELFIMPROVE_RUNNER"  # as in vllm_worker.py, which only workers import
 CPU_CACHE = 2  # GiB of keys and values
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as the largest of an adapter
 
@@ -130,6 +131,16 @@ def cpu_settings(args: AsyncEngineArgs) -> Iterator[None]:
     finally:
         for name in added:
             del os.environ[name]
+
+
+@contextmanager
+def named() -> Iterator[None]:
+    """While an engine starts: this process's id is in the environment, for its workers to end with it."""
+    os.environ[RUNNER] = str(os.getpid())
+    try:
+        yield
+    finally:
+        del os.environ[RUNNER]
 
 
 def _rank(lora: Lora) -> int:
@@ -296,7 +307,7 @@ class VllmEngine(ServedEngine):
             raise RunError(f"vLLM's engine core died {STARTS} times without an answer: see its messages above")
         folder = self._whole()
         try:
-            with self._settings(self._args):
+            with self._settings(self._args), named():
                 self._llm = AsyncLLM.from_engine_args(dataclasses.replace(self._args, model=folder))
         except (RuntimeError, ValueError, OSError) as problem:
             reason = str(problem).strip().splitlines()[0]

@@ -259,7 +259,8 @@ def adapted(model: Any, context: TrainContext, task: str, **more: Any) -> Any:
 
     assert context.lora is not None
     if is_adapter(context.start):
-        model = PeftModel.from_pretrained(model, context.start, is_trainable=True)
+        # Left to itself, PEFT reads it onto the first GPU, from every process.
+        model = PeftModel.from_pretrained(model, context.start, is_trainable=True, torch_device="cpu")
         rank = model.peft_config["default"].to_dict()["r"]
         if rank != context.lora["r"]:
             raise ConfigError(f"model.lora.r is {context.lora['r']}: the adapter in {context.start} has rank {rank}")

@@ -24,8 +24,9 @@ from typing import IO, Any
 from selfimprove import store
 from selfimprove.binding import Target
 from selfimprove.errors import ConfigError, RunError
+from selfimprove.processes import die_with
 from selfimprove.train import TrainContext, require
-from selfimprove.train.worker import PATHS, RESULT, STEPS, die_with
+from selfimprove.train.worker import PATHS, RESULT, STEPS
 
 JOB, ACCELERATE, DEEPSPEED = "job.json", "accelerate.json", "deepspeed.json"
 KILLED = "killed"  # of several processes: which was killed, and by what signal

@@ -12,7 +12,8 @@ check needs, and returns what the run's environment.json should say of it.
 A group verifier is a coroutine `verify(problem, trajectories, context, **options) -> list[Outcome]`, for what needs all
 samples of a problem, or a model: agreement, a judge, a reward model. Thousands run at once in the event loop, and what
 they ask of a model is batched. Its module may have `resource(opening, **options)`, which opens what all of them share.
-It stays open for later phases, and is closed by its `close()` where it has one.
+It stays open for later phases, and is closed by its `close()` where it has one. Where that puts models on the device,
+`opens(**options)` names them for the estimate of memory: folders, hub ids, roles, or `base` for the run's own.
 """
 
 from __future__ import annotations
@@ -65,9 +66,11 @@ class Context:
 @dataclass(frozen=True, slots=True)
 class Opening:
     """What `resource` may need to know: the policy's model, the hardware, the problems to come, and where the newest
-    weights are of each role that no engine serves (reward models)."""
+    weights are of each role that no engine serves (reward models). Who puts a model on the device asks for `room`
+    first: with hardware.sleep engines that are not at work let go of theirs."""
 
     model: Model
     hardware: Hardware
     problems: list[Problem]
     paths: Mapping[str, str] = field(default_factory=dict)
+    room: Callable[[], object] = lambda: None

@@ -94,6 +94,7 @@ def resource(
     from selfimprove.policy.models import resolve
 
     own = opening.model
+    opening.room()
     return TransformersEngine(
         resolve(own.name, own.path) if model == "base" else resolve("", model),
         device=opening.hardware.device,
@@ -101,6 +102,11 @@ def resource(
         max_batch=opening.hardware.max_batch,
         trust_remote_code=own.trust_remote_code if model == "base" else trust_remote_code,
     )
+
+
+def opens(*, model: str = "policy", server: str | None = None, **options: Any) -> list[str]:
+    """The models that `resource` puts on the device."""
+    return [] if server is not None or model == "policy" else [model]
 
 
 async def verify(
