@@ -23,7 +23,7 @@ from typing import Any
 
 from bench_mcts import bench_mcts
 from bench_rl import rl_step_vs_parts, rl_vs_trl
-from bench_round import round_vs_phases
+from bench_round import round_vs_phases, serial_share
 from bench_sandbox import sandbox_latency
 from bench_scale import memory_10x, million, passes_256, time_10x
 from bench_train import train_vs_bare, train_vs_trl
@@ -158,6 +158,7 @@ BENCHMARKS: dict[str, Callable[[], Result]] = {
     "train_vs_trl": train_vs_trl,
     "train_vs_bare": train_vs_bare,
     "round_vs_phases": round_vs_phases,
+    "serial_share": serial_share,
     "rl_step_vs_parts": rl_step_vs_parts,
     "rl_vs_trl": rl_vs_trl,
     "time_10x": time_10x,

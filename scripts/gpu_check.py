@@ -4,7 +4,7 @@
 
 Each step runs in a process of its own, so that one which fails or is killed leaves the others. The table says of each
 whether it holds, tokens a second, the most memory that was taken, and the exact error; what a step printed is in the
-folder that is named at the end. It also runs with other versions than those of requirements.lock, and says which differ.
+folder named at the end. It also runs with other versions than those of requirements.lock, and says which differ.
 Exit code 1 where a step does not hold. Steps that cannot be tried here (one GPU, no vLLM) are left out, and say so.
 """
 
@@ -25,6 +25,7 @@ import threading
 import time
 import tomllib
 import traceback
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -108,10 +109,8 @@ def step(name: str, device: str, folder: Path, limit: float) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             late = True
         finally:
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)  # and whatever it left behind
-            except ProcessLookupError:
-                pass
             child.wait()
     found: dict[str, Any] = {"holds": False, "said": "", "tokens_s": None, "estimate_gb": None}
     if late:
@@ -148,7 +147,12 @@ def row(found: dict[str, Any]) -> str:
         return format(found[key], form) if found.get(key) is not None else ""
 
     holds = {True: "yes", False: "NO", None: "left out"}[found["holds"]]
-    cells = [f"{found['step']:<20}", f"{holds:<9}", f"{number('tokens_s', ',.0f'):>9}", f"{number('peak_gb', '.2f'):>8}"]
+    cells = [
+        f"{found['step']:<20}",
+        f"{holds:<9}",
+        f"{number('tokens_s', ',.0f'):>9}",
+        f"{number('peak_gb', '.2f'):>8}",
+    ]
     cells += [f"{number('estimate_gb', '.2f'):>9}", f"{number('seconds', '.0f'):>8}", f" {found['said']}"]
     return " ".join(cells)
 

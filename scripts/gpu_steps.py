@@ -155,7 +155,9 @@ async def _sampled(engine: Any, place: Place, count: int, **options: Any) -> tup
 async def _gap(scorer: Any, said: Sequence[tuple[list[int], list[int], list[float]]]) -> float:
     """Mean nats a token between what is said of (prompt, completion) and what `scorer` says."""
     found = await asyncio.gather(*(scorer.logprobs(prompt, completion) for prompt, completion, _ in said))
-    gaps = [abs(a - b) for (_, _, mine), other in zip(said, found, strict=True) for a, b in zip(mine, other, strict=True)]
+    gaps = [
+        abs(a - b) for (_, _, mine), other in zip(said, found, strict=True) for a, b in zip(mine, other, strict=True)
+    ]
     return statistics.fmean(gaps)
 
 
@@ -251,7 +253,9 @@ def lora(place: Place) -> Found:
     result = _trained(place, "sft", losses, again)
     said = f"loss {losses[0]:.2f} to {losses[-1]:.2f}"
     said += "" if quiet else f"; loading it: {_last(early.stderr)}"
-    return Found(_learns(losses) and quiet, said, result["tokens"] / result["seconds"], place.estimate("sft", lora=True))
+    return Found(
+        _learns(losses) and quiet, said, result["tokens"] / result["seconds"], place.estimate("sft", lora=True)
+    )
 
 
 def load_only(device: str, folder: str, start: str) -> None:
@@ -271,7 +275,9 @@ def dpo_lora(place: Place) -> Found:
     result = _trained(place, "dpo", losses, place.context("dpo", losses, lora=LORA))
     first = abs(losses[0] - math.log(2)) < 0.01
     said = f"loss {losses[0]:.4f} (log 2 is {math.log(2):.4f}) to {losses[-1]:.4f}"
-    return Found(first and _learns(losses), said, result["tokens"] / result["seconds"], place.estimate("dpo", lora=True))
+    return Found(
+        first and _learns(losses), said, result["tokens"] / result["seconds"], place.estimate("dpo", lora=True)
+    )
 
 
 def gradient(place: Place) -> Found:
@@ -376,9 +382,7 @@ async def _turns(place: Place, engine: Any, out: str) -> tuple[float, float, flo
     said = store.read_json(trained.out / HANDOVER)
     engine.load(str(trained.out))
     answers = [(prompt, completion, after) for (prompt, completion), after in zip(probe, said["after"], strict=True)]
-    moved = [
-        abs(a - b) for x, y in zip(said["before"], said["after"], strict=True) for a, b in zip(x, y, strict=True)
-    ]
+    moved = [abs(a - b) for x, y in zip(said["before"], said["after"], strict=True) for a, b in zip(x, y, strict=True)]
     return speed, await _gap(engine, answers), statistics.fmean(moved)
 
 

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from selfimprove.memory import GB, advice, estimate, machine_memory
+from selfimprove.account import estimated
+from selfimprove.memory import GB, advice, estimate, host_memory, machine_memory
 
 _PACKAGED = Path(__file__).parent / "requirements.lock"
 LOCK = _PACKAGED if _PACKAGED.exists() else Path(__file__).parent.parent / "requirements.lock"
@@ -105,8 +106,20 @@ def memory(overrides: Sequence[str]) -> int:
     both = "hold it together" if found.together else "take turns (hardware.sleep)"
     console.print(f"Sampler and trainer {both}. Rough figures: docs/hardware.md has the formulas.")
     if found.second:
-        turns = "is held beside the sampler: solvers ask it as they go" if found.asked or found.together else "takes turns"
+        turns = (
+            "is held beside the sampler: solvers ask it as they go" if found.asked or found.together else "takes turns"
+        )
         console.print(f"The verifier's model {turns}; of several GPUs it is on the first.")
+    if seconds := estimated(config):
+        console.print("\nSeconds of a round outside of sampling and training, a guess:")
+        times = Table(box=None, pad_edge=False, show_header=False)
+        for name, spent in (seconds | {"all": sum(seconds.values())}).items():
+            times.add_row(name, f"{spent:.0f}")
+        console.print(times)
+    if host := host_memory(config):
+        console.print(
+            f"While the policy is loaded, training takes up to {host / GB:.0f} GB of the machine's own memory."
+        )
     if found.fits:
         console.print("fits" if found.room else "whether it fits is unknown: hardware.memory_gb is null")
         return 0

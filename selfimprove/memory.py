@@ -93,7 +93,9 @@ def estimate(config: Config, row: int | None = None) -> Estimate | None:
     sampler, sequences = _sampler(config, shape, room, share, row)
     trainer, second = _trainer(config, shape, row), _second(config, row)
     sleeps = gpu and hardware.sleep and bool(sampler)
-    asked = bool(second) and any(asks_for(s.generate) & {"judge", "scorers"} for s in config.stages.values() if s.generate)
+    asked = bool(second) and any(
+        asks_for(s.generate) & {"judge", "scorers"} for s in config.stages.values() if s.generate
+    )
     if sleeps:
         asleep = SLEEPING if engine["name"] == "vllm" else MOVED
         if trainer:
@@ -262,7 +264,7 @@ def _trainer(config: Config, shape: Shape, row: int) -> dict[str, float]:
     parts: dict[str, float] = {}
     if lora is None:
         parts["weights"] = 4 * shape.parameters / whole  # float32 masters, whatever the dtype
-        if e == 2:
+        if e == 2 and training.strategy != "fsdp2":  # which casts what it gathers
             parts["bfloat16 copies"] = 2 * shape.parameters / whole  # autocast keeps each weight that it has cast
     else:
         parts["weights"] = (_frozen(shape, e, lora.quantize) + 4 * trained) / whole
@@ -336,12 +338,29 @@ def machine_memory() -> float:
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
+def host_memory(config: Config) -> float:
+    """Bytes of the machine's own memory that training on GPUs takes while it loads the policy: every process reads all
+    of it, and in full as float32, before it goes to the GPU or is split. 0 without a GPU, or where nothing is known."""
+    node, shape = config.train or config.method.train, shape_of(config.model)
+    if config.hardware.device != "cuda" or node is None or shape is None:
+        return 0.0
+    each = (4 if config.model.lora is None else _size(config.model.dtype)) * shape.parameters
+    other = node.get("reference") == "base" and config.model.lora is None  # a second model
+    return config.hardware.training.processes * (PROCESS + each * (2 if other else 1))
+
+
 # What to say of it
 
 
 def warning(config: Config) -> str | None:
     """One line on what does not fit, with the overrides that would make it fit. None: it fits, or nobody knows."""
     found = estimate(config)
+    if found is not None and found.fits and (host := host_memory(config)) > machine_memory():
+        return (
+            f"model={config.model.name} may not load: {config.hardware.training.processes} processes read it into "
+            f"{host / GB:.0f} GB of this machine's memory, which is {machine_memory() / GB:.0f} GB; fewer processes or "
+            "model.lora need less"
+        )
     if found is None or found.fits or found.room is None:
         return None
     where = f"one GPU of hardware={config.hardware.name}" if config.hardware.device == "cuda" else "this machine"
@@ -356,7 +375,8 @@ def warning(config: Config) -> str | None:
         said = " and ".join(f"{name} ({size:.0f} GB)" for name, size in parts.items() if size)
         needs = f"{said} together need {found.peak / GB:.0f} GB"
     elif found.asked and sampler + second > trainer:
-        needs = f"sampler ({sampler:.0f} GB) and the verifier's model ({second:.0f} GB) together need {found.peak / GB:.0f} GB"
+        both = f"sampler ({sampler:.0f} GB) and the verifier's model ({second:.0f} GB)"
+        needs = f"{both} together need {found.peak / GB:.0f} GB"
     else:
         parts = {"sampler": sampler, "trainer": trainer, "verifier's model": second}
         needs = f"the {max(parts, key=lambda name: parts[name])} needs {found.peak / GB:.0f} GB"

@@ -133,6 +133,14 @@ def load_model(
     return loaded
 
 
+def merge(adapter: str, base: str, folder: str, *, dtype: str, trust_remote_code: bool = False) -> None:
+    """Save in `folder` the whole weights that an adapter makes of its base, with the adapter's tokenizer. Raises
+    ConfigError as `load_model` does."""
+    how: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    load_model(adapter, base, dtype=dtype, device="cpu", **how).save_pretrained(folder)
+    load_tokenizer(adapter, **how).save_pretrained(folder)
+
+
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or hub id; an adapter folder without one has its base's.
 

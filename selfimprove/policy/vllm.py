@@ -38,6 +38,7 @@ log = logging.getLogger("selfimprove")
 Adapters = Literal["merge", "request"]
 STARTS = 3  # of the engine core without a single answer in between, after which something is wrong with it
 RUNNER = "SELFIMPROVE_RUNNER"  # as in vllm_worker.py, which only workers import
+BATCHED_TOKENS = 8192  # of prompts and samples in one step on a GPU
 CPU_CACHE = 2  # GiB of keys and values
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as the largest of an adapter
 
@@ -91,6 +92,8 @@ def engine_args(
         options |= {"logits_processors": ["selfimprove.policy.vllm_draw:Draw"]}
     else:
         options |= {"gpu_memory_utilization": memory, "enable_sleep_mode": hardware.sleep}
+        # AsyncLLM's own is 2048, as for a server that has to answer at once.
+        options |= {"max_num_batched_tokens": max(BATCHED_TOKENS, hardware.max_batch)}
     if adapters == "request" and model.lora:
         options |= {
             "enable_lora": True,
@@ -205,7 +208,7 @@ class VllmEngine(ServedEngine):
         super().__init__(path, model.max_length, model.trust_remote_code)
         self._model, self._sleeps = model, hardware.sleep
         self._args = engine_args(self.base, model, hardware, **options)
-        self._merges = not self._args.enable_lora
+        self.merges = not self._args.enable_lora  # an adapter is merged before it is loaded, by a run once for all
         self._draws = bool(self._args.logits_processors)
         self._settings = cpu_settings if hardware.device == "cpu" else nullcontext
         self._llm: Any = None
@@ -340,7 +343,7 @@ class VllmEngine(ServedEngine):
 
     def _requested(self, path: str) -> bool:
         """Whether `path` is an adapter that goes along with the requests."""
-        return not self._merges and models.is_adapter(path)
+        return not self.merges and models.is_adapter(path)
 
     def _whole(self) -> str:
         """Where the whole weights are that the wanted policy needs: an adapter that is not to go along with requests
@@ -350,11 +353,8 @@ class VllmEngine(ServedEngine):
             return path
         if self._requested(path):
             return self.base
-        merged: Any = models.load_model(
-            path, self.base, dtype=self._model.dtype, device="cpu", trust_remote_code=self._model.trust_remote_code
-        )
-        merged.save_pretrained(self._merged.name)
-        self.tokenizer.save_pretrained(self._merged.name)
+        how: Any = {"dtype": self._model.dtype, "trust_remote_code": self._model.trust_remote_code}
+        models.merge(path, self.base, self._merged.name, **how)
         return self._merged.name
 
 

@@ -27,7 +27,8 @@ async def work(engine):
 
 def open_engine(kind):
     if kind != "ray":
-        return VllmEngine(served.TINY, served.model(), served.hardware(), eager=True, replicas=2 if kind == "two" else 1)
+        replicas = 2 if kind == "two" else 1
+        return VllmEngine(served.TINY, served.model(), served.hardware(), eager=True, replicas=replicas)
     inner = {"name": "vllm", "_target_": "selfimprove.policy.engines.vllm", "eager": True}
     return ray(served.TINY, served.model(), served.hardware(), (), inner=inner, address=None, actors=1)
 
