@@ -254,7 +254,7 @@ def _trainer(config: Config, shape: Shape, row: int) -> dict[str, float]:
     if node is None:
         return {}
     model, hardware = config.model, config.hardware
-    training, gpu = hardware.training, hardware.device == "cuda"
+    training, gpu = config.training_of(), hardware.device == "cuda"
     whole = {"ddp": 1, "zero2": 1, "fsdp2": training.processes, "zero3": training.processes}[training.strategy]
     rest = 1 if training.strategy == "ddp" else training.processes
     e = _size(model.dtype)
@@ -419,7 +419,7 @@ def _options(config: Config) -> Iterator[tuple[str, Any, str]]:
         yield "hardware.micro_batch", 1, "hardware.micro_batch=1"
     if engine["name"] == "transformers" and hardware.max_batch > 32:
         yield "hardware.max_batch", 32, "hardware.max_batch=32"
-    if hardware.training.processes > 1 and hardware.training.strategy != "fsdp2":
+    if hardware.training.processes > 1 and config.training_of().strategy != "fsdp2":
         yield "hardware.training.strategy", "fsdp2", "hardware.training.strategy=fsdp2"
     if model.dtype == "float32" and hardware.device == "cuda":
         yield "model.dtype", "bfloat16", "model.dtype=bfloat16"

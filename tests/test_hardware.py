@@ -113,6 +113,22 @@ def test_a_gpu_that_sampler_and_trainer_hold_together_counts_both():
 
 
 @pytest.mark.parametrize(
+    ("more", "strategy"),
+    [
+        ([], "ddp"),  # an adapter
+        (["model.lora=null"], "fsdp2"),
+        (["hardware.training.strategy=zero3"], "zero3"),
+        (["hardware.training.processes=1", "model.lora=null"], "ddp"),
+    ],
+)
+def test_adapters_are_shared_by_ddp_and_whole_models_by_fsdp(more, strategy):
+    config = compose(["hardware=gpu_8x80gb", "model=mistral7b", *more])
+    assert config.training_of().strategy == strategy
+    if len(more) < 2:
+        assert memory.estimate(config).fits
+
+
+@pytest.mark.parametrize(
     ("more", "models", "together"),
     [
         (["verifier=judge"], 0, False),  # the policy itself

@@ -61,6 +61,7 @@ class Steps(TrainerCallback):
 
     def __init__(self, trainer: _Planned) -> None:
         self.trainer = trainer
+        self.saved = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         require_as_asked(self.trainer)
@@ -71,9 +72,18 @@ class Steps(TrainerCallback):
                 self._emit(logs["step"], state, logs)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        every = self.trainer.context.training.checkpoint_steps
-        if every and self.trainer.context.parts and state.global_step < state.max_steps:
-            control.should_save = state.global_step % every == 0
+        how = self.trainer.context.training
+        if self.trainer.context.parts and state.global_step < state.max_steps:
+            due = how.checkpoint_steps is not None and state.global_step % how.checkpoint_steps == 0
+            control.should_save = due or (how.checkpoint_minutes is not None and self._late(how.checkpoint_minutes))
+
+    def _late(self, minutes: float) -> bool:
+        """Whether it is so long since the last checkpoint, by the clock of any process: they save together."""
+        late = torch.tensor(float(time.monotonic() - self.saved > 60 * minutes), device=self.trainer.accelerator.device)
+        return bool(self.trainer.accelerator.reduce(late, "sum") > 0)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.saved = time.monotonic()
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         logs: dict[str, float] = kwargs["logs"]

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,3 +120,25 @@ def test_one_checkpoint_is_kept_and_another_configurations_are_not(kept: Make, t
     assert unfinished(folder, "key") == folder
     assert checkpoint(folder) == folder / "checkpoint-9"
     assert checkpoint(unfinished(folder, "other")) is None
+
+
+def test_a_checkpoint_by_minutes_is_made_when_so_many_are_over(
+    context: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from selfimprove.train import trainers
+
+    now, saved = [0.0], list[int]()
+    save = Trainer._save_checkpoint
+
+    def saving(self: Any, *arguments: Any) -> None:
+        saved.append(self.state.global_step)
+        save(self, *arguments)
+
+    def step(figures: dict[str, float]) -> None:
+        now[0] += 25.0  # seconds
+
+    monkeypatch.setattr(trainers, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(Trainer, "_save_checkpoint", saving)
+    parts = unfinished(tmp_path / "policy.parts", "key")
+    phase("sft", context(training=Training(checkpoint_minutes=1), parts=parts, log=step))
+    assert saved == [4, 8]  # a step is logged after it is decided whether to save
