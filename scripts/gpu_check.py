@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMIT = {"cuda": 150.0, "cpu": 600.0}  # seconds that one step may take
+LIMIT = {"cuda": 240.0, "cpu": 600.0}  # seconds that one step may take
 
 
 def packages() -> list[str]:

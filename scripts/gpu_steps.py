@@ -368,28 +368,37 @@ def _launched(place: Place, out: str, losses: list[float], *, kind: str = "sft",
     return context
 
 
-async def _turns(place: Place, engine: Any, out: str) -> tuple[float, float, float]:
-    """Sample, sleep, train in another process, take the new weights. Returns tokens a second, the mean gap to the
-    trainer, and how far training moved the policy, in nats a token."""
+async def _turns(place: Place, engine: Any, out: str) -> Found:
+    """Sample, sleep, train in another process, take the new weights: what the engine then says of a few answers, beside
+    what the trainer said."""
+    from gpu_check import used_gb
+
     from selfimprove import store
     from selfimprove.train.probed import HANDOVER
 
     await _sampled(engine, place, 8)
     samples, speed = await _sampled(engine, place, 128 if place.gpu else 8)
+    awake = used_gb()
     await engine.sleep()
+    asleep = used_gb()
     probe = [(s.prompt_ids, s.completion_ids[:32]) for s in samples[:4]]
     trained = await asyncio.to_thread(_launched, place, out, [], probe=probe)
     said = store.read_json(trained.out / HANDOVER)
     engine.load(str(trained.out))
     answers = [(prompt, completion, after) for (prompt, completion), after in zip(probe, said["after"], strict=True)]
-    moved = [abs(a - b) for x, y in zip(said["before"], said["after"], strict=True) for a, b in zip(x, y, strict=True)]
-    return speed, await _gap(engine, answers), statistics.fmean(moved)
+    moved = statistics.fmean(
+        abs(a - b) for x, y in zip(said["before"], said["after"], strict=True) for a, b in zip(x, y, strict=True)
+    )
+    gap = await _gap(engine, answers)
+    figures = f"{gap:.2g} nats from the trainer, which moved {moved:.2g}"
+    if awake is not None and asleep is not None:
+        figures += f"; the card had {awake:.1f} GB awake, {asleep:.1f} asleep"
+    return Found(gap < ROUNDING and gap < moved, figures, speed)
 
 
 def handover(place: Place) -> Found:
     """The engine takes weights that another process trained, and says of answers what the trainer said."""
-    speed, gap, moved = asyncio.run(_turns(place, _engine(place), "handover"))
-    return Found(gap < ROUNDING and gap < moved, f"{gap:.2g} nats from the trainer, which moved {moved:.2g}", speed)
+    return asyncio.run(_turns(place, _engine(place), "handover"))
 
 
 def kill(place: Place) -> Found:
@@ -468,31 +477,9 @@ def vllm(place: Place) -> Found:
         return Found(None, "vllm is not installed")
     engine = _vllm(place, eager=not place.gpu)
     try:
-        speed, gap, moved = asyncio.run(_turns(place, engine, "vllm"))
+        return asyncio.run(_turns(place, engine, "vllm"))
     finally:
         engine.close()
-    return Found(gap < ROUNDING and gap < moved, f"{gap:.2g} nats from the trainer, which moved {moved:.2g}", speed)
-
-
-def vllm_sleep(place: Place) -> Found:
-    """What vLLM's sleep gives back of the GPU."""
-    if find_spec("vllm") is None:
-        return Found(None, "vllm is not installed")
-    import torch
-
-    async def work() -> list[float]:
-        engine, seen = _vllm(place, eager=not place.gpu), []
-        for act in (lambda: _sampled(engine, place, 8), engine.sleep, lambda: _sampled(engine, place, 8)):
-            await act()
-            free, whole = torch.cuda.mem_get_info() if place.gpu else (0, 0)
-            seen.append((whole - free) / 1e9)
-        engine.close()
-        return seen
-
-    awake, asleep, again = asyncio.run(work())
-    if not place.gpu:
-        return Found(True, "a CPU gives nothing back")
-    return Found(asleep < 0.2 * awake, f"the card had {awake:.1f} GB awake, {asleep:.1f} asleep, {again:.1f} woken")
 
 
 def hold(device: str, folder: str) -> None:
@@ -590,7 +577,6 @@ STEPS: dict[str, Callable[[Place], Found]] = {
     "policy gradient": gradient,
     "hand-over": handover,
     "vLLM, hand-over": vllm,
-    "vLLM, sleep": vllm_sleep,
     "vLLM, killed": vllm_killed,
     "sleep": sleep,
     "kill and resume": kill,

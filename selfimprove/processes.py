@@ -15,7 +15,8 @@ LOOK = 0.5  # seconds between two looks at whether a process is still there
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, however that happens."""
+    """Have the kernel kill this process when the thread ends that started it, or its whole process, however that
+    happens."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before it could be watched
         os.kill(os.getpid(), signal.SIGKILL)
@@ -43,7 +44,7 @@ def children_of(pid: int, name: str) -> list[int]:
 
 def end_together(child: int, parent: int, others: Sequence[int] = ()) -> None:
     """Watch `child`, which may be this process, from a thread: when `parent` is no longer its parent, kill `others`,
-    `child` and this process."""
+    `child` and this process. Unlike `die_with` it does not matter which thread of `parent` started it."""
 
     def watch() -> None:
         while parent_of(child) == parent:

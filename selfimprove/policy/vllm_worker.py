@@ -12,7 +12,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfimprove.processes import children_of, die_with, end_together, parent_of
+from selfimprove.processes import children_of, end_together, parent_of
 
 RUNNER = "SELFIMPROVE_RUNNER"  # environment variable: the id of the process that starts the engine
 COORDINATOR = "VLLM::DPCoord"  # how the process is called that several cores share, which nobody ends either
@@ -23,12 +23,9 @@ def end_with(runner: int) -> None:
     parent = os.getppid()
     if not Path(f"/proc/{runner}").exists():
         os.kill(os.getpid(), signal.SIGKILL)
-    elif parent == runner and not (shared := children_of(runner, COORDINATOR)):
-        die_with(runner)
-    elif parent == runner:
-        end_together(os.getpid(), runner, shared)
-    elif parent_of(parent) == runner:
-        end_together(parent, runner, children_of(runner, COORDINATOR))
+    elif parent == runner or parent_of(parent) == runner:
+        core = os.getpid() if parent == runner else parent
+        end_together(core, runner, children_of(runner, COORDINATOR))
 
 
 if runner := os.environ.get(RUNNER):

@@ -244,22 +244,26 @@ def test_strategies_do_what_one_process_does(
 def test_strategies_in_bfloat16_stay_near_one_process_in_float32(
     own: Make, context: Make, strategy: Any, pairs: bool, lora: dict[str, Any] | None
 ) -> None:
-    """Completions of 100 tokens, some -600 nats: were their sums rounded to bfloat16, margins would be off by 4."""
+    """Completions of 100 tokens, some -600 nats: sums that are rounded to bfloat16 would be multiples of 4.
+
+    Alone in bfloat16 one process is up to 0.014 of a loss and 0.02 of a margin (beta times nats) from float32.
+    """
     data, one, two = rows(12, pairs=pairs), Figures(), Figures()
     for example in data:
         for ids in filter(None, (example.completion_ids, example.rejected_ids)):
             ids *= 1 + 100 // len(ids)
             del ids[100:]
-    train_parts.train(data, context("one", log=one.append, lora=lora), batch_size=4, epochs=2)
+    train_parts.train(data, context("one", log=one.append, lora=lora), batch_size=4)
     how = Training(processes=2, strategy=strategy)
     target = own("two", log=two.append, lora=lora, micro_batch=2, training=how, dtype="bfloat16")
-    launched(data, target, batch_size=4, epochs=2, on_cpu=strategy == "fsdp2")
+    launched(data, target, batch_size=4, on_cpu=strategy == "fsdp2")
     apart = [abs(a["loss"] - b["loss"]) for a, b in zip(one, two, strict=True)]
-    assert max(apart) < 0.02
+    assert max(apart) < 0.05
     if pairs:
         assert apart[0] < 1e-3  # the reference is the policy itself
         margins = [abs(a["rewards/margins"] - b["rewards/margins"]) for a, b in zip(one, two, strict=True)]
-        assert max(margins) < 0.05  # beta is 0.1: half a nat
+        assert max(margins) < 0.1  # beta is 0.1: a nat
+        assert all(abs(b["logps/chosen"] - round(b["logps/chosen"])) > 1e-3 for b in two)  # means of four pairs
 
 
 @pytest.mark.slow
