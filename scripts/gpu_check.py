@@ -182,8 +182,8 @@ def main() -> None:
     rows = []
     for name in args.only or STEPS:
         if (left := end - time.monotonic()) > 0:
-            found = step(name, args.device, folder, min(LIMIT[args.device], left + 30))
-        else:
+            found = step(name, args.device, folder, min(LIMIT[args.device], left))
+        if time.monotonic() >= end and (left <= 0 or found["holds"] is False):
             found = {"step": name, "holds": None, "said": f"the {args.minutes:g} minutes are over: --only '{name}'"}
         rows.append(found)
         print(row(found), flush=True)

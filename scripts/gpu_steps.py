@@ -567,7 +567,7 @@ def _last(text: str) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it printed nothing")
 
 
-STEPS: dict[str, Callable[[Place], Found]] = {
+STEPS: dict[str, Callable[[Place], Found]] = {  # what matters most comes first, for a card may be slow
     "model": model,
     "sampling, embedded": sample_embedded,
     "sampling, 1 B": sample_large,
@@ -578,10 +578,10 @@ STEPS: dict[str, Callable[[Place], Found]] = {
     "hand-over": handover,
     "vLLM, hand-over": vllm,
     "vLLM, killed": vllm_killed,
-    "sleep": sleep,
-    "kill and resume": kill,
-    "checkpointing": checkpointing,
-    "two processes": two_processes,
     "run": run,
     "run, judge": judge,
+    "kill and resume": kill,
+    "two processes": two_processes,
+    "sleep": sleep,
+    "checkpointing": checkpointing,
 }
