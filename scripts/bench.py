@@ -24,12 +24,13 @@ from typing import Any
 from bench_decoder import hook_vs_plain, memory_of_adapters, tune_batched, tune_batched_135m
 from bench_mcts import bench_mcts
 from bench_rl import rl_step_vs_parts, rl_vs_trl
-from bench_round import round_vs_phases
+from bench_round import round_vs_phases, serial_share
 from bench_sandbox import sandbox_latency, tool_calls
 from bench_scale import memory_10x, million, passes_256, time_10x
 from bench_train import train_vs_bare, train_vs_trl
 from bench_verify import verify_throughput
 from bench_vllm import handover_vs_cold_start, runner_vs_vllm, vllm_vs_transformers
+from random_model import save
 
 Result = dict[str, Any]  # "value": the figure that counts; the rest: what it was computed from
 
@@ -57,28 +58,10 @@ SHAPES: dict[str, dict[str, int]] = {
 }
 
 
-def random_model(folder: Path, shape: str, ends: float = 0.02) -> str:
-    """Save a Llama of random weights with a byte-level tokenizer; a share `ends` of its vocabulary are end tokens, so
-    that completions have lengths of all kinds."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-
-    torch.manual_seed(0)
+def random_model(folder: Path, shape: str) -> str:
+    """Save a model of random weights in one of `SHAPES`. Returns its path."""
     size = {key: value for key, value in SHAPES[shape].items() if key not in ("tokens", "problems")}
-    config = AutoConfig.for_model("llama", **size, max_position_embeddings=1024, bos_token_id=0, eos_token_id=1)
-    model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    last = size["vocab_size"] - 1
-    model.generation_config.eos_token_id = [1, *range(last, last - int(ends * size["vocab_size"]), -1)]
-    model.save_pretrained(folder)
-    vocabulary = {char: i + 2 for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE({"<s>": 0, "</s>": 1, **vocabulary}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    make: Any = PreTrainedTokenizerFast
-    fast = make(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
-    fast.save_pretrained(folder)
-    return str(folder)
+    return save(folder, size)
 
 
 def transformers_vs_generate(repeats: int = 3, samples: int = 4) -> Result:
@@ -180,6 +163,7 @@ BENCHMARKS: dict[str, Callable[[], Result]] = {
     "train_vs_trl": train_vs_trl,
     "train_vs_bare": train_vs_bare,
     "round_vs_phases": round_vs_phases,
+    "serial_share": serial_share,
     "rl_step_vs_parts": rl_step_vs_parts,
     "rl_vs_trl": rl_vs_trl,
     "time_10x": time_10x,

@@ -14,8 +14,8 @@ from typing import Any
 from bench_train import by_trl
 from children import python, selfimprove
 
+from selfimprove import account, store
 from selfimprove import config as configuration
-from selfimprove import store
 from selfimprove.binding import Target, bind
 from selfimprove.schema import Config
 from selfimprove.tracking import Nothing
@@ -60,6 +60,15 @@ def round_vs_phases(repeats: int = 3) -> dict[str, Any]:
         "bare_phases": phases,
         "phases": summary["rounds"][0]["seconds"],
     }
+
+
+def serial_share() -> dict[str, Any]:
+    """The share of a round of the default run that is neither sampling nor optimizer steps, with training in a process
+    of its own as on GPUs."""
+    with tempfile.TemporaryDirectory() as name:
+        selfimprove(Path(name) / "run", "rounds=1", "tracker=none", "hardware.training.own_process=true")
+        spent = account.measured(store.read_json(Path(name) / "run" / "rounds" / "000" / "metrics.json"))
+    return {"value": account.serial_share(spent), "seconds": spent}
 
 
 def bare(folder: str) -> None:

@@ -275,7 +275,7 @@ def check_carry(config: Config, stage: Stage, where: str) -> None:
         raise ConfigError(
             f"{where}.train.carry=true: goes on from the last policy, and {where}.start=base does not", where
         )
-    how = config.hardware.training
+    how = config.training_of(stage.role or "policy")
     if how.processes > 1 and how.strategy != "ddp":
         raise ConfigError(
             f"hardware.training.strategy={how.strategy}: {where}.train.carry=true needs ddp, or false",

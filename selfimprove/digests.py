@@ -91,8 +91,17 @@ class Digests:
 def hashes(folder: Path, outputs: Sequence[str], digests: Digests) -> dict[str, dict[str, str]]:
     """What a manifest says of a phase's files and folders: a hash of each in `outputs`, and in `files` one of each file
     in the folders. The second names a damaged file."""
-    inside = {str(f.relative_to(folder)): digests.of(f) for name in outputs for f in files_below(folder / name)}
-    return {"outputs": {name: digests.of(folder / name) for name in outputs}, "files": inside}
+    inside: dict[str, str] = {}
+    found: dict[str, str] = {}
+    for name in outputs:
+        path = folder / name
+        if path.is_dir():  # its hash is of those of its files, each of which is read once
+            files = {str(f.relative_to(path)): digests.of(f) for f in files_below(path)}
+            inside |= {f"{name}/{file}": value for file, value in files.items()}
+            found[name] = digest(files)
+        else:
+            found[name] = digests.of(path)
+    return {"outputs": found, "files": inside}
 
 
 def unfit(folder: Path, manifest: Mapping[str, Any], digests: Digests) -> Damaged | None:

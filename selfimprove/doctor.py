@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from selfimprove.memory import GB, advice, estimate, machine_memory
+from selfimprove.account import estimated
+from selfimprove.memory import GB, advice, estimate, host_memory, machine_memory
 
 _PACKAGED = Path(__file__).parent / "requirements.lock"
 LOCK = _PACKAGED if _PACKAGED.exists() else Path(__file__).parent.parent / "requirements.lock"
@@ -88,7 +89,7 @@ def memory(overrides: Sequence[str]) -> int:
     room = f"{found.room / GB:.0f} GB" if found.room else "unknown"
     console.print(f"model={model.name} ({model.dtype}, {kind}) on hardware={hardware.name}: {place} has {room}\n")
     table = Table("part", "GB", f"share of {place}" if found.room else "", box=None, pad_edge=False)
-    for name, parts in (("sampler", found.sampler), ("trainer", found.trainer)):
+    for name, parts in (("sampler", found.sampler), ("trainer", found.trainer), ("verifier", found.second)):
         for part, size in parts.items():
             table.add_row(f"{name}: {part}", f"{size / GB:.2f}", _share(size, found.room))
         if parts:
@@ -104,6 +105,21 @@ def memory(overrides: Sequence[str]) -> int:
         console.print(f"The trainer is counted with {step}; it needs {longest}.")
     both = "hold it together" if found.together else "take turns (hardware.sleep)"
     console.print(f"Sampler and trainer {both}. Rough figures: docs/hardware.md has the formulas.")
+    if found.second:
+        turns = (
+            "is held beside the sampler: solvers ask it as they go" if found.asked or found.together else "takes turns"
+        )
+        console.print(f"The verifier's model {turns}; of several GPUs it is on the first.")
+    if seconds := estimated(config):
+        console.print("\nSeconds of a round outside of sampling and training, a guess:")
+        times = Table(box=None, pad_edge=False, show_header=False)
+        for name, spent in (seconds | {"all": sum(seconds.values())}).items():
+            times.add_row(name, f"{spent:.0f}")
+        console.print(times)
+    if host := host_memory(config):
+        console.print(
+            f"While the policy is loaded, training takes up to {host / GB:.0f} GB of the machine's own memory."
+        )
     if found.fits:
         console.print("fits" if found.room else "whether it fits is unknown: hardware.memory_gb is null")
         return 0

@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from selfimprove.binding import Target, function
-from selfimprove.policy.models import quiet_hub, resolve
+from selfimprove.binding import Target, asks_for, function, module_of, options_of
+from selfimprove.policy.models import local, quiet_hub, resolve
 from selfimprove.policy.vllm import CPU_CACHE
 from selfimprove.schema import Config, Model, Shape
 from selfimprove.train import BATCH_SIZE
@@ -31,9 +31,11 @@ GB = 1e9
 # What no formula gives, in bytes.
 SAMPLER = 2.0e9  # vLLM on a GPU: CUDA context, compiled graphs, one batch of prompts being read
 SAMPLER_CPU = 1.0e9  # vLLM on a CPU: its process
-SLEEPING = 1.0e9  # a sampler that sleeps: CUDA context and graphs stay (vLLM's sleep mode, level 1)
+SLEEPING = 2.5e9  # a vLLM that sleeps: CUDA context, cuBLAS, the pools of graphs, buffers outside of its own allocator
+MOVED = 0.6e9  # a model that was on the device: its process keeps the CUDA context
 TRAINER = 1.5e9  # CUDA context, workspaces, fragments
 PROCESS = 0.65e9  # Python with torch, transformers and TRL, without a GPU
+PREFILL = 8192  # tokens of one forward pass without sampling (PREFILL_TOKENS in policy/hf.py)
 PREFIXES = 2**28  # of the transformers engine (KEPT_BYTES in policy/slots.py)
 
 # TRL 1.16's fused head scores tiles of so many tokens by so much vocabulary (trl/kernels/chunked_logprob.py)
@@ -48,16 +50,20 @@ class Estimate:
 
     sampler: dict[str, float]
     trainer: dict[str, float]  # {} where nothing is trained
+    second: dict[str, float]  # models that a verifier opens, such as a judge; {} where none does
     room: float | None  # what the GPU or machine has; None: not known
     share: float  # of the room that the sampler may take
     together: bool  # sampler and trainer hold their memory at the same time
+    asked: bool  # sampler and second models do: solvers ask these as they go
     row: int  # tokens of a training row
     sequences: int | None  # full-length sequences that the sampler's cache holds; None: it grows as needed
 
     @property
     def peak(self) -> float:
-        both = sum(self.sampler.values()), sum(self.trainer.values())
-        return sum(both) if self.together else max(both)
+        sampler, trainer, second = (sum(part.values()) for part in (self.sampler, self.trainer, self.second))
+        if self.together:
+            return sampler + trainer + second
+        return max(sampler + second, trainer) if self.asked else max(sampler, trainer, second)
 
     @property
     def fits(self) -> bool:
@@ -85,11 +91,20 @@ def estimate(config: Config, row: int | None = None) -> Estimate | None:
     engine = engine_of(config)
     share = float(engine["memory"]) if gpu and engine["name"] == "vllm" else 1.0
     sampler, sequences = _sampler(config, shape, room, share, row)
-    trainer = _trainer(config, shape, row)
+    trainer, second = _trainer(config, shape, row), _second(config, row)
     sleeps = gpu and hardware.sleep and bool(sampler)
-    if trainer and sleeps:
-        trainer["sleeping sampler"] = SLEEPING
-    return Estimate(sampler, trainer, room, share, not sleeps, row, sequences)
+    asked = bool(second) and any(
+        asks_for(s.generate) & {"judge", "scorers"} for s in config.stages.values() if s.generate
+    )
+    if sleeps:
+        asleep = SLEEPING if engine["name"] == "vllm" else MOVED
+        if trainer:
+            trainer["sleeping sampler"] = asleep
+        if trainer and second:
+            trainer["context of the second model"] = MOVED
+        if second and not asked:
+            second["sleeping sampler"] = asleep
+    return Estimate(sampler, trainer, second, room, share, not sleeps, asked, row, sequences)
 
 
 def engine_of(config: Config) -> Target:
@@ -173,6 +188,44 @@ def _sampler(
     return {"weights": weights, "keys and values": max(cache, window), "overhead": overhead}, sequences
 
 
+# A verifier's models
+
+
+def _second(config: Config, row: int) -> dict[str, float]:
+    """The parts of the models that verifiers open beside the sampler, of the stage whose are the largest.
+
+    Their rows are read in batches of PREFILL tokens; only a judge that writes has a slot for each of its answers.
+    """
+    found: list[dict[str, float]] = []
+    for stage in config.stages.values():
+        verifier = config.verifier_of(stage)
+        opens = getattr(module_of(verifier), "opens", None)
+        parts = dict.fromkeys(("weights", "keys and values", "overhead"), 0.0)
+        for name in opens(**options_of(verifier)) if opens else ():
+            shape = _shape_of_second(config, name)
+            if shape is None:
+                continue
+            token = kv_bytes(shape, config.model.dtype)
+            slots = config.hardware.max_batch * row if verifier.get("reason") else 0
+            parts["weights"] += shape.parameters * _size(config.model.dtype)
+            parts["keys and values"] += max(slots, PREFILL) * token
+            parts["overhead"] = TRAINER if config.hardware.device == "cuda" else 0.0
+        found.append(parts)
+    most = max(found, key=lambda parts: sum(parts.values()))
+    return {name: size for name, size in most.items() if size}
+
+
+def _shape_of_second(config: Config, name: str) -> Shape | None:
+    """The shape of a model that a verifier names. None: its files are not on this machine."""
+    if name == "base":
+        return shape_of(config.model)
+    if name in config.roles:
+        own = config.model_of(name)
+        return shape_of(config.model if own.path == config.model.path else own)
+    folder = local(resolve("", name))
+    return _shape_in(str(folder)) if folder else None
+
+
 # The trainer
 
 
@@ -201,7 +254,7 @@ def _trainer(config: Config, shape: Shape, row: int) -> dict[str, float]:
     if node is None:
         return {}
     model, hardware = config.model, config.hardware
-    training, gpu = hardware.training, hardware.device == "cuda"
+    training, gpu = config.training_of(), hardware.device == "cuda"
     whole = {"ddp": 1, "zero2": 1, "fsdp2": training.processes, "zero3": training.processes}[training.strategy]
     rest = 1 if training.strategy == "ddp" else training.processes
     e = _size(model.dtype)
@@ -211,7 +264,7 @@ def _trainer(config: Config, shape: Shape, row: int) -> dict[str, float]:
     parts: dict[str, float] = {}
     if lora is None:
         parts["weights"] = 4 * shape.parameters / whole  # float32 masters, whatever the dtype
-        if e == 2:
+        if e == 2 and training.strategy != "fsdp2":  # which casts what it gathers
             parts["bfloat16 copies"] = 2 * shape.parameters / whole  # autocast keeps each weight that it has cast
     else:
         parts["weights"] = (_frozen(shape, e, lora.quantize) + 4 * trained) / whole
@@ -285,24 +338,48 @@ def machine_memory() -> float:
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
+def host_memory(config: Config) -> float:
+    """Bytes of the machine's own memory that training on GPUs takes while it loads the policy: every process reads all
+    of it, and in full as float32, before it goes to the GPU or is split. 0 without a GPU, or where nothing is known."""
+    node, shape = config.train or config.method.train, shape_of(config.model)
+    if config.hardware.device != "cuda" or node is None or shape is None:
+        return 0.0
+    each = (4 if config.model.lora is None else _size(config.model.dtype)) * shape.parameters
+    other = node.get("reference") == "base" and config.model.lora is None  # a second model
+    return config.hardware.training.processes * (PROCESS + each * (2 if other else 1))
+
+
 # What to say of it
 
 
 def warning(config: Config) -> str | None:
     """One line on what does not fit, with the overrides that would make it fit. None: it fits, or nobody knows."""
     found = estimate(config)
+    if found is not None and found.fits and (host := host_memory(config)) > machine_memory():
+        return (
+            f"model={config.model.name} may not load: {config.hardware.training.processes} processes read it into "
+            f"{host / GB:.0f} GB of this machine's memory, which is {machine_memory() / GB:.0f} GB; fewer processes or "
+            "model.lora need less"
+        )
     if found is None or found.fits or found.room is None:
         return None
     where = f"one GPU of hardware={config.hardware.name}" if config.hardware.device == "cuda" else "this machine"
-    sampler, trainer, room = sum(found.sampler.values()) / GB, sum(found.trainer.values()) / GB, found.room / GB
+    sampler, trainer, second = (sum(part.values()) / GB for part in (found.sampler, found.trainer, found.second))
+    room = found.room / GB
     has = f"{where} has {room:.0f} GB"
     if found.share < 1 and sampler > found.share * room:
         needs = f"the sampler, with one sequence of {config.model.max_length} tokens, needs {sampler:.0f} GB"
         has += f", of which it takes {100 * found.share:.0f} %"
-    elif found.together and trainer:
-        needs = f"sampler ({sampler:.0f} GB) and trainer ({trainer:.0f} GB) together need {found.peak / GB:.0f} GB"
+    elif found.together and (trainer or second):
+        parts = {"sampler": sampler, "trainer": trainer, "the verifier's model": second}
+        said = " and ".join(f"{name} ({size:.0f} GB)" for name, size in parts.items() if size)
+        needs = f"{said} together need {found.peak / GB:.0f} GB"
+    elif found.asked and sampler + second > trainer:
+        both = f"sampler ({sampler:.0f} GB) and the verifier's model ({second:.0f} GB)"
+        needs = f"{both} together need {found.peak / GB:.0f} GB"
     else:
-        needs = f"the {'trainer' if trainer > sampler else 'sampler'} needs {found.peak / GB:.0f} GB"
+        parts = {"sampler": sampler, "trainer": trainer, "verifier's model": second}
+        needs = f"the {max(parts, key=lambda name: parts[name])} needs {found.peak / GB:.0f} GB"
     said = f"model={config.model.name} may not fit: {needs}, {has}"
     remedy = advice(config)
     return f"{said}; it would with {' '.join(remedy)}" if remedy else said
@@ -332,6 +409,8 @@ def _options(config: Config) -> Iterator[tuple[str, Any, str]]:
     prefix = "engine.inner" if "inner" in config.engine else "engine"
     if engine.get("memory", 1) < 0.9:
         yield f"{prefix}.memory", 0.9, f"{prefix}.memory=0.9"
+    if engine.get("memory", 0) > 0.5:  # a second model is asked beside the sampler
+        yield f"{prefix}.memory", 0.5, f"{prefix}.memory=0.5"
     if hardware.micro_batch > 4:
         yield "hardware.micro_batch", 4, "hardware.micro_batch=4"
     if not hardware.gradient_checkpointing:
@@ -340,7 +419,7 @@ def _options(config: Config) -> Iterator[tuple[str, Any, str]]:
         yield "hardware.micro_batch", 1, "hardware.micro_batch=1"
     if engine["name"] == "transformers" and hardware.max_batch > 32:
         yield "hardware.max_batch", 32, "hardware.max_batch=32"
-    if hardware.training.processes > 1 and hardware.training.strategy != "fsdp2":
+    if hardware.training.processes > 1 and config.training_of().strategy != "fsdp2":
         yield "hardware.training.strategy", "fsdp2", "hardware.training.strategy=fsdp2"
     if model.dtype == "float32" and hardware.device == "cuda":
         yield "model.dtype", "bfloat16", "model.dtype=bfloat16"

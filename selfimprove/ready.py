@@ -73,8 +73,8 @@ def require_sides(config: Config, problems: list[Problem], dropped: dict[str, st
 
 
 def require_verifiers(config: Config) -> dict[str, Any]:
-    """Facts about this machine that verifiers and tools report. Raises ConfigError where a check or a tool of the method
-    lacks what it needs: a verifier's module has `require`, a tool has `require_<name>` beside its function."""
+    """Facts about this machine that verifiers and tools report. Raises ConfigError where a check or a tool of the
+    method lacks what it needs: a verifier's module has `require`, a tool has `require_<name>` beside its function."""
     said: dict[str, Any] = {}
     nodes = [config.verifier_of(stage) for stage in config.stages.values()]
     for node in (*nodes, config.dataset.verifier):

@@ -84,9 +84,10 @@ class Training(Section):
     """How a training phase is run on the hardware. None of it changes what is learned, but by rounding."""
 
     processes: Count = 1  # one a GPU, on one machine
-    strategy: Literal["ddp", "fsdp2", "zero2", "zero3"] = "ddp"  # how several processes share the model
+    strategy: Literal["auto", "ddp", "fsdp2", "zero2", "zero3"] = "ddp"  # how several processes share the model
     own_process: bool = False  # also where processes is 1: what training held is free again when it ends
     checkpoint_steps: Count | None = None  # optimizer steps between checkpoints: what a kill in training can lose
+    checkpoint_minutes: Annotated[float, Field(gt=0)] | None = None  # the same by time
     packing: bool = False  # a device step's rows end to end in one sequence, without padding
     liger: bool = False  # Liger's kernels
 
@@ -279,6 +280,14 @@ class Config(Section):
 
     def model_of(self, role: str) -> Model:
         return self.roles[role].model or self.model
+
+    def training_of(self, role: str = "policy") -> Training:
+        """How a role is trained. `auto` is ddp for an adapter, whose gradients are small, and in full fsdp2."""
+        how = self.hardware.training
+        if how.strategy != "auto":
+            return how
+        shared = "ddp" if how.processes == 1 or self.model_of(role).lora else "fsdp2"
+        return how.model_copy(update={"strategy": shared})
 
     @property
     def solver(self) -> Target:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import signal
 from collections.abc import Callable, Collection, Coroutine, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ from selfimprove.verify import Check, Context, Judge, Opening, Outcome
 from selfimprove.verify.pool import Pool
 
 log = logging.getLogger("selfimprove")
+
+MERGED = "merged"  # in the run folder: adapters in their bases, for engines that read whole weights
 
 
 @dataclass(frozen=True)
@@ -120,14 +123,34 @@ class Session:
             self._engines[role], self._loaded[role] = open_engine(config, path, problems, model), path
         if self._loaded[role] != weights.path:
             self.restore(weights)
-            self._engines[role].load(weights.path)
+            self._engines[role].load(self._whole(role, weights))
             self._loaded[role] = weights.path
         return Policy(self._engines[role], config.seed, weights.version, role, model.max_tokens, scope)
+
+    def _whole(self, role: str, weights: Weights) -> str:
+        """The folder that an engine reads. For one that takes no adapters they are merged into the base here, once for
+        all its replicas and actors, into the run folder; the newest stays there until the session ends."""
+        if not getattr(self._engines[role], "merges", False) or not models.is_adapter(weights.path):
+            return weights.path
+        model, base = self.config.model_of(role), self.base[role].path
+        folder = self.run.path / MERGED / role / str(weights.version)
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        with store.new_folder(folder) as out:
+            base = models.adapter_base(base) if models.is_adapter(base) else base
+            how: Any = {"dtype": model.dtype, "trust_remote_code": model.trust_remote_code}
+            models.merge(weights.path, base, str(out), **how)
+        return str(folder)
 
     def rest(self) -> None:
         """Before training, with `hardware.sleep`: engines free their memory until they are asked again."""
         if self.config.hardware.sleep:
             self.close_resources()
+            self._room()
+
+    def _room(self) -> None:
+        """Before another model is opened, with `hardware.sleep`: the same, unless engines are at work, where a solver
+        asks for that model as it goes. Then both hold memory, as `memory.estimate` says."""
+        if self.config.hardware.sleep and self._task is None:
             for engine in self._engines.values():
                 self.wait(engine.sleep())
 
@@ -197,7 +220,7 @@ class Session:
             for role in read:
                 self.restore(policies[role])
             paths = {role: policies[role].path for role in read}
-            opening = Opening(self.config.model, self.config.hardware, problems, paths)
+            opening = Opening(self.config.model, self.config.hardware, problems, paths, self._room)
             self._resources[name] = state, open_resource(opening, **options_of(verifier))
         return self._resources[name][1]
 
@@ -214,7 +237,7 @@ class Session:
                 self._close(self._resources.pop(name)[1])
             if name not in self._resources:
                 self.restore(weights)
-                opening = Opening(self.config.model_of(role), self.config.hardware, [])
+                opening = Opening(self.config.model_of(role), self.config.hardware, [], room=self._room)
                 self._resources[name] = weights.digest, open_model(opening, weights.path)
             found[role] = self._resources[name][1]
         return found
@@ -268,6 +291,7 @@ class Session:
             self._close(opened)
         if "workers" in self.__dict__:
             self.workers.close()
+        shutil.rmtree(self.run.path / MERGED, ignore_errors=True)
         self.loop.close()
 
 

@@ -197,13 +197,15 @@ class Run:
         self, step: Pass, phase: str, key: str, outputs: list[str], metrics: dict[str, Any], seconds: float
     ) -> dict[str, Any]:
         """Write a phase's manifest, which makes it done."""
-        folder = self.folder(step)
+        folder, begin = self.folder(step), time.monotonic()
+        made = hashes(folder, outputs, self.digests)
         manifest = {
             "phase": phase,
             "key": key,
-            **hashes(folder, outputs, self.digests),
+            **made,
             "metrics": metrics,
             "seconds": round(seconds, 3),
+            "seconds_hashing": round(time.monotonic() - begin, 3),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "where": self.where(step),
         }

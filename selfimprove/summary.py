@@ -184,7 +184,8 @@ def round_metrics(config: Config, run: store.Run, passes: list[Pass]) -> dict[st
         for phase in PHASES:
             if manifest := run.manifest(step, phase):
                 shown = f"{step.stage}.{phase}" if step.stage and phase not in AFTER else phase
-                for name, value in {**manifest["metrics"], "seconds": manifest["seconds"]}.items():
+                times = {"seconds": manifest["seconds"], "hashing_seconds": manifest.get("seconds_hashing", 0.0)}
+                for name, value in {**manifest["metrics"], **times}.items():
                     for key, figure in _flat(f"seconds/{shown}" if name == "seconds" else f"{shown}/{name}", value):
                         gathered.setdefault(key, []).append(figure)
     merged = {key: _merged(key, values) for key, values in gathered.items()}
@@ -218,7 +219,8 @@ _COUNTED = (
 def _merged(name: str, values: list[Any]) -> Any:
     if len(values) == 1 or not all(isinstance(value, int | float) for value in values):
         return values[-1]
-    return sum(values) if any(part in _COUNTED for part in name.split("/")) else sum(values) / len(values)
+    counted = any(part in _COUNTED or "seconds" in part for part in name.split("/"))
+    return sum(values) if counted else sum(values) / len(values)
 
 
 def exit_code(summary: Mapping[str, Any]) -> int:

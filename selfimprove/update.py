@@ -101,12 +101,12 @@ def _work(session: Session, step: Pass, node: Target, start: Weights, key: str, 
 
     config, folder, role = session.config, session.run.folder(step), session.stage(step).role
     assert role is not None
-    how, model = config.hardware.training, config.model_of(role)
+    how, model = config.training_of(role), config.model_of(role)
     own = how.own_process or how.processes > 1
     session.rest()
     session.restore(start)
     examples, parts = folder / "examples.parquet", None
-    if own or how.checkpoint_steps:  # removed when the phase is done, as other parts are
+    if own or how.checkpoint_steps or how.checkpoint_minutes:  # removed when the phase is done, as other parts are
         same = [key, how.model_dump(), config.hardware.micro_batch]
         parts = unfinished(folder / "policy.parts", store.digest(same))
     held = None if own or config.hardware.sleep else session.held

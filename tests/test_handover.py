@@ -1,6 +1,7 @@
 """Trained weights reach the sampler, or the run stops."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,7 @@ from selfimprove import run
 from selfimprove.config import compose
 from selfimprove.errors import RunError
 from selfimprove.policy.hf import TransformersEngine
+from selfimprove.policy.models import is_adapter
 
 SIZES = ["dataset.train_size=24", "dataset.heldout_size=10", "tracker=none", "verify.workers=1", "eval.samples=0"]
 TAKE = TransformersEngine.load
@@ -57,10 +59,26 @@ def test_a_sampler_with_old_weights_stops_the_run(tmp_path, monkeypatch, fault, 
     assert not (tmp_path / "rounds" / "000" / "handover.manifest.json").exists()
 
 
-def test_an_adapter_is_handed_over_whole(tmp_path):
+@pytest.mark.parametrize("merges", [False, True])
+def test_an_adapter_is_handed_over_whole(tmp_path, monkeypatch, merges):
+    """By an engine that reads adapters, and by one whose adapters are merged into the run folder before."""
+    read = []
+
+    def reads(engine, path):
+        folder = Path(path)
+        read.append((folder.relative_to(tmp_path).parts, is_adapter(folder), [f.name for f in folder.parent.iterdir()]))
+        TAKE(engine, path)
+
+    monkeypatch.setattr(TransformersEngine, "load", reads)
+    monkeypatch.setattr(TransformersEngine, "merges", merges, raising=False)
     summary = start(tmp_path, "rounds=2", "model.lora={r: 4, alpha: 8}", "method.train.learning_rate=1e-3")
     for row in summary["rounds"]:
         assert row["handover"]["gap_max"] < 1e-4 < row["handover"]["moved"]
+    if merges:  # the newest alone, for as long as the run lasts
+        assert read == [(("merged", "policy", str(n)), False, [str(n)]) for n in (1, 2)]
+        assert not (tmp_path / "merged").exists()
+    else:
+        assert [adapter for _, adapter, _ in read] == [True, True]
 
 
 def test_a_policy_without_tokens_is_not_asked(tmp_path):

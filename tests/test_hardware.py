@@ -87,7 +87,8 @@ def test_a_gpu_config_says_what_the_estimate_needs_and_takes_turns(hardware):
     [
         *(("gpu_24gb", model, [], True) for model in ("qwen2_5_0_5b", "qwen2_5_7b", "llama3_1_8b", "mistral7b")),
         *(("gpu_80gb", model, ["train=dpo"], True) for model in ("qwen2_5_7b", "llama3_1_8b", "mistral7b")),
-        ("gpu_24gb", "mistral7b", ["train=dpo"], True),
+        ("gpu_24gb", "mistral7b", ["train=dpo"], False),
+        ("gpu_24gb", "mistral7b", ["train=dpo", "hardware.micro_batch=1"], True),
         ("gpu_24gb", "llama3_1_8b", ["train=dpo", "hardware.micro_batch=1"], True),
         ("gpu_80gb", "mistral7b", ["model.lora=null"], False),
         *(("gpu_8x80gb", model, ["model.lora=null"], True) for model in ("qwen2_5_7b", "llama3_1_8b", "mistral7b")),
@@ -109,6 +110,42 @@ def test_a_gpu_that_sampler_and_trainer_hold_together_counts_both():
     assert both.peak == sum(both.sampler.values()) + sum(both.trainer.values())
     assert turns.fits
     assert not both.fits
+
+
+@pytest.mark.parametrize(
+    ("more", "strategy"),
+    [
+        ([], "ddp"),  # an adapter
+        (["model.lora=null"], "fsdp2"),
+        (["hardware.training.strategy=zero3"], "zero3"),
+        (["hardware.training.processes=1", "model.lora=null"], "ddp"),
+    ],
+)
+def test_adapters_are_shared_by_ddp_and_whole_models_by_fsdp(more, strategy):
+    config = compose(["hardware=gpu_8x80gb", "model=mistral7b", *more])
+    assert config.training_of().strategy == strategy
+    if len(more) < 2:
+        assert memory.estimate(config).fits
+
+
+@pytest.mark.parametrize(
+    ("more", "models", "together"),
+    [
+        (["verifier=judge"], 0, False),  # the policy itself
+        (["verifier=judge", "verifier.model=base"], 1, False),
+        (["verifier=judge", "verifier.model=m", "verifier.server=http://localhost", "verifier.key_env=null"], 0, False),
+        (["method=upo", "model=mistral7b"], 2, True),  # its solver asks for rewards as it goes
+    ],
+)
+def test_what_a_verifier_opens_is_counted(more, models, together):
+    config = compose(["model=mistral7b", "hardware=gpu_80gb", *more])
+    found = memory.estimate(config)
+    assert found.second.get("weights", 0) == models * 2 * config.model.shape.parameters
+    assert found.asked == together
+    if together:
+        assert found.peak == sum(found.sampler.values()) + sum(found.second.values())
+        assert not found.fits
+        assert memory.advice(config) == ["engine.memory=0.5"]
 
 
 @pytest.mark.vllm

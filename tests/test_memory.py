@@ -174,7 +174,24 @@ def test_what_is_divided_among_processes_depends_on_the_strategy():
         of = parts(strategy)
         for name in ("weights", "gradients", "optimizer"):
             assert of[name] == alone[name] / (8 if name in divided else 1), (strategy, name)
-    assert parts("zero3") == parts("fsdp2")
+    assert parts("zero3") == parts("fsdp2") | {"bfloat16 copies": 2 * parameters / 8}  # FSDP casts what it gathers
+
+
+def test_the_machines_own_memory_is_counted_for_every_process_that_loads(monkeypatch):
+    def host(*more):
+        return memory.host_memory(compose(["model=mistral7b", "hardware=gpu_8x80gb", *more]))
+
+    parameters = compose(["model=mistral7b"]).model.shape.parameters
+    assert host() == 8 * (memory.PROCESS + 2 * parameters)
+    assert host("model.lora=null") == 8 * (memory.PROCESS + 4 * parameters)
+    assert host("model.lora=null", "train=dpo", "train.reference=base") == 8 * (memory.PROCESS + 8 * parameters)
+    assert memory.host_memory(compose(["model=tiny"])) == 0
+    monkeypatch.setattr(memory, "machine_memory", lambda: 200e9)
+    said = memory.warning(compose(["model=mistral7b", "hardware=gpu_8x80gb", "model.lora=null"]))
+    assert said == (
+        "model=mistral7b may not load: 8 processes read it into 237 GB of this machine's memory, which is 200 GB; "
+        "fewer processes or model.lora need less"
+    )
 
 
 def test_what_saves_memory_is_seen_to():
@@ -196,7 +213,8 @@ def test_what_saves_memory_is_seen_to():
         ["model=llama3_1_8b", "hardware=gpu_24gb", "engine.memory=0.7"],
     ],
 )
-def test_what_does_not_fit_is_one_line_whose_overrides_make_it_fit(asked):
+def test_what_does_not_fit_is_one_line_whose_overrides_make_it_fit(asked, monkeypatch):
+    monkeypatch.setattr(memory, "machine_memory", lambda: 1e12)  # whatever this one has
     config = compose(asked)
     said = memory.warning(config)
     assert said

@@ -134,6 +134,11 @@ def resource(opening: Opening, *, reward: str = "reward", estimator: str = "esti
     return Models(open_role(opening, reward), open_role(opening, estimator))
 
 
+def opens(*, reward: str = "reward", estimator: str = "estimator", **options: Any) -> list[str]:
+    """The models that `resource` puts on the device."""
+    return [reward, estimator]
+
+
 async def verify(
     problem: Problem,
     trajectories: list[Trajectory],

@@ -190,8 +190,8 @@ _KINDS = ("calls", "prompt", "sampled", "scored")
 
 
 class Meter:
-    """Counts requests to engines; the tokens of prompts, of sampled completions and of scored completions; and those that
-    temporary adapters were trained on, if there were any."""
+    """Counts requests to engines, and the tokens of prompts, of sampled completions and of scored completions. Tokens
+    that temporary adapters were trained on are counted if there were any."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -211,8 +211,8 @@ class Meter:
     def take(self) -> dict[str, int]:
         """Return the counts so far and reset them to zero.
 
-        `calls`, `prompt`, `sampled`, `scored` and, if there is any, `tuned` are totals over all roles; `KIND@ROLE` is one
-        role's count. The policy has none of its own.
+        `calls`, `prompt`, `sampled`, `scored` and, if there is any, `tuned` are totals over all roles; `KIND@ROLE` is
+        one role's count. The policy has none of its own.
         """
         taken = dict.fromkeys(_KINDS, 0) | dict(self._counts)
         self._counts.clear()

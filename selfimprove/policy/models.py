@@ -128,9 +128,18 @@ def load_model(
     if adapter:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        # Left to itself, PEFT reads adapters onto the first GPU, wherever the model is.
+        model = PeftModel.from_pretrained(model, adapter, torch_device="cpu").merge_and_unload()
     loaded: PreTrainedModel = model.to(device).eval()
     return loaded
+
+
+def merge(adapter: str, base: str, folder: str, *, dtype: str, trust_remote_code: bool = False) -> None:
+    """Save in `folder` the whole weights that an adapter makes of its base, with the adapter's tokenizer. Raises
+    ConfigError as `load_model` does."""
+    how: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    load_model(adapter, base, dtype=dtype, device="cpu", **how).save_pretrained(folder)
+    load_tokenizer(adapter, **how).save_pretrained(folder)
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

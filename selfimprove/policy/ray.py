@@ -286,6 +286,7 @@ class RayEngine(chat.Speaker):
     ) -> None:
         make = bind(inner, "engine.inner")
         base = _anywhere(path)
+        self.merges = inner.get("adapters") == "merge"
         self.tokenizer: Any = models.load_tokenizer(path, trust_remote_code=model.trust_remote_code)
         self.max_length = min(model.max_length, _window(path, model.trust_remote_code))
         needs = _needs(inner, hardware, cpus)

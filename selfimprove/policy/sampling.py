@@ -76,7 +76,8 @@ def choose(
         probs = torch.softmax(hooked if settings.temperature is None else hooked / settings.temperature, -1)
         if settings.truncated is not None:
             probs[settings.truncated] = truncate(probs[settings.truncated], settings.top_k, settings.top_p)
-        cdf = probs.cumsum(-1)
+        # A GPU sums in parallel: in float32 the order shows, and the sum may fall by a rounding where p is 0.
+        cdf = probs.cumsum(-1, dtype=torch.float64 if probs.is_cuda else None)
         total = cdf[:, -1:]
         draw = torch.from_numpy(uniforms(settings.seeds, positions)).to(logits.device, non_blocking=True)[:, None]
         # Rounding never lifts the target to the total. The first entry above it is where the cdf rises, so p > 0.

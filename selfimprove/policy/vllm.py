@@ -37,6 +37,8 @@ log = logging.getLogger("selfimprove")
 
 Adapters = Literal["merge", "request"]
 STARTS = 3  # of the engine core without a single answer in between, after which something is wrong with it
+RUNNER = "SELFIMPROVE_RUNNER"  # as in vllm_worker.py, which only workers import
+BATCHED_TOKENS = 8192  # of prompts and samples in one step on a GPU
 CPU_CACHE = 2  # GiB of keys and values
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as the largest of an adapter
 
@@ -90,6 +92,8 @@ def engine_args(
         options |= {"logits_processors": ["selfimprove.policy.vllm_draw:Draw"]}
     else:
         options |= {"gpu_memory_utilization": memory, "enable_sleep_mode": hardware.sleep}
+        # AsyncLLM's own is 2048, as for a server that has to answer at once.
+        options |= {"max_num_batched_tokens": max(BATCHED_TOKENS, hardware.max_batch)}
     if adapters == "request" and model.lora:
         options |= {
             "enable_lora": True,
@@ -130,6 +134,16 @@ def cpu_settings(args: AsyncEngineArgs) -> Iterator[None]:
     finally:
         for name in added:
             del os.environ[name]
+
+
+@contextmanager
+def named() -> Iterator[None]:
+    """While an engine starts: this process's id is in the environment, for its workers to end with it."""
+    os.environ[RUNNER] = str(os.getpid())
+    try:
+        yield
+    finally:
+        del os.environ[RUNNER]
 
 
 def _rank(lora: Lora) -> int:
@@ -194,7 +208,7 @@ class VllmEngine(ServedEngine):
         super().__init__(path, model.max_length, model.trust_remote_code)
         self._model, self._sleeps = model, hardware.sleep
         self._args = engine_args(self.base, model, hardware, **options)
-        self._merges = not self._args.enable_lora
+        self.merges = not self._args.enable_lora  # an adapter is merged before it is loaded, by a run once for all
         self._draws = bool(self._args.logits_processors)
         self._settings = cpu_settings if hardware.device == "cpu" else nullcontext
         self._llm: Any = None
@@ -296,7 +310,7 @@ class VllmEngine(ServedEngine):
             raise RunError(f"vLLM's engine core died {STARTS} times without an answer: see its messages above")
         folder = self._whole()
         try:
-            with self._settings(self._args):
+            with self._settings(self._args), named():
                 self._llm = AsyncLLM.from_engine_args(dataclasses.replace(self._args, model=folder))
         except (RuntimeError, ValueError, OSError) as problem:
             reason = str(problem).strip().splitlines()[0]
@@ -329,7 +343,7 @@ class VllmEngine(ServedEngine):
 
     def _requested(self, path: str) -> bool:
         """Whether `path` is an adapter that goes along with the requests."""
-        return not self._merges and models.is_adapter(path)
+        return not self.merges and models.is_adapter(path)
 
     def _whole(self) -> str:
         """Where the whole weights are that the wanted policy needs: an adapter that is not to go along with requests
@@ -339,11 +353,8 @@ class VllmEngine(ServedEngine):
             return path
         if self._requested(path):
             return self.base
-        merged: Any = models.load_model(
-            path, self.base, dtype=self._model.dtype, device="cpu", trust_remote_code=self._model.trust_remote_code
-        )
-        merged.save_pretrained(self._merged.name)
-        self.tokenizer.save_pretrained(self._merged.name)
+        how: Any = {"dtype": self._model.dtype, "trust_remote_code": self._model.trust_remote_code}
+        models.merge(path, self.base, self._merged.name, **how)
         return self._merged.name
 
 

@@ -1,8 +1,35 @@
-"""What selfimprove adds to vLLM's worker processes, through `worker_extension_cls`: its methods are called by name."""
+"""What selfimprove adds to vLLM's worker processes, through `worker_extension_cls`: its methods are called by name.
+
+A worker imports this module before it takes memory. From then on the engine core ends with the process that started it:
+vLLM 0.31 has its workers watch their core, and nobody the process that asked for it, so that one which was killed would
+leave the GPU full.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from selfimprove.processes import children_of, end_together, parent_of
+
+RUNNER = "SELFIMPROVE_RUNNER"  # environment variable: the id of the process that starts the engine
+COORDINATOR = "VLLM::DPCoord"  # how the process is called that several cores share, which nobody ends either
+
+
+def end_with(runner: int) -> None:
+    """Have this worker and its core end with the runner. The core is this process, or has started it."""
+    parent = os.getppid()
+    if not Path(f"/proc/{runner}").exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif parent == runner or parent_of(parent) == runner:
+        core = os.getpid() if parent == runner else parent
+        end_together(core, runner, children_of(runner, COORDINATOR))
+
+
+if runner := os.environ.get(RUNNER):
+    end_with(int(runner))
 
 
 class Extension:

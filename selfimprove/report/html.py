@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from selfimprove import __version__, store
+from selfimprove import __version__, account, store
 from selfimprove.errors import ConfigError
 from selfimprove.report import calibration, explorer
 from selfimprove.report.metrics import pass_at_k
@@ -344,7 +344,7 @@ def _tables(
 ) -> list[dict[str, Any]]:
     """Tables with a title, columns (label and kind) and rows: the rounds of one run, or several runs."""
     if len(runs) == 1:
-        return [_table("Rounds", *_round_rows(runs[0]))]
+        return [_table("Rounds", *_round_rows(runs[0])), *_account(runs[0])]
     of = {i: name for name, chosen in groups for i in chosen}
     rows = []
     for i, run in enumerate(runs):
@@ -376,6 +376,16 @@ def _round_rows(run: RunData) -> tuple[list[tuple[str, str]], list[list[Any]]]:
         figures = [estimate.get(name) for name in (unit.name, "change", *largest)]
         rows.append([f"round {entry['round']}" if i else "base policy", *figures, *counts, *spent, seconds])
     return columns, rows
+
+
+def _account(run: RunData) -> list[dict[str, Any]]:
+    """Where the rounds' time went, a row for each thing; none of a run without a whole round."""
+    spent = [account.measured(metrics) for metrics in run.rounds]
+    names = list(dict.fromkeys(name for one in spent for name in one))
+    columns = [("seconds", "text"), *((f"round {metrics['round']}", "number") for metrics in run.rounds)]
+    rows = [[name, *(round(one.get(name, 0.0), 1) for one in spent)] for name in names]
+    rows.append(["neither sampling nor steps, %", *(round(100 * account.serial_share(one)) for one in spent)])
+    return [_table("Where the time went", columns, rows)] if spent else []
 
 
 def _table(title: str, columns: Sequence[tuple[str, str]], rows: list[list[Any]]) -> dict[str, Any]:

@@ -259,7 +259,8 @@ def adapted(model: Any, context: TrainContext, task: str, **more: Any) -> Any:
 
     assert context.lora is not None
     if is_adapter(context.start):
-        model = PeftModel.from_pretrained(model, context.start, is_trainable=True)
+        # Left to itself, PEFT reads it onto the first GPU, from every process.
+        model = PeftModel.from_pretrained(model, context.start, is_trainable=True, torch_device="cpu")
         rank = model.peft_config["default"].to_dict()["r"]
         if rank != context.lora["r"]:
             raise ConfigError(f"model.lora.r is {context.lora['r']}: the adapter in {context.start} has rank {rank}")
@@ -308,18 +309,23 @@ def _quantized(context: TrainContext) -> Any:
     )
 
 
+def packs(context: TrainContext) -> bool:
+    """Whether a device step's rows are laid end to end. On a GPU they are where flash attention takes them: other
+    attention needs a mask as large as the square of all their tokens, and is then slower than padding."""
+    flash = context.dtype == "bfloat16" and importlib.util.find_spec("flash_attn") is not None
+    return context.training.packing and (context.device == "cpu" or flash)
+
+
 def _kernels(model: Any, context: TrainContext) -> Any:
     """The model with the kernels that the configuration asks for.
 
-    Of Liger only the kernels of layers are used, because its loss gives no log-probability of each token. Packed rows
-    take flash attention where it is installed: other attention needs a mask as large as the square of all their tokens.
+    Of Liger only the kernels of layers are used, because its loss gives no log-probability of each token.
     """
     if context.training.liger:
         from transformers.integrations.liger import apply_liger_kernel
 
         apply_liger_kernel(model, {"cross_entropy": False, "fused_linear_cross_entropy": False})  # type: ignore[no-untyped-call]
-    flash = context.training.packing and context.device == "cuda" and context.dtype == "bfloat16"
-    if flash and importlib.util.find_spec("flash_attn"):
+    if packs(context) and context.device == "cuda":
         model.set_attn_implementation("flash_attention_2")
     return model
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import itertools
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -31,6 +33,8 @@ Loader = Callable[[TrainContext], tuple[Any, Any]]  # -> model, tokenizer
 def run(make: Maker, context: TrainContext, load: Loader = load) -> dict[str, float]:
     """Build a trainer with `make`, train from the newest checkpoint on, save. Returns mean loss, steps and seconds.
 
+    `seconds_load` is of reading the policy, `seconds_prepare` of making the trainer (a reference is asked then),
+    `seconds_steps` of the steps and `seconds_save` of what came after; `seconds` is of all but the first.
     `selfimprove.train.probe` writes handover.json beside the weights. Raises ConfigError as `load` does, and RunError
     when the loss stops being a number or when training does not run as the configuration says.
     """
@@ -38,7 +42,9 @@ def run(make: Maker, context: TrainContext, load: Loader = load) -> dict[str, fl
     from selfimprove.train.probe import Probe
 
     _settle()
+    clock = [time.monotonic()]
     model, tokenizer = _held(context) or load(context)
+    clock.append(time.monotonic())
     if context.last_state:
         carry.restore_weights(model, context.last_state)
     # Trainers edit the configs they are given (special tokens, use_cache); a policy keeps those it came with.
@@ -55,7 +61,9 @@ def run(make: Maker, context: TrainContext, load: Loader = load) -> dict[str, fl
         trainer.add_callback(probe)
         if context.last_state:
             trainer.add_callback(carry.Moments(context.last_state))
+        clock.append(time.monotonic())
         trainer.train(resume_from_checkpoint=str(last) if last else None)
+    clock.append(time.monotonic())
     weights = whole_weights(trainer)
     context.out.mkdir(parents=True, exist_ok=True)
     if trainer.accelerator.is_main_process:
@@ -87,12 +95,18 @@ def run(make: Maker, context: TrainContext, load: Loader = load) -> dict[str, fl
         "loss": sum(record["loss"] for record in steps) / len(steps),
         "steps": float(trainer.state.global_step),
         "seconds": trainer.seconds,
+        **_spent([*clock, time.monotonic()]),
         **{
             ours: sum(record[name] for record in steps) / len(steps)
             for name, ours in FIGURES.items()
             if all(record.get(name) is not None for record in steps)
         },
     }
+
+
+def _spent(clock: list[float]) -> dict[str, float]:
+    names = ("load", "prepare", "steps", "save")
+    return {f"seconds_{name}": end - begin for name, (begin, end) in zip(names, itertools.pairwise(clock), strict=True)}
 
 
 def _held(context: TrainContext) -> tuple[Any, Any] | None:

@@ -28,8 +28,9 @@ from typing import IO, Any
 from selfimprove import store
 from selfimprove.binding import Target
 from selfimprove.errors import ConfigError, RunError
+from selfimprove.processes import die_with
 from selfimprove.train import TrainContext, require
-from selfimprove.train.worker import PATHS, RESULT, STEPS, die_with
+from selfimprove.train.worker import PATHS, RESULT, STEPS
 
 JOB, ACCELERATE, DEEPSPEED = "job.json", "accelerate.json", "deepspeed.json"
 KILLED = "killed"  # of several processes: which was killed, and by what signal
@@ -211,7 +212,10 @@ def _environment(context: TrainContext) -> dict[str, str]:
     if context.device == "cpu":
         # Without a number: that of the process, which accelerate would add, PyTorch cannot load a checkpoint to.
         environment |= {"ACCELERATE_USE_CPU": "true", "ACCELERATE_TORCH_DEVICE": "cpu"}
-    elif context.training.processes == 1:  # with more in sight, the Trainer would split its batches over all of them
+        return environment
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & environment.keys():
+        environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # rows of all lengths leave few holes then
+    if context.training.processes == 1:  # with more in sight, the Trainer would split its batches over all of them
         environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     return environment
 

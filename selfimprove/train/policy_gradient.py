@@ -53,7 +53,7 @@ def require_stage(config: Config, stage: Stage, where: str) -> None:
                 "the policy at temperature 1: set it to 1",
                 "method",
             )
-    how = config.hardware.training
+    how = config.training_of(stage.role or "policy")
     if how.processes > 1 and how.strategy != "ddp":
         raise ConfigError(
             f"hardware.training.strategy={how.strategy}: policy gradients are shared by ddp only",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
-from selfimprove.train import Optimization, TrainContext, arguments, planned
+from selfimprove.train import Optimization, TrainContext, arguments, packs, planned
 from selfimprove.train.fitting import run
 from selfimprove.types import Example
 
@@ -64,7 +64,7 @@ def sft(
             model=model,
             args=config,
             train_dataset=Dataset.from_list(table if context.training.processes == 1 else [*table, BLANK]),
-            data_collator=WeightedCollator(tokenizer.pad_token_id or 0, padding_free=context.training.packing),
+            data_collator=WeightedCollator(tokenizer.pad_token_id or 0, padding_free=packs(context)),
             processing_class=tokenizer,
         )
 

@@ -21,12 +21,15 @@ from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import gather, pad_across_processes
 from datasets import Dataset
 from peft import PeftModel
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
+from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl.models.utils import prepare_deepspeed
+from trl.trainer import dpo_trainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput
@@ -41,6 +44,11 @@ LOGGED = (
     *("loss", "learning_rate", "grad_norm", "rewards/", "logps/", "entropy", "clip_ratio/region", "kl", "sampler_"),
     *("accuracy", "margin"),
 )
+# Under FSDP TRL reads the policy a second time as the reference, in every process, and it hashes all weights for a
+# cache of what the reference says. `_precompute_ref_logps` below needs neither.
+dpo_trainer.create_model_from_path = lambda *arguments, **options: None
+dpo_trainer.hash_module = lambda module: ""
+
 SPENT = "seconds.json"  # in a checkpoint: what training took until then
 
 
@@ -53,6 +61,7 @@ class Steps(TrainerCallback):
 
     def __init__(self, trainer: _Planned) -> None:
         self.trainer = trainer
+        self.saved = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         require_as_asked(self.trainer)
@@ -63,9 +72,18 @@ class Steps(TrainerCallback):
                 self._emit(logs["step"], state, logs)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        every = self.trainer.context.training.checkpoint_steps
-        if every and self.trainer.context.parts and state.global_step < state.max_steps:
-            control.should_save = state.global_step % every == 0
+        how = self.trainer.context.training
+        if self.trainer.context.parts and state.global_step < state.max_steps:
+            due = how.checkpoint_steps is not None and state.global_step % how.checkpoint_steps == 0
+            control.should_save = due or (how.checkpoint_minutes is not None and self._late(how.checkpoint_minutes))
+
+    def _late(self, minutes: float) -> bool:
+        """Whether it is so long since the last checkpoint, by the clock of any process: they save together."""
+        late = torch.tensor(float(time.monotonic() - self.saved > 60 * minutes), device=self.trainer.accelerator.device)
+        return bool(self.trainer.accelerator.reduce(late, "sum") > 0)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.saved = time.monotonic()
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         logs: dict[str, float] = kwargs["logs"]
@@ -165,6 +183,14 @@ class _Planned(Trainer):
         super().__init__(callbacks=[Steps(self)], **kwargs)
         self.remove_callback(PrinterCallback)
         self.begin = time.monotonic()
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """With FSDP in bfloat16, what is summed stays in float32: gradients over processes, and the log-probabilities
+        of a completion. accelerate would have both rounded: a sum of -600 nats to the next multiple of 4."""
+        super().create_accelerator_and_postprocess()
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None and self.accelerator.mixed_precision == "bf16":
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 
     @property
     def seconds(self) -> float:
@@ -302,7 +328,7 @@ class PreferenceTrainer(_Planned, DPOTrainer):
             policy.delete_adapter("ref")
         model = self.ref_model or policy
         if self.is_fsdp_enabled and self.ref_model is None:
-            model.to(self.accelerator.device)  # which is done, for all else, before this
+            model = self._as_split(policy)
         elif self.is_deepspeed_enabled and self.ref_model is None:
             model = prepare_deepspeed(policy, self.accelerator)
         loader = DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator)
@@ -317,6 +343,20 @@ class PreferenceTrainer(_Planned, DPOTrainer):
             policy.delete_adapter("ref")
         self.ref_model = None
         return dataset.add_column("ref_chosen_logps", chosen).add_column("ref_rejected_logps", rejected)
+
+    def _as_split(self, policy: Any) -> Any:
+        """The policy, which FSDP has not split yet and which is not on the device, as it will compute then: with its
+        weights in the dtype of the device steps."""
+        device = self.accelerator.device
+        dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
+        weights = {name: weight.detach().to(device, dtype) for name, weight in policy.named_parameters()}
+        weights |= {name: buffer.to(device) for name, buffer in policy.named_buffers()}
+
+        def compute(**inputs: Any) -> Any:
+            with torch.autocast(device.type, enabled=False):
+                return functional_call(policy, weights, (), inputs)
+
+        return compute
 
     def get_batch_samples(self, *args: Any) -> Any:
         batches, items = super().get_batch_samples(*args)

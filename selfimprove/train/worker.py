@@ -8,10 +8,8 @@ Where JOB names a file `next`, this process stays when the job is done, and does
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 
 from selfimprove import store
 from selfimprove.binding import bind
+from selfimprove.processes import die_with
 from selfimprove.schema import Training
 from selfimprove.train import TrainContext
 from selfimprove.types import Example
@@ -26,14 +25,6 @@ from selfimprove.types import Example
 STEPS, RESULT = "steps.jsonl", "result.json"
 PAUSE = 0.05  # seconds between two looks for the next job
 PATHS = ("out", "parts", "state", "last_state")  # fields of the context that are paths, or None
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
-def die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, however that happens."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before it could be watched
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def work(job: dict[str, Any], folder: Path) -> dict[str, float]:

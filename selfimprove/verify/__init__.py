@@ -12,7 +12,9 @@ what the check needs, and returns an entry for the run's environment.json.
 A group verifier is a coroutine `verify(problem, trajectories, context, **options) -> list[Outcome]`. It is for verdicts
 that need all samples of a problem, or a model: agreement, a judge, a reward model. Thousands run at once in the event
 loop, and their requests to a model are batched. Its module may have `resource(opening, **options)`, which opens what
-all of them share. The resource stays open for later phases, and is closed by its `close()` if it has one.
+all of them share. The resource stays open for later phases, and is closed by its `close()` if it has one. If it puts
+models on the device, `opens(**options)` names them for the estimate of memory: folders, hub ids, roles, or `base` for
+the run's own.
 """
 
 from __future__ import annotations
@@ -66,10 +68,12 @@ class Context:
 class Opening:
     """What `resource` may need: the policy's model, the hardware, the problems to come, and `paths`.
 
-    `paths` maps each role that no engine serves (reward models) to its newest weights.
+    `paths` maps each role that no engine serves (reward models) to its newest weights. Who puts a model on the device
+    calls `room` first: with hardware.sleep, engines that are not at work then release their memory.
     """
 
     model: Model
     hardware: Hardware
     problems: list[Problem]
     paths: Mapping[str, str] = field(default_factory=dict)
+    room: Callable[[], object] = lambda: None

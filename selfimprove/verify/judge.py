@@ -95,6 +95,7 @@ def resource(
     from selfimprove.policy.models import resolve
 
     base = opening.model
+    opening.room()
     return TransformersEngine(
         resolve(base.name, base.path) if model == "base" else resolve("", model),
         device=opening.hardware.device,
@@ -102,6 +103,11 @@ def resource(
         max_batch=opening.hardware.max_batch,
         trust_remote_code=base.trust_remote_code if model == "base" else trust_remote_code,
     )
+
+
+def opens(*, model: str = "policy", server: str | None = None, **options: Any) -> list[str]:
+    """The models that `resource` puts on the device."""
+    return [] if server is not None or model == "policy" else [model]
 
 
 async def verify(

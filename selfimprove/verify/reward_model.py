@@ -63,6 +63,11 @@ def resource(
     return open_model(opening, model, trust_remote_code)
 
 
+def opens(*, model: str | None = None, role: str | None = None, **options: Any) -> list[str]:
+    """The models that `resource` puts on the device."""
+    return [name for name in (model, role) if name]
+
+
 def open_role(opening: Opening, role: str) -> Scorer:
     """The newest weights of a reward model of the method. Raises RunError when they cannot be read."""
     try:

@@ -43,6 +43,7 @@ class Scorer:
 
     def __init__(self, auto: Any, path: str, opening: Opening, *, trust_remote_code: bool = False) -> None:
         path = models.resolve("", path)
+        opening.room()
         self.path, self.max_batch = path, opening.hardware.max_batch
         self.tokenizer: Any = models.load_tokenizer(path, trust_remote_code=trust_remote_code)
         dtype = getattr(torch, opening.model.dtype)
@@ -60,7 +61,7 @@ class Scorer:
             if adapter:
                 from peft import PeftModel
 
-                model = PeftModel.from_pretrained(model, path)
+                model = PeftModel.from_pretrained(model, path, torch_device="cpu")
         except OSError as error:
             raise models.not_found(path, error) from error
         finally:

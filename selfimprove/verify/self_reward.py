@@ -44,7 +44,14 @@ class Base:
 
 
 def resource(opening: Opening, *, form: Form) -> Base:
+    if opens(form=form):
+        opening.room()  # now, for the model is opened while requests are in flight
     return Base(opening)
+
+
+def opens(*, form: Form) -> list[str]:
+    """The models that `resource` puts on the device."""
+    return [] if form == "majority" else ["base"]
 
 
 async def self_reward(

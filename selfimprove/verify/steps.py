@@ -65,6 +65,11 @@ def resource(
     return scorer
 
 
+def opens(*, model: str | None = None, **options: Any) -> list[str]:
+    """The models that `resource` puts on the device."""
+    return [model] if model else []
+
+
 async def verify(
     problem: Problem,
     trajectories: list[Trajectory],

@@ -54,3 +54,8 @@ def logprob(folder: str | Path, prompt: list[int], completion: list[int], lora: 
         logits = model(torch.tensor([[*prompt, *completion]])).logits[0]
     table = logits.log_softmax(-1)
     return torch.stack([table[len(prompt) + i - 1, token] for i, token in enumerate(completion)])
+
+
+def timeless(figures: dict[str, float]) -> dict[str, float]:
+    """The figures of a training phase without its times."""
+    return {name: value for name, value in figures.items() if "seconds" not in name}

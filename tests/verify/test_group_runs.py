@@ -81,3 +81,29 @@ def test_steps_without_a_source_of_scores_are_refused_before_the_run(cli, tmp_pa
     done = cli("run", "dataset=jsonl", "dataset.path=rows.jsonl", "verifier=steps", "tracker=none", check=2)
     assert "set verifier.model to a process reward model" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_with_sleep_a_judge_of_its_own_and_the_sampler_are_never_awake_together(monkeypatch, tmp_path):
+    from selfimprove.policy.hf import TransformersEngine
+
+    engines = []
+    start, answer = TransformersEngine.__init__, TransformersEngine._answer
+
+    def awake():
+        return [engine for engine in engines if engine.model is not None and not engine._asleep]
+
+    def opened(self, *arguments, **options):
+        assert not awake()
+        start(self, *arguments, **options)
+        engines.append(self)
+
+    async def answered(self, future):
+        assert not [engine for engine in awake() if engine is not self]
+        return await answer(self, future)
+
+    monkeypatch.setattr(TransformersEngine, "__init__", opened)
+    monkeypatch.setattr(TransformersEngine, "_answer", answered)
+    sizes = ["rounds=1", "dataset.train_size=8", "dataset.heldout_size=4", "method.train.epochs=1"]
+    run_here(tmp_path / "run", *sizes, "verifier=judge_arithmetic", "verifier.model=base", "hardware.sleep=true")
+    assert len(engines) == 2
+    assert awake() == []
