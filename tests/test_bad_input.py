@@ -185,7 +185,7 @@ def test_options_of_training_that_do_not_go_together(raw):
         ("missing.jsonl", "No such file"),
         ("good.jsonl/x", "Not a directory"),
         ("nothing", "is a folder; it must be one file"),
-        ("shards", "a-00.jsonl is the first of 2"),
+        ("shards", "it has 2, the first is a-00.jsonl"),
         ("empty.jsonl", "no row"),
         ("blank.jsonl", "no row"),
         ("list.jsonl", ":1: a JSON object is needed on each line, and this is a list"),

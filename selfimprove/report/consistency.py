@@ -1,9 +1,9 @@
 """Measures how far a policy agrees with itself: samples of one question, ways of decoding it, and layers.
 
 These are the response, decoding and latent layers of Liang et al. 2024, "Internal Consistency and Self-Feedback in
-Large Language Models: A Survey" (arXiv 2407.14507). Two answers are the same if `equality.canonical` gives them one form.
-An output without an answer is a cluster of its own: it agrees with no other. No figure but accuracy/layer_L reads the
-gold answer.
+Large Language Models: A Survey" (arXiv 2407.14507). Two answers are the same if `equality.canonical` gives them one
+form. An output without an answer is a cluster of its own: it agrees with no other. No figure but accuracy/layer_L reads
+the gold answer.
 """
 
 from __future__ import annotations
