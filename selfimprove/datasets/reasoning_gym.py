@@ -80,7 +80,7 @@ def _require(mixture: dict[str, Task]) -> None:
         if not task.weight > 0:
             raise ConfigError(f"{key}: weight={task.weight} should be above 0", "dataset.tasks")
         if reserved := {"seed", "size"} & task.config.keys():
-            raise ConfigError(f"{key}: config.{min(reserved)} is set by the data set; leave it out", "dataset.tasks")
+            raise ConfigError(f"{key}: config.{min(reserved)} is given by the data set; leave it out", "dataset.tasks")
         try:
             made = library().create_dataset(name, size=1, seed=0, **task.config)
             entry = made[0]
