@@ -55,7 +55,7 @@ def used(python: Path, folder: Path) -> None:
     assert "rejection_sampling" in call(script, "methods", cwd=folder)
     call(script, "run", *SMALL, "rounds=1", "hydra.run.dir=run", cwd=folder)
     assert json.loads((folder / "run" / "summary.json").read_text())["status"] == "complete"
-    assert "complete" in call(script, "resume", "run", cwd=folder)
+    call(script, "resume", "run", cwd=folder)
     assert "accuracy" in call(script, "eval", "run", "eval.samples=1", cwd=folder)
 
 
