@@ -17,8 +17,9 @@ from typing import Any
 from selfimprove.errors import ConfigError
 from selfimprove.report.compare import Cell, Comparison, Table
 from selfimprove.report.runs import RunData
-from selfimprove.report.statistics import Scale, difference, matrix, over_seeds
+from selfimprove.report.statistics import difference, matrix, over_seeds
 from selfimprove.types import STATUSES
+from selfimprove.units import Scale
 
 PLAIN = "verdict"  # the figure of a log that names none
 _SAMPLES = re.compile(r"samples_(.+)_\d{4}-\d\d-\d\dT[\d.:-]+\.jsonl")
