@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint requirements.lock
 
-.PHONY: demo test test-slow test-vllm lint bench bench-vllm lock clean
+.PHONY: demo test test-slow test-vllm lint docs bench bench-vllm lock clean
 
 demo: .venv/.demo ## the default run: install, then three rounds on the embedded model
 	.venv/bin/selfimprove run
@@ -21,6 +21,9 @@ lint: .venv/.dev
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+docs: .venv/.docs ## the pages as a site, in site/
+	.venv/bin/mkdocs build --quiet
+
 bench: .venv/.dev ## the runner against its parts called by hand
 	.venv/bin/python scripts/bench.py
 
@@ -37,6 +40,10 @@ bench-vllm: .venv-vllm/.done ## the same with vLLM's own figures
 	$(PIP) --editable '.[dev,gguf]'
 	@touch $@
 
+.venv/.docs: .venv/.demo
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
 .venv-vllm/.done: pyproject.toml requirements-vllm.lock
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r requirements-vllm.lock --editable .
@@ -49,4 +56,4 @@ lock: ## resolve anew into requirements.lock: what pip installs on this machine,
 	rm -rf .lock
 
 clean:
-	rm -rf .venv .venv-vllm build dist *.egg-info
+	rm -rf .venv .venv-vllm build site dist *.egg-info

@@ -1,4 +1,4 @@
-"""The command line: run · resume · eval · compare · tune · report · verify · study · show · methods · doctor.
+"""The command line: run · resume · eval · compare · tune · report · verify · push · serve · study · show · methods · doctor.
 
 Importing this loads neither torch nor Hydra.
 """
@@ -13,12 +13,26 @@ from pathlib import Path
 from typing import Any
 
 from selfimprove import trust
-from selfimprove.commands import others
+from selfimprove.commands import others, push, serve
 from selfimprove.commands.common import Parser, guarded
 from selfimprove.commands.run import complete, run
 from selfimprove.printable import printable
 
-_COMMANDS = ("run", "resume", "eval", "compare", "tune", "report", "verify", "study", "show", "methods", "doctor")
+_COMMANDS = (
+    "run",
+    "resume",
+    "eval",
+    "compare",
+    "tune",
+    "report",
+    "verify",
+    "push",
+    "serve",
+    "study",
+    "show",
+    "methods",
+    "doctor",
+)
 
 
 def main() -> None:
@@ -134,6 +148,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("--allow", **_ALLOW)
     verify.set_defaults(do=others.verify)
+
+    push.add(commands, _ALLOW)
+    serve.add(commands)
 
     study = commands.add_parser("study", help="does what a paper claims show at tiny scale? a table of claims")
     study.add_argument("name", metavar="METHOD")

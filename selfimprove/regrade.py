@@ -75,7 +75,7 @@ def regrade(path: Path, overrides: Sequence[str], out: Path | None = None) -> tu
     require_verifiers(config)
     if not (found := places(run)):
         raise ConfigError(f"{path}: holds no graded answers yet")
-    problems = _problems(run)
+    problems = problems_of(run)
     results, said = list[Regraded](), list[str]()
     if config.control and not chosen:
         said.append(f"the run dealt out its training verdicts at random (control={config.control})")
@@ -99,7 +99,7 @@ def regrade(path: Path, overrides: Sequence[str], out: Path | None = None) -> tu
     return results, said
 
 
-def _problems(run: RunData) -> list[Problem]:
+def problems_of(run: RunData) -> list[Problem]:
     """The run's problems, and those that it made."""
     files = [run.path / "problems.parquet", *sorted(run.path.glob("rounds/*/made.parquet"))]
     return [problem for file in files for problem in store.read_records(run.files.file(file), Problem)]
@@ -176,8 +176,9 @@ def _compare(
             file.write(json.dumps(row | {"gold": attempt.problem.gold, "before": known, "after": asdict(new)}) + "\n")
     plain = [a.trajectory.metadata.get("decoding", "greedy") == "greedy" for a in group]
     counted = [i for i, one in enumerate(plain) if one or not any(plain)]  # of a plain evaluation the greedy answer
-    before = sum(group[i].verdict.status == "correct" for i in counted) / len(counted)
-    found.shares.append((before, sum(outcomes[i].status == "correct" for i in counted) / len(counted)))
+    right = sum(group[i].verdict.status == "correct" for i in counted)
+    still = sum(outcomes[i].status == "correct" for i in counted)
+    found.shares.append((right / len(counted), still / len(counted)))
 
 
 def show(results: Sequence[Regraded]) -> None:

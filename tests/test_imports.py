@@ -54,7 +54,7 @@ def test_no_two_modules_import_each_other_by_any_way(graph):
 
 @pytest.mark.parametrize(
     ("below", "above"),
-    [("report", ["run", "evaluation", "solving", "sweep", "commands", "cli"]), ("verify", ["report", "run"])],
+    [("report", ["run", "evaluation", "solving", "sweep", "hub", "commands", "cli"]), ("verify", ["report", "run"])],
 )
 def test_what_is_below_needs_nothing_above(graph, below, above):
     for module in [name for name in graph if name.startswith(f"selfimprove.{below}.")]:

@@ -37,7 +37,7 @@ class Run:
 
         self._ledger = Ledger(run_dir / "tensorboard_logged")
         self._folder = run_dir / "tensorboard"
-        self._writer = SummaryWriter(str(self._folder))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(self._folder))
         if self._ledger.add("config", -1, 0, ()):
             plain = yaml.safe_dump(redact(config.model_dump(by_alias=True)), sort_keys=False, allow_unicode=True)
             self._text("config", plain, 0)
@@ -57,15 +57,15 @@ class Run:
             self._text("attempts", yaml.safe_dump(rows, sort_keys=False, allow_unicode=True), number)
 
     def finish(self, summary: dict[str, Any]) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
         log.info("TensorBoard has this run in %s. To look at it: tensorboard --logdir %s", self._folder, self._folder)
 
     def _scalars(self, values: dict[str, Any], at: int) -> None:
         for name, value in values.items():
             if isinstance(value, int | float):
-                self._writer.add_scalar(name, value, at)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(name, value, at)
+        self._writer.flush()
 
     def _text(self, name: str, text: str, at: int) -> None:
         """Text is shown as Markdown; four blanks make it a block that is shown as it is."""
-        self._writer.add_text(name, "".join(f"    {line}\n" for line in text.splitlines()), at)  # type: ignore[no-untyped-call]
+        self._writer.add_text(name, "".join(f"    {line}\n" for line in text.splitlines()), at)

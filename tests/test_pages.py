@@ -1,0 +1,87 @@
+"""The pages: every command on them is one that there is, and every link leads somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from selfimprove import config
+from selfimprove.cli import _parser
+from selfimprove.overrides import read
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+COMPOSED = ("run", "eval", "doctor")  # what takes KEY=VALUE words of a whole configuration
+
+
+def commands() -> dict[str, list[str]]:
+    """The words of each command on a page, by where it stands. Comments are not of it, nor is `... | program`."""
+    found = {}
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in re.findall(r"^(?: {4}|\$ )(?:\w+=\S+ )*selfimprove (.*)$", text, re.MULTILINE):
+            words = shlex.split(line, comments=True)
+            if "..." not in words and words:
+                found[f"{page.relative_to(ROOT)}: {' '.join(words)}"] = words
+    return found
+
+
+def overrides(words: list[str]) -> list[str]:
+    return [word for word in words[1:] if "=" in word and not word.startswith("-")]
+
+
+def test_there_are_many():
+    assert len(commands()) > 80
+
+
+def test_every_command_parses():
+    for where, words in commands().items():
+        if words[0] == "run":
+            flags = [word for word in words[1:] if word.startswith("-")]
+            assert set(flags) <= {"-m", "--cfg", "--help"}, where
+            read(overrides(words), "-m" in words)
+        else:
+            _parser().parse_args(words)
+        for key, _, value in (word.partition("=") for word in overrides(words)):
+            if (config.CONF / key).is_dir():
+                for choice in value.split(","):
+                    assert (config.CONF / key / f"{choice}.yaml").exists() or choice == "null", where
+
+
+def firsts(words: list[str]) -> list[str]:
+    """Of a sweep's words, the first value of each; and without what is Hydra's own."""
+    kept = [word for word in overrides(words) if not word.startswith("hydra")]
+    return [word.partition(",")[0] if re.fullmatch(r"[\w./@]+=[\w.]+(,[\w.]+)+", word) else word for word in kept]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", [w for w, words in commands().items() if words[0] in COMPOSED])
+def test_every_configuration_on_a_page_is_one(where):
+    words = commands()[where]
+    if words[0] == "eval" and len(words) > 1 and "=" not in words[1]:
+        words = [words[0], *words[2:]]
+    config.compose(firsts(words), needs=words[0] == "run")
+
+
+def anchors(page: Path) -> set[str]:
+    heads = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
+def test_every_link_leads_to_a_page_and_its_heading():
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            if link.startswith(("http", "mailto")):
+                continue
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            assert target.exists(), f"{page.name}: {link}"
+            assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
+
+
+def test_the_page_for_assistants_is_short():
+    assert len((ROOT / "AGENTS.md").read_text().splitlines()) <= 60
