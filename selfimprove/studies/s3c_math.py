@@ -1,8 +1,8 @@
 """Does a model that read its own wrong steps take back a wrong step, and does masking keep it from writing them?
 
 Claims of Yan et al. 2024 (arXiv 2409.01524), on chains of arithmetic. The arms are the same folds as three kinds of
-rows: with wrong steps that bear no loss, with wrong steps that do, and worked solutions alone. Each has the learning rate
-that is best on dev.
+rows: with wrong steps that bear no loss, with wrong steps that do, and worked solutions alone. Each has the learning
+rate that is best on dev.
 """
 
 from __future__ import annotations
