@@ -1,4 +1,4 @@
-"""The command line: run · resume · eval · compare · tune · report · verify · push · serve · study · show · methods · doctor.
+"""The command line: each command's arguments, and the function that carries it out.
 
 Importing this loads neither torch nor Hydra.
 """
