@@ -83,7 +83,8 @@ class _Plain(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         import torch
 
-        plain = {f"{kind.__module__}.{kind.__qualname__}" for kind in (torch.Size, OrderedDict, set, frozenset, slice)}
+        kinds = (torch.Size, OrderedDict, set, frozenset, slice, type(Path()))
+        plain = {f"{kind.__module__}.{kind.__qualname__}" for kind in kinds}
         own = module.startswith("torch.distributed.checkpoint.")
         if "." in name or not (own or module in ("torch", "torch.serialization") or f"{module}.{name}" in plain):
             raise pickle.UnpicklingError(f"it names {module}.{name}")
