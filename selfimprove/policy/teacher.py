@@ -8,7 +8,7 @@ tokenizer, in a Sample with the role `teacher`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from selfimprove.errors import ConfigError, RunError
 from selfimprove.policy import Policy, client
@@ -62,19 +62,12 @@ async def hear(
     if room < 1:
         raise ValueError(f"a chat of {len(prompt)} tokens leaves no room in a window of {learner.engine.max_length}")
     ids = [*learner.encode(words), learner.engine.end]
-    finish, ids = ("stop" if len(ids) <= room else "length"), ids[:room]
+    finish: Literal["stop", "length"] = "stop" if len(ids) <= room else "length"
+    ids = ids[:room]
     if not isinstance(teacher, Policy):
         learner.meter.count(NAME, calls=1, prompt=len(prompt), sampled=len(ids))
-    return Sample(
-        prompt,
-        ids,
-        await learner.logprobs(prompt, ids),
-        words,
-        finish,  # type: ignore[arg-type]
-        seed,
-        temperature,
-        NAME,
-    )
+    scores = await learner.logprobs(prompt, ids)
+    return Sample(prompt, ids, scores, words, finish, seed, temperature, NAME)
 
 
 # On a server
@@ -118,7 +111,10 @@ class Server:
                     "method.tools.teacher",
                 ) from None
             raise RunError(f"teacher: {self.url}: {refused}") from None
-        return str(reply["choices"][0]["message"]["content"] or "")
+        try:
+            return str(reply["choices"][0]["message"]["content"] or "")
+        except (LookupError, TypeError):
+            raise RunError(f"teacher: {self.url} does not answer as a chat interface does") from None
 
     def close(self) -> None:
         """Close the connections."""
