@@ -49,12 +49,13 @@ async def hear(
 ) -> Sample:
     """What a teacher says to a chat, as a sample behind the learner's own ids of that chat.
 
-    Its log-probabilities are the learner's. Words that do not fit the learner's window are cut, and the sample then
-    ends as `length`. Raises ValueError where the chat leaves no room for a single token.
+    Its log-probabilities are the learner's. Where a role was cut off, or its words do not fit the learner's window, the
+    sample ends as `length`. Raises ValueError where the chat leaves no room for a single token.
     """
+    whole = True
     if isinstance(teacher, Policy):
         (sample,) = await teacher.sample(chat, temperature=temperature, max_tokens=max_tokens)
-        words = sample.text.strip()
+        words, whole = sample.text.strip(), sample.finish == "stop"
     else:
         words = (await teacher(chat, temperature=temperature, max_tokens=max_tokens, seed=seed)).strip()
     prompt = learner.render(chat)
@@ -62,8 +63,8 @@ async def hear(
     if room < 1:
         raise ValueError(f"a chat of {len(prompt)} tokens leaves no room in a window of {learner.engine.max_length}")
     ids = [*learner.encode(words), learner.engine.end]
-    finish: Literal["stop", "length"] = "stop" if len(ids) <= room else "length"
-    ids = ids[:room]
+    finish: Literal["stop", "length"] = "stop" if whole and len(ids) <= room else "length"
+    ids = ids[:room] if whole else ids[:-1][:room]
     if not isinstance(teacher, Policy):
         learner.meter.count(NAME, calls=1, prompt=len(prompt), sampled=len(ids))
     scores = await learner.logprobs(prompt, ids)
