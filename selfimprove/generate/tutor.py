@@ -39,7 +39,10 @@ def read(question: str) -> Chain:
     start = _START.search(question)
     steps: list[Step] = [(_SIGNS[verb], int(operand)) for verb, operand in _STEP.findall(question)]
     if start is None or not steps or not question.endswith("What is the result?"):
-        raise RunError(f"the teacher of arithmetic reads problems of dataset.form=solve alone, not {question[:80]!r}")
+        raise RunError(
+            "method.tools.teacher: the teacher of arithmetic reads problems of dataset.form=solve in the chats of "
+            f"conf/critique/tiny.yaml alone, not {question[:60]!r}"
+        )
     return Chain(int(start[1]), tuple(steps))
 
 

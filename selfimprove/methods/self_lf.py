@@ -84,7 +84,10 @@ async def refined(
     temperature: NonNegative,
     max_tokens: Count | None = None,
 ) -> list[Trajectory]:
-    """(r, f, r^) by the policy alone. r^ is r where f accepts it, and then metadata["accepted"] is true."""
+    """(r, f, r^) by the policy alone. r^ is r where f accepts it, and then metadata["accepted"] is true.
+
+    Raises ValueError where a chat does not fit the window.
+    """
     (r,) = await policy.sample(problem.prompt, temperature=temperature, max_tokens=max_tokens)
     f = await feedback(problem, policy, r.text, critique, max_tokens)
     if verdict(f.text, critique.correct, critique.incorrect):

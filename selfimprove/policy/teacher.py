@@ -8,7 +8,7 @@ tokenizer, in a Sample with the role `teacher`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from selfimprove.errors import ConfigError, RunError
 from selfimprove.policy import Policy, client
@@ -49,12 +49,13 @@ async def hear(
 ) -> Sample:
     """What a teacher says to a chat, as a sample behind the learner's own ids of that chat.
 
-    Its log-probabilities are the learner's. Words that do not fit the learner's window are cut, and the sample then
-    ends as `length`. Raises ValueError where the chat leaves no room for a single token.
+    Its log-probabilities are the learner's. Where a role was cut off, or its words do not fit the learner's window, the
+    sample ends as `length`. Raises ValueError where the chat leaves no room for a single token.
     """
+    whole = True
     if isinstance(teacher, Policy):
         (sample,) = await teacher.sample(chat, temperature=temperature, max_tokens=max_tokens)
-        words = sample.text.strip()
+        words, whole = sample.text.strip(), sample.finish == "stop"
     else:
         words = (await teacher(chat, temperature=temperature, max_tokens=max_tokens, seed=seed)).strip()
     prompt = learner.render(chat)
@@ -62,19 +63,12 @@ async def hear(
     if room < 1:
         raise ValueError(f"a chat of {len(prompt)} tokens leaves no room in a window of {learner.engine.max_length}")
     ids = [*learner.encode(words), learner.engine.end]
-    finish, ids = ("stop" if len(ids) <= room else "length"), ids[:room]
+    finish: Literal["stop", "length"] = "stop" if whole and len(ids) <= room else "length"
+    ids = ids[:room] if whole else ids[:-1][:room]
     if not isinstance(teacher, Policy):
         learner.meter.count(NAME, calls=1, prompt=len(prompt), sampled=len(ids))
-    return Sample(
-        prompt,
-        ids,
-        await learner.logprobs(prompt, ids),
-        words,
-        finish,  # type: ignore[arg-type]
-        seed,
-        temperature,
-        NAME,
-    )
+    scores = await learner.logprobs(prompt, ids)
+    return Sample(prompt, ids, scores, words, finish, seed, temperature, NAME)
 
 
 # On a server
@@ -118,7 +112,10 @@ class Server:
                     "method.tools.teacher",
                 ) from None
             raise RunError(f"teacher: {self.url}: {refused}") from None
-        return str(reply["choices"][0]["message"]["content"] or "")
+        try:
+            return str(reply["choices"][0]["message"]["content"] or "")
+        except (LookupError, TypeError):
+            raise RunError(f"teacher: {self.url} does not answer as a chat interface does") from None
 
     def close(self) -> None:
         """Close the connections."""

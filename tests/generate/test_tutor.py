@@ -53,7 +53,7 @@ def test_a_refinement_is_a_right_solution() -> None:
 
 @pytest.mark.parametrize("question", ["How many?", f"{CHAIN.question}\nAnswer with one Python expression."])
 def test_another_problem_is_one_line(question: str) -> None:
-    with pytest.raises(RunError, match=r"dataset\.form=solve alone"):
+    with pytest.raises(RunError, match=r"dataset\.form=solve in the chats"):
         said(data.verify_prompt(question, "7"))
 
 

@@ -15,7 +15,7 @@ from selfimprove.errors import ConfigError, RunError
 from selfimprove.policy import Policy
 from selfimprove.policy.scripted import ScriptedEngine
 from selfimprove.policy.teacher import hear, server, teacher_of
-from selfimprove.types import Message
+from selfimprove.types import Message, Sample
 
 CHAT: list[Message] = [{"role": "user", "content": "Question?"}]
 HOW: dict[str, Any] = {"temperature": 0.5, "max_tokens": 9, "seed": 3}
@@ -55,6 +55,17 @@ def test_another_role_is_a_teacher_and_a_tool_goes_before_it() -> None:
     sample = asyncio.run(hear(other, policy, CHAT, temperature=0.5, max_tokens=30, seed=3))
     assert (sample.text, sample.role) == ("The answer is 7", "teacher")
     assert policy.meter.take()["sampled"] == 0, "the role's own meter counts"
+
+
+def test_a_role_that_was_cut_off_gives_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, other = learner(), learner()
+
+    async def cut(*args: Any, **options: Any) -> list[Sample]:
+        return [Sample([], [], [], "The answer", "length", 0)]
+
+    monkeypatch.setattr(other, "sample", cut)
+    sample = asyncio.run(hear(other, policy, CHAT, **HOW))
+    assert (sample.finish, "".join(map(chr, sample.completion_ids))) == ("length", "The answer")
 
 
 class Handler(BaseHTTPRequestHandler):
