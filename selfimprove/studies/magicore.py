@@ -28,6 +28,7 @@ from selfimprove.studies.dser import critique
 from selfimprove.studies.rewards import pooled
 from selfimprove.studies.scored import (
     Models,
+    Remembering,
     heaviest,
     noisy,
     only,
@@ -46,6 +47,7 @@ from selfimprove.verify.answers import stage, vote, weighted
 from selfimprove.verify.text import exact
 
 COMMAND = "selfimprove study magicore"
+SIZE = 80  # dev problems, and held-out ones
 K, ITERATIONS = 8, 3
 NOISE = 2.0  # of the exact check: one score in six is on the wrong side
 RATES = (3e-4, 1e-3)
@@ -196,10 +198,10 @@ def rising(runs: Runs, where: str) -> Iterator[Claim]:
 
 
 def shipped_model(lab: Lab) -> Iterator[Claim]:
-    dev_size, size = (12, 12) if lab.quick else (80, 80)
-    found = load(seed=0, train_size=0, dev_size=dev_size, heldout_size=size)
-    dev, problems = found[:dev_size], found[dev_size:]
-    engine = shipped(max_batch=256)
+    size = 12 if lab.quick else SIZE
+    found = load(seed=0, train_size=0, dev_size=size, heldout_size=size)
+    dev, problems = found[:size], found[size:]
+    engine: Any = Remembering(shipped(max_batch=256))
     node = compose(["method=magicore"], needs=False).solver
     ask = {key: node[key] for key in ("review", "refine", "lead")}
     samples: Runs = []

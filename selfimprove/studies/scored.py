@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from selfimprove.binding import Target
-from selfimprove.policy import Policy
+from selfimprove.policy import Engine, Policy, Request
 from selfimprove.policy.scripted import ScriptedEngine
 from selfimprove.report.curve import sampled_tokens, worth
 from selfimprove.report.statistics import Estimate
 from selfimprove.studies.rewards import auroc, opening
 from selfimprove.studies.solving import ByProblem, Check, Groups, waiting
-from selfimprove.types import Problem, Trajectory
+from selfimprove.types import Problem, Sample, Trajectory
 from selfimprove.verify import Context, Judge, Outcome
 from selfimprove.verify.outcome_and_steps import resource, verify
 
@@ -33,6 +33,23 @@ def trained(outcome: str, steps: str) -> dict[str, Target]:
         "outcome": {"_target_": "selfimprove.verify.reward_model.verify", "model": outcome},
         "steps": {"_target_": "selfimprove.verify.steps.verify", "model": steps},
     }
+
+
+class Remembering:
+    """An engine that answers a request once: arms that ask the same have the same samples, and pay for them once."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._known: dict[Request, asyncio.Future[Sample]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    async def sample(self, request: Request) -> Sample:
+        if request not in self._known:
+            self._known[request] = asyncio.ensure_future(self.engine.sample(request))
+        known = self._known[request]
+        return replace(known.result() if known.done() else await known)
 
 
 @dataclass(frozen=True)

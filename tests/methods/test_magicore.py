@@ -215,7 +215,9 @@ def test_a_solution_that_the_models_cannot_read_weighs_nothing():
 @pytest.mark.parametrize("dev", [0, 5])
 def test_the_scale_is_of_one_solution_to_each_dev_problem(dev):
     problems = [Problem(f"p{i}", f"Question {i}?", "7") for i in range(8)]
-    engine = ScriptedEngine({str(p.prompt): "7" for p in problems}, {str(p.prompt): i % 2 for i, p in enumerate(problems)})
+    engine = ScriptedEngine(
+        {str(p.prompt): "7" for p in problems}, {str(p.prompt): i % 2 for i, p in enumerate(problems)}
+    )
     scale = asyncio.run(
         prepare(problems, Policy(engine, 0), dev=problems[:dev], judge=judging(), n=4, iterations=1, lead="")
     )
