@@ -31,7 +31,7 @@ class Part:
     def __init__(self, node: Target, where: str, opening: Opening) -> None:
         own = getattr(module_of(node), "resource", None)
         self.verify = bind(node, where)
-        self.opened = own(opening, **options_of(node)) if own else None
+        self.opened: Any = own(opening, **options_of(node)) if own else None
 
     async def __call__(self, problem: Problem, trajectories: list[Trajectory], context: Context) -> list[Outcome]:
         own = Context(context.policy, context.check, self.opened)
@@ -46,9 +46,9 @@ class Models:
     steps: Part
 
     def close(self) -> None:
-        for part in (self.outcome, self.steps):
-            if hasattr(part.opened, "close"):
-                part.opened.close()
+        for opened in (self.outcome.opened, self.steps.opened):
+            if opened is not None and hasattr(opened, "close"):
+                opened.close()
 
 
 def resource(opening: Opening, *, outcome: Target, steps: Target, **options: Any) -> Models:
