@@ -21,13 +21,17 @@ from selfimprove.methods import dser
 from selfimprove.methods.magicore import Scale, generate
 from selfimprove.policy import Engine
 from selfimprove.policy.scripted import VERIFY, ScriptedEngine
-from selfimprove.report.curve import curve, sampled_tokens, samples_of
+from selfimprove.report.curve import curve, sampled_tokens
 from selfimprove.studies import Claim, Lab, claim_sign, difference, overall
 from selfimprove.studies.arms import arms_table
 from selfimprove.studies.dser import critique
 from selfimprove.studies.rewards import pooled
 from selfimprove.studies.scored import (
+    TEMPERATURE,
     Models,
+    Remembering,
+    below_gate,
+    costs,
     heaviest,
     noisy,
     only,
@@ -35,7 +39,7 @@ from selfimprove.studies.scored import (
     prefixes,
     routed_hard,
     tokens_of,
-    trained,
+    trained_models,
 )
 from selfimprove.studies.solving import ByProblem, Check, Groups, attempts, grader, plain, solve, solved, traces
 from selfimprove.studies.staged import DEV_SEED, GRADE, MAX_TOKENS, bounded
@@ -46,11 +50,9 @@ from selfimprove.verify.answers import stage, vote, weighted
 from selfimprove.verify.text import exact
 
 COMMAND = "selfimprove study magicore"
+SIZE = 80  # dev problems, and held-out ones
 K, ITERATIONS = 8, 3
 NOISE = 2.0  # of the exact check: one score in six is on the wrong side
-RATES = (3e-4, 1e-3)
-GATE = 0.7  # the least area under the ROC curve of a reward model on dev
-TEMPERATURE = 0.8
 CHOICE = partial(weighted, heaviest=K)
 Runs = list[Groups]  # one a seed
 
@@ -196,10 +198,10 @@ def rising(runs: Runs, where: str) -> Iterator[Claim]:
 
 
 def shipped_model(lab: Lab) -> Iterator[Claim]:
-    dev_size, size = (12, 12) if lab.quick else (80, 80)
-    found = load(seed=0, train_size=0, dev_size=dev_size, heldout_size=size)
-    dev, problems = found[:dev_size], found[dev_size:]
-    engine = shipped(max_batch=256)
+    size = 12 if lab.quick else SIZE
+    found = load(seed=0, train_size=0, dev_size=size, heldout_size=size)
+    dev, problems = found[:size], found[size:]
+    engine: Any = Remembering(shipped(max_batch=256))
     node = compose(["method=magicore"], needs=False).solver
     ask = {key: node[key] for key in ("review", "refine", "lead")}
     samples: Runs = []
@@ -207,7 +209,7 @@ def shipped_model(lab: Lab) -> Iterator[Claim]:
         ("exact check with noise", open_models(noisy(NOISE), GRADE)),
         ("trained models", trained_models(lab, engine, dev)),
     ):
-        if kind == "trained models" and (lacking := below_gate(lab, models, engine, dev)):
+        if kind == "trained models" and (lacking := below_gate(models, engine, dev)):
             yield Claim(f"{kind}: cannot be tested here, {lacking}", None, "-", None, f"at least {GRADE}", COMMAND)
             continue
         run_one = partial(run, lab, models, engine, problems, dev, ask)
@@ -257,7 +259,7 @@ def compared(
         "weighted vote": [solved(groups, weighted) for groups in prefixes(weighed, tokens)],
         "Self-Refine": [solved(groups, partial(vote, window=1)) for groups in chains],
     }
-    easy = {g[0].problem.id for g in arms["routed"][0]} - set.union(*map(routed_hard, arms["routed"]))
+    easy = {group[0].problem.id for group in arms["routed"][0]}.difference(*map(routed_hard, arms["routed"]))
     rows = {name: shown(runs, name, easy) for name, runs in arms.items()}
     for name, found in beside.items():
         runs = chains if name == "Self-Refine" else prefixes(weighed, 2 * tokens if "twice" in name else tokens)
@@ -311,16 +313,6 @@ def shown(runs: Runs, name: str, easy: set[str]) -> dict[str, str]:
     }
 
 
-def costs(runs: Runs) -> dict[str, str]:
-    """Means a problem of the samples, and of the tokens that were sampled and read."""
-    samples = [samples_of(a.trajectory for a in group) for groups in runs for group in groups]
-    return {
-        "samples": f"{np.mean([len(found) for found in samples]):.1f}",
-        "tokens": f"{np.mean([sum(len(s.completion_ids) for s in found) for found in samples]):.0f}",
-        "read": f"{np.mean([sum(len(s.prompt_ids) for s in found) for found in samples]):.0f}",
-    }
-
-
 def table(title: str, rows: Mapping[str, Mapping[str, str]], label: str) -> Any:
     """Accuracy and cost of each arm, by the cells of `shown`."""
     columns = {
@@ -334,34 +326,3 @@ def table(title: str, rows: Mapping[str, Mapping[str, str]], label: str) -> Any:
     }
     cells = {name: partial(lambda key, row: row.get(key, ""), key) for name, key in columns.items()}
     return arms_table(f"{title}, means over seeds, costs a problem", rows, cells)
-
-
-# Reward models of the policy's own solutions
-
-
-def trained_models(lab: Lab, engine: Engine, dev: Sequence[Problem]) -> Models:
-    """An outcome and a process reward model, each at the rate at which it tells right from wrong best on dev."""
-    size = 16 if lab.quick else 150
-    common = ["method=magicore_rewards", "rounds=1", f"dataset.train_size={size}", "dataset.heldout_size=8"]
-    judged = dev_samples(engine, dev)
-    chosen: dict[str, tuple[float, str]] = {}
-    for rate in RATES[1:] if lab.quick else RATES:
-        own = [f"method.stages.{name}.train.learning_rate={rate}" for name in ("outcome", "steps")]
-        folders = [next(lab.run(*common, *own).path.glob(f"rounds/000.*_{n}/policy")) for n in ("outcome", "steps")]
-        areas = open_models(trained(*map(str, folders)), GRADE).aurocs(judged)
-        said = ", ".join(f"{name} {area.value:.3f}" for name, area in areas.items())
-        lab.note(f"reward models on dev at learning rate {rate:g}, area under the ROC curve: {said}")
-        for (name, area), folder in zip(areas.items(), folders, strict=True):
-            chosen[name] = max(chosen.get(name, (0.0, "")), (area.value, str(folder)))
-    return open_models(trained(chosen["outcome"][1], chosen["steps"][1]), GRADE)
-
-
-def dev_samples(engine: Engine, dev: Sequence[Problem]) -> Groups:
-    four = partial(best_of_n, n=4, temperature=TEMPERATURE)
-    return attempts(dev, solve(four, engine, dev, seed=DEV_SEED, max_tokens=MAX_TOKENS), GRADE)
-
-
-def below_gate(lab: Lab, models: Models, engine: Engine, dev: Sequence[Problem]) -> str:
-    """Which of the reward models does not tell right from wrong well enough; empty where both do."""
-    areas = models.aurocs(dev_samples(engine, dev))
-    return ", ".join(f"{name} {area.value:.3f}" for name, area in areas.items() if area.value < GATE)

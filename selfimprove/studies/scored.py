@@ -5,21 +5,29 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from selfimprove.binding import Target
-from selfimprove.policy import Policy
+from selfimprove.generate.best_of_n import best_of_n
+from selfimprove.policy import Engine, Policy, Request
 from selfimprove.policy.scripted import ScriptedEngine
-from selfimprove.report.curve import sampled_tokens, worth
+from selfimprove.report.curve import sampled_tokens, samples_of, worth
 from selfimprove.report.statistics import Estimate
+from selfimprove.studies import Lab
 from selfimprove.studies.rewards import auroc, opening
-from selfimprove.studies.solving import ByProblem, Check, Groups, waiting
-from selfimprove.types import Problem, Trajectory
+from selfimprove.studies.solving import ByProblem, Check, Groups, attempts, solve, waiting
+from selfimprove.studies.staged import DEV_SEED, GRADE, MAX_TOKENS
+from selfimprove.types import Problem, Sample, Trajectory
 from selfimprove.verify import Context, Judge, Outcome
 from selfimprove.verify.outcome_and_steps import resource, verify
+
+TEMPERATURE = 0.8
+RATES = (3e-4, 1e-3)
+GATE = 0.7  # the least area under the ROC curve of a reward model on dev
 
 
 def noisy(noise: float) -> dict[str, Target]:
@@ -33,6 +41,23 @@ def trained(outcome: str, steps: str) -> dict[str, Target]:
         "outcome": {"_target_": "selfimprove.verify.reward_model.verify", "model": outcome},
         "steps": {"_target_": "selfimprove.verify.steps.verify", "model": steps},
     }
+
+
+class Remembering:
+    """An engine that answers a request once: arms that ask the same have the same samples, and pay for them once."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._known: dict[Request, asyncio.Future[Sample]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    async def sample(self, request: Request) -> Sample:
+        if request not in self._known:
+            self._known[request] = asyncio.ensure_future(self.engine.sample(request))
+        known = self._known[request]
+        return replace(known.result() if known.done() else await known)
 
 
 @dataclass(frozen=True)
@@ -49,7 +74,9 @@ class Models:
 
         async def judge(problem: Problem, trajectories: list[Trajectory]) -> list[Outcome]:
             context = Context(policy.for_problem(problem), check, self.opened)
-            return await verify(problem, trajectories, context, **self.nodes)
+            return await verify(
+                problem, trajectories, context, outcome=self.nodes["outcome"], steps=self.nodes["steps"]
+            )
 
         return judge
 
@@ -112,3 +139,44 @@ def routed_hard(groups: Groups) -> set[str]:
 
 def only(found: ByProblem, names: set[str]) -> ByProblem:
     return {name: value for name, value in found.items() if name in names}
+
+
+def costs(runs: list[Groups]) -> dict[str, str]:
+    """Means a problem of the samples, and of the tokens that were sampled and read."""
+    samples = [samples_of(a.trajectory for a in group) for groups in runs for group in groups]
+    return {
+        "samples": f"{np.mean([len(found) for found in samples]):.1f}",
+        "tokens": f"{np.mean([sum(len(s.completion_ids) for s in found) for found in samples]):.0f}",
+        "read": f"{np.mean([sum(len(s.prompt_ids) for s in found) for found in samples]):.0f}",
+    }
+
+
+# Reward models of the policy's own solutions
+
+
+def trained_models(lab: Lab, engine: Engine, dev: Sequence[Problem]) -> Models:
+    """An outcome and a process reward model, each at the rate at which it tells right from wrong best on dev."""
+    size = 16 if lab.quick else 150
+    common = ["method=magicore_rewards", "rounds=1", f"dataset.train_size={size}", "dataset.heldout_size=8"]
+    judged = dev_samples(engine, dev)
+    chosen: dict[str, tuple[float, str]] = {}
+    for rate in RATES[1:] if lab.quick else RATES:
+        own = [f"method.stages.{name}.train.learning_rate={rate}" for name in ("outcome", "steps")]
+        folders = [next(lab.run(*common, *own).path.glob(f"rounds/000.*_{n}/policy")) for n in ("outcome", "steps")]
+        areas = open_models(trained(*map(str, folders)), GRADE).aurocs(judged)
+        said = ", ".join(f"{name} {area.value:.3f}" for name, area in areas.items())
+        lab.note(f"reward models on dev at learning rate {rate:g}, area under the ROC curve: {said}")
+        for (name, area), folder in zip(areas.items(), folders, strict=True):
+            chosen[name] = max(chosen.get(name, (0.0, "")), (area.value, str(folder)))
+    return open_models(trained(chosen["outcome"][1], chosen["steps"][1]), GRADE)
+
+
+def dev_samples(engine: Engine, dev: Sequence[Problem]) -> Groups:
+    four = partial(best_of_n, n=4, temperature=TEMPERATURE)
+    return attempts(dev, solve(four, engine, dev, seed=DEV_SEED, max_tokens=MAX_TOKENS), GRADE)
+
+
+def below_gate(models: Models, engine: Engine, dev: Sequence[Problem]) -> str:
+    """Which of the reward models does not tell right from wrong well enough; empty where both do."""
+    areas = models.aurocs(dev_samples(engine, dev))
+    return ", ".join(f"{name} {area.value:.3f}" for name, area in areas.items() if area.value < GATE)

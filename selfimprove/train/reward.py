@@ -220,6 +220,8 @@ def _with_head(path: str, dtype: str, kind: str, outputs: int) -> Any:
         raise not_found(path, error) from error
     finally:
         logging.set_verbosity(said)
+    if isinstance(getattr(model, "dropout", None), torch.nn.Dropout):
+        model.dropout.p = 0.0  # which transformers puts before the head of tokens, whatever the model has itself
     if model.config.num_labels != outputs:
         raise ConfigError(f"{path}: has {model.config.num_labels} labels, and a reward model is trained with {outputs}")
     if missing := sorted(set(info["missing_keys"]) - {"score.weight", "score.bias"}):

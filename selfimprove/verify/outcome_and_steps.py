@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from selfimprove import config as configuration
@@ -24,26 +25,35 @@ if TYPE_CHECKING:
     from selfimprove.schema import Config
 
 
-class Models:
-    """What the two verifiers opened, in order."""
+class Part:
+    """One of the two verifiers, with its options, and what it opened."""
 
-    def __init__(self, *opened: Any) -> None:
-        self.opened = opened
+    def __init__(self, node: Target, where: str, opening: Opening) -> None:
+        own = getattr(module_of(node), "resource", None)
+        self.verify = bind(node, where)
+        self.opened: Any = own(opening, **options_of(node)) if own else None
+
+    async def __call__(self, problem: Problem, trajectories: list[Trajectory], context: Context) -> list[Outcome]:
+        own = Context(context.policy, context.check, self.opened)
+        return list(await self.verify(problem, trajectories, own))
+
+
+@dataclass(frozen=True)
+class Models:
+    """Both, open."""
+
+    outcome: Part
+    steps: Part
 
     def close(self) -> None:
-        for one in self.opened:
-            if hasattr(one, "close"):
-                one.close()
+        for opened in (self.outcome.opened, self.steps.opened):
+            if opened is not None and hasattr(opened, "close"):
+                opened.close()
 
 
 def resource(opening: Opening, *, outcome: Target, steps: Target, **options: Any) -> Models:
     """The two models, open. Raises ConfigError as their own modules do."""
-
-    def opened(node: Target) -> Any:
-        own = getattr(module_of(node), "resource", None)
-        return own(opening, **options_of(node)) if own else None
-
-    return Models(opened(outcome), opened(steps))
+    return Models(Part(outcome, "verifier.outcome", opening), Part(steps, "verifier.steps", opening))
 
 
 def require(*, outcome: Target, steps: Target, **options: Any) -> None:
@@ -83,10 +93,9 @@ async def verify(
     The product of the step scores counts 0 where a solution states no answer, as in the released code. What one of the
     two models cannot read is an `error`.
     """
-    first, second = context.resource.opened
+    models: Models = context.resource
     o, s = await asyncio.gather(
-        bind(outcome, "verifier.outcome")(problem, trajectories, Context(context.policy, context.check, first)),
-        bind(steps, "verifier.steps")(problem, trajectories, Context(context.policy, context.check, second)),
+        models.outcome(problem, trajectories, context), models.steps(problem, trajectories, context)
     )
     read = await asyncio.gather(*(answer(problem, t.text, context) for t in trajectories))
 

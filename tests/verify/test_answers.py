@@ -7,7 +7,7 @@ import pytest
 from selfimprove.report.curve import Point, baselines, curve, sampled_tokens, trace, worth
 from selfimprove.report.metrics import maj_at_k, round_metrics
 from selfimprove.types import Attempt, Problem, Sample, Status, Trajectory, Verdict
-from selfimprove.verify.answers import best, last, vote
+from selfimprove.verify.answers import best, last, vote, weighted
 from selfimprove.verify.equality import canonical
 from selfimprove.verify.math import check
 
@@ -48,7 +48,7 @@ def test_the_last_is_of_the_last_stage():
     assert last([]) is None
 
 
-@pytest.mark.parametrize("rule", [vote, best, last])
+@pytest.mark.parametrize("rule", [vote, best, last, weighted])
 def test_no_rule_looks_at_what_is_right(rule):
     group = [attempt("1", 0, 0.5), attempt("2", 1, 0.1), attempt("2", 1, 0.9)]
     turned = [attempt(a.verdict.extracted, i > 0, a.verdict.reward, "correct") for i, a in enumerate(group)]
