@@ -156,7 +156,7 @@ def attached(layers: Mapping[str, torch.nn.Module], pairs: Mapping[str, Pair], s
                 raise ValueError(
                     "a layer of this model reads tokens of several sequences as one: it can have no adapters"
                 )
-            return output + torch.bmm(torch.bmm(x, a.to(x.dtype)), b.to(x.dtype)) * scale
+            return torch.baddbmm(output, torch.bmm(x, a.to(x.dtype)), b.to(x.dtype), alpha=scale)
 
         return add
 
@@ -177,7 +177,7 @@ def trained(model: Any, layers: Mapping[str, torch.nn.Linear], batch: Sequence[T
     with torch.inference_mode(False), torch.enable_grad():
         pairs = _begin(layers, batch)
         parameters = [tensor for pair in pairs.values() for tensor in pair]
-        optimizer = torch.optim.AdamW(parameters, lr=first.learning_rate, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(parameters, lr=first.learning_rate, weight_decay=0.0, fused=True)
         with attached(layers, pairs, first.alpha / first.r):
             for step in range(first.steps):
                 optimizer.param_groups[0]["lr"] = first.learning_rate * first.schedule(step)
