@@ -62,7 +62,7 @@ ARMS = {
 
 
 def study(lab: Lab) -> Iterator[Claim]:
-    size, dev = (40, 30) if lab.quick else (150, 90)
+    size, dev = (40, 30) if lab.quick else (150, 60)
     engine = shipped(PACKAGED / "caller")
     sides = load(rare=1.0, prompt="{question}", train_size=200, dev_size=dev, heldout_size=size, seed=0)
     train, tried, heldout = ([p for p in sides if p.split == side] for side in ("train", "dev", "test"))
