@@ -298,6 +298,7 @@ class TransformersEngine(chat.Speaker):
     def close(self) -> None:
         """Free the weights and the cache. The engine is of no use after that."""
         self.model = None
+        self._adapters = Adapters(None, self.vocabulary)
         self._empty()
 
     def _require_idle(self) -> None:
@@ -373,7 +374,7 @@ class TransformersEngine(chat.Speaker):
     def _tune(self) -> None:
         """Train adapters that requests wait for, and let the requests of those that are trained into the queue."""
         for name in self._adapters.train(idle=not (self._rows or self._queue)):
-            for entry in self._untuned.pop(name):
+            for entry in self._untuned.pop(name, []):
                 heapq.heappush(self._queue, entry)
 
     # Sampling

@@ -30,7 +30,7 @@ def lens(
     output = model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1)
     states = output.hidden_states[1:]
     require_head(model, head(states[-1][:, -1]), output.logits[:, -1].float())
-    norm = next((found for name in NORMS if (found := getattr(model.base_model, name, None))), None)
+    norm = next((own for name in NORMS if (own := getattr(model.base_model, name, None))), None)
     if norm is None:
         raise ValueError(
             f"{model.name_or_path}: no final norm was found ({', '.join(NORMS)}), so layers cannot be read"

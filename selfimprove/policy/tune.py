@@ -31,7 +31,7 @@ Adapter = dict[str, Pair]  # layer -> A (in, r) and (alpha / r) B (r, out), floa
 class Adapters:
     """The adapters of a model for requests in flight: trained when asked for, forgotten with the last request.
 
-    `layers` are the linear layers of the model but for its head; there must be some.
+    `layers` are the linear layers of the model but for its head. Raises ValueError where there are none.
     """
 
     def __init__(self, model: Any, vocabulary: int) -> None:
@@ -93,10 +93,8 @@ class Adapters:
     def _fitting(self, alike: Sequence[Tuning]) -> int:
         """How many of them can be trained together: at least one."""
         held = HELD_BYTES // self._size(alike[0])
-        sizes = range(2, min(len(alike), held) + 1)
-        return next(
-            (count - 1 for count in sizes if self._needed(alike[:count]) > TRAINED_BYTES), max(1, min(len(alike), held))
-        )
+        most = max(1, min(len(alike), held))
+        return next((n - 1 for n in range(2, most + 1) if self._needed(alike[:n]) > TRAINED_BYTES), most)
 
     def _size(self, tuning: Tuning) -> int:
         """Bytes of an adapter's weights."""
@@ -156,7 +154,7 @@ def attached(layers: Mapping[str, torch.nn.Module], pairs: Mapping[str, Pair], s
                 raise ValueError(
                     "a layer of this model reads tokens of several sequences as one: it can have no adapters"
                 )
-            return output + torch.bmm(torch.bmm(x, a.to(x.dtype)), b.to(x.dtype)) * scale
+            return torch.baddbmm(output, torch.bmm(x, a.to(x.dtype)), b.to(x.dtype), alpha=scale)
 
         return add
 
@@ -177,7 +175,7 @@ def trained(model: Any, layers: Mapping[str, torch.nn.Linear], batch: Sequence[T
     with torch.inference_mode(False), torch.enable_grad():
         pairs = _begin(layers, batch)
         parameters = [tensor for pair in pairs.values() for tensor in pair]
-        optimizer = torch.optim.AdamW(parameters, lr=first.learning_rate, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(parameters, lr=first.learning_rate, weight_decay=0.0, fused=True)
         with attached(layers, pairs, first.alpha / first.r):
             for step in range(first.steps):
                 optimizer.param_groups[0]["lr"] = first.learning_rate * first.schedule(step)
@@ -186,7 +184,8 @@ def trained(model: Any, layers: Mapping[str, torch.nn.Linear], batch: Sequence[T
                     parameter.grad = gradient
                 optimizer.step()
     scaled = {name: (a.detach(), b.detach() * (first.alpha / first.r)) for name, (a, b) in pairs.items()}
-    return [{name: (a[i], b[i]) for name, (a, b) in scaled.items()} for i in range(len(batch))]
+    # Copies, so that each gives its memory back by itself.
+    return [{name: (a[i].clone(), b[i].clone()) for name, (a, b) in scaled.items()} for i in range(len(batch))]
 
 
 def _begin(layers: Mapping[str, torch.nn.Linear], batch: Sequence[Tuning]) -> Adapter:
@@ -208,9 +207,8 @@ def _loss(model: Any, rows: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -
     device = model.device
     read = [[*prompt, *completion[:-1]] for prompt, completion in rows]
     width = max(map(len, read))
-    ids = torch.tensor(
-        [[*row, *[0] * (width - len(row))] for row in read], device=device
-    )  # no token sees what is behind it
+    padded = [[*row, *[0] * (width - len(row))] for row in read]  # no token sees what is behind it
+    ids = torch.tensor(padded, device=device)
     places = [(i, len(prompt) - 1 + j) for i, (prompt, said) in enumerate(rows) for j in range(len(said))]
     where = tuple(torch.tensor(places, device=device).T)
     labels = torch.tensor([token for _, said in rows for token in said], device=device)

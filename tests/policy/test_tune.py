@@ -157,7 +157,7 @@ def test_what_is_read_with_an_adapter_is_nobody_elses(engine):
 
 
 def test_memory_bounds_how_many_are_trained_and_held(engine, monkeypatch):
-    adapters = [tuning(engine, prompt) for prompt in PROMPTS]
+    adapters = [tuning(engine, prompt, epochs=4) for prompt in PROMPTS]
     whole = [s.text for s in sampled(engine, adapters)]
     size = Adapters(engine.model, engine.vocabulary)._size(adapters[0])
     batches = []
