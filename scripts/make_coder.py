@@ -100,7 +100,7 @@ def batches(tokenizer: Any, rng: random.Random, tokens: int) -> Iterator[tuple[A
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the model; saved every 100 steps")
-    parser.add_argument("--steps", type=int, default=1200, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=600, help="optimizer steps")
     parser.add_argument("--lr", type=float, default=4e-3, help="their peak learning rate")
     parser.add_argument("--tokens", type=int, default=1536, help="tokens a step, padding included")
     parser.add_argument("--seed", type=int, default=0)

@@ -35,6 +35,7 @@ SINGLE = [
 ]
 OWN, ALONE, STEPS = "cosc", "single round", "phase 1, as many steps"
 ARMS = {OWN: [], "no verification": ["method.tools.teacher.checks=false"], ALONE: SINGLE}
+LEVELS = (5, 6)  # where the coder answers about three of five dev problems
 RATES = (1e-3, 3e-3)
 EPOCHS = 6
 MAX_TOKENS = 160
@@ -52,7 +53,13 @@ def study(lab: Lab) -> Iterator[Claim]:
 
 def claims(lab: Lab, tool: Python) -> Iterator[Claim]:
     taught, train, dev, heldout = (60, 20, 20, 30) if lab.quick else (500, 150, 200, 250)
-    common = ["method=cosc", "rounds=1", f"dataset.train_size={max(taught, train)}", f"method.train.epochs={EPOCHS}"]
+    common = [
+        "method=cosc",
+        "rounds=1",
+        f"dataset.levels={list(LEVELS)}",
+        f"dataset.train_size={max(taught, train)}",
+        f"method.train.epochs={EPOCHS}",
+    ]
     common += [f"method.stages.seed.problems.count={taught}"]
     common += ["+method.stages.self.problems._target_=selfimprove.datasets.passes.drawn"]
     common += [f"+method.stages.self.problems.count={train}"]
@@ -63,7 +70,7 @@ def claims(lab: Lab, tool: Python) -> Iterator[Claim]:
     rates = RATES[:1] if lab.quick else RATES
     taught_only = [word for word in common if "stages.self" not in word] + ["~method.stages.self"]
     once = {arm: [word for word in own if "stages.self" not in word] for arm, own in arms.items()}
-    chosen = chosen_rates(lab, taught_only, once, rates, solver, last, dev)
+    chosen = chosen_rates(lab, taught_only, once, rates, solver, last, dev, LEVELS)
     tuned = {arm: [*own, f"method.train.learning_rate={chosen[arm]}"] for arm, own in arms.items()}
     common.append(f"dataset.heldout_size={heldout}")
     runs = run_arms(lab, common, tuned)
@@ -80,7 +87,7 @@ def claims(lab: Lab, tool: Python) -> Iterator[Claim]:
     final = {arm: [answered(r) for r in found] for arm, found in runs.items()}
     gains = {arm: [minus(f, o) for f, o in zip(final[arm], first[arm], strict=True)] for arm in runs}
     responses = [list(r.attempts(r.evaluation("last"))) for r in runs[OWN]]
-    phase_1 = [solved([own_answer(g) for g in after_seeds(r)], last) for r in runs[OWN]]
+    phase_1 = [solved(after_seeds(r), last) for r in runs[OWN]]
     lab.note(table(runs, overall(phase_1)))
     written = verdicts(responses)
     found: list[tuple[str, Estimate, float, str]] = [
@@ -138,12 +145,6 @@ def claims(lab: Lab, tool: Python) -> Iterator[Claim]:
 def rows(result: Result) -> int:
     """How many rows the last training of a run had."""
     return int(result.summary["rounds"][-1]["examples"])
-
-
-def own_answer(group: list[Attempt]) -> list[Attempt]:
-    """The candidate that counts, alone: that of the last stage."""
-    chosen = last(group)
-    return [] if chosen is None else [group[chosen]]
 
 
 def outputs(groups: Groups) -> list[tuple[int, bool, bool | None]]:
