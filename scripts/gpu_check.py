@@ -164,7 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="STEP", help="run these (default: all)")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: the same steps, small")
-    parser.add_argument("--minutes", type=float, default=8.0, help="begin no step after so many")
+    parser.add_argument("--minutes", type=float, default=8.0, help="end after so many")
     parser.add_argument("--out", type=Path, help="write the rows there as JSON")
     parser.add_argument("--step", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

@@ -184,7 +184,7 @@ def test_the_machines_own_memory_is_counted_for_every_process_that_loads(monkeyp
     parameters = compose(["model=mistral7b"]).model.shape.parameters
     assert host() == 8 * (memory.PROCESS + 2 * parameters)
     assert host("model.lora=null") == 8 * (memory.PROCESS + 4 * parameters)
-    assert host("model.lora=null", "train=dpo", "train.reference=base") == 8 * (memory.PROCESS + 8 * parameters)
+    assert host("model.lora=null", "train=dpo", "+train.reference=base") == 8 * (memory.PROCESS + 8 * parameters)
     assert memory.host_memory(compose(["model=tiny"])) == 0
     monkeypatch.setattr(memory, "machine_memory", lambda: 200e9)
     said = memory.warning(compose(["model=mistral7b", "hardware=gpu_8x80gb", "model.lora=null"]))

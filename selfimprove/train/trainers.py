@@ -46,8 +46,9 @@ LOGGED = (
 )
 # Under FSDP TRL reads the policy a second time as the reference, in every process, and it hashes all weights for a
 # cache of what the reference says. `_precompute_ref_logps` below needs neither.
-dpo_trainer.create_model_from_path = lambda *arguments, **options: None
-dpo_trainer.hash_module = lambda module: ""
+_patched: Any = dpo_trainer
+_patched.create_model_from_path = lambda *arguments, **options: None
+_patched.hash_module = lambda module: ""
 
 SPENT = "seconds.json"  # in a checkpoint: what training took until then
 
