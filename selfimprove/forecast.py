@@ -68,9 +68,8 @@ def probe(overrides: Sequence[str], folder: Path, seconds: float = SECONDS) -> R
             _, said = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            raise RunError(
-                f"the probe, two rounds of {PROBLEMS} problems, did not end within {seconds:g} s: this machine is too slow"
-            ) from None
+            what = f"two rounds of {PROBLEMS} problems"
+            raise RunError(f"the probe ({what}) did not end within {seconds:g} s: this machine is too slow") from None
     if process.returncode:
         last = said.strip().splitlines()[-1:] or ["?"]
         raise ConfigError(f"the probe was refused: {last[0].removeprefix('selfimprove: ')}")
