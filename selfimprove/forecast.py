@@ -152,8 +152,8 @@ def show(found: Forecast, config: Config) -> None:
     console = standard_output()
     for name, rows in (("tokens", found.tokens), ("seconds", found.seconds)):
         table = Table("", f"{name} [95 %]", box=None, pad_edge=False)
-        for key, value in rows.items():
-            table.add_row(key, f"{value.value:,.0f} [{value.low:,.0f}, {value.high:,.0f}]")
+        for key, each in rows.items():
+            table.add_row(key, f"{each.value:,.0f} [{each.low:,.0f}, {each.high:,.0f}]")
         if name == "seconds":
             total = [sum(getattr(e, end) for e in rows.values()) for end in ("value", "low", "high")]
             table.add_row("all", f"{total[0]:,.0f} [{total[1]:,.0f}, {total[2]:,.0f}]")
