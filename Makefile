@@ -22,7 +22,7 @@ lint: .venv/.dev
 	.venv/bin/mypy
 
 docs: .venv/.docs ## the pages as a site, in site/
-	.venv/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet
 
 bench: .venv/.dev ## the runner against its parts called by hand
 	.venv/bin/python scripts/bench.py

@@ -172,5 +172,8 @@ def _parser() -> argparse.ArgumentParser:
         "doctor", help="versions against the tested ones, hardware, engines; with KEY=VALUE the memory that a run needs"
     )
     doctor.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. model=mistral7b hardware=gpu_24gb")
+    doctor.add_argument(
+        "--probe", action="store_true", help="tokens, time, disk and cost, by a probe of a minute at most"
+    )
     doctor.set_defaults(do=others.doctor)
     return parser

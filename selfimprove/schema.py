@@ -102,6 +102,7 @@ class Hardware(Section):
     gradient_checkpointing: bool
     shard: Count  # problems whose trajectories are written together; a kill loses at most these
     sleep: bool = False  # the sampler lets go of the GPU's memory while the policy is trained on the same GPU
+    price_per_hour: Annotated[float, Field(gt=0)] | None = None  # of the whole machine, in a currency of yours
     training: Training = Training()
 
 

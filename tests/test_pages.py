@@ -22,12 +22,25 @@ def commands() -> dict[str, list[str]]:
     """The words of each command on a page, by where it stands. Comments are not of it, nor is `... | program`."""
     found = {}
     for page in PAGES:
-        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-        for line in re.findall(r"^(?: {4}|\$ )(?:\w+=\S+ )*selfimprove (.*)$", text, re.MULTILINE):
-            words = shlex.split(line, comments=True)
-            if "..." not in words and words:
-                found[f"{page.relative_to(ROOT)}: {' '.join(words)}"] = words
+        lines = page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+        for number, line in enumerate(lines):
+            if begun := re.match(r"(?: {4}|\$ )(?:\w+=\S+ )*selfimprove (.*)", line):
+                words = split([begun[1], *lines[number + 1 : number + 5]])
+                if (
+                    words and "..." not in words and not any(word.startswith("[") for word in words)
+                ):  # else a usage line
+                    found[f"{page.relative_to(ROOT)}: {' '.join(words)}"] = words
     return found
+
+
+def split(lines: list[str]) -> list[str]:
+    """The words of a command that goes on in the next line while a quotation is open."""
+    for end in range(1, len(lines) + 1):
+        try:
+            return shlex.split("\n".join(lines[:end]), comments=True)
+        except ValueError:
+            continue
+    raise AssertionError(f"no end: {lines[0]}")
 
 
 def overrides(words: list[str]) -> list[str]:

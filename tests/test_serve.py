@@ -136,9 +136,9 @@ def test_64_clients_of_which_one_is_killed(served):
         assert reply.choices[0].message.content
         assert reply.model == "dser"
         assert reply.usage.completion_tokens > 0
-        assert reply.model_extra["selfimprove"]["candidates"] == 2
+        assert reply.model_extra["selfimprove"]["candidates"] == 4  # two chains, before and after their one round
     right = sum(f" {i + 8}" in reply.choices[0].message.content for i, reply in enumerate(replies, 10))
-    assert right > 20  # the tiny model adds two numbers well
+    assert right >= 3  # each has the reply to its own question: few, for the tiny model was never taught to refine
     wait_for(lambda: health(port)["running"] == 0)
     for word in (KEY, SECRET, "Start with", "What is"):
         assert word not in output.read_text()

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -213,4 +214,22 @@ def methods(chosen: argparse.Namespace) -> int:
 def doctor(chosen: argparse.Namespace) -> int:
     from selfimprove import doctor
 
+    if chosen.probe:
+        return _forecast(chosen.overrides)
     return doctor.memory(chosen.overrides) if chosen.overrides else doctor.report()
+
+
+def _forecast(overrides: Sequence[str]) -> int:
+    from selfimprove.config import compose
+    from selfimprove.forecast import forecast, probe, show
+    from selfimprove.ready import prepare
+
+    config = compose(overrides)
+    if config.method.stages:
+        raise ConfigError(f"doctor --probe: method={config.method.name} has stages, of which no forecast is made")
+    problems, _ = prepare(config, trains=True)
+    sides = [problem.split for problem in problems]
+    with tempfile.TemporaryDirectory(prefix="selfimprove-probe-") as scratch:
+        found = forecast(probe(overrides, Path(scratch) / "run"), config, sides.count("train"), sides.count("test"))
+    show(found, config)
+    return 0

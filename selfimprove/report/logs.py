@@ -37,7 +37,7 @@ class Log:
 def is_log(path: Path) -> bool:
     """Whether a path is a file of JSON lines, or a folder with sample logs of lm-evaluation-harness and no run."""
     if path.is_dir():
-        return not (path / "config.yaml").exists() and any(path.rglob("samples_*.jsonl"))
+        return not any(path.rglob("config.yaml")) and any(path.rglob("samples_*.jsonl"))
     return path.suffix == ".jsonl"
 
 
