@@ -37,6 +37,7 @@ RATES = (1e-3, 3e-3, 1e-2)
 TAUS = (0.95, 0.99, 0.999)
 LEAST = 0.15  # share of dev requests that must be uncertain
 MAX_TOKENS = 48
+BY_CHANCE = "as many by chance, all inputs"
 
 Found = dict[str, list[Trajectory]]  # by problem
 
@@ -46,9 +47,7 @@ class Arm:
     """One way to learn at the uncertain inputs."""
 
     options: dict[str, Any] = field(default_factory=dict)  # of tt_si.generate
-    pooled: str = (
-        ""  # one adapter for all inputs, on the examples that tt_si wrote (`own`), or on train problems (`gold`)
-    )
+    pooled: str = ""  # one adapter for all inputs, on examples that tt_si wrote (`own`) or on train problems (`gold`)
 
 
 POOLED = "one adapter, the same examples", "one adapter, train problems"
@@ -93,14 +92,15 @@ def study(lab: Lab) -> Iterator[Claim]:
     base = [{p.id: before[p.id] for p in uncertain} for _ in lab.seeds]
     everywhere = [[before | one for one in runs] for runs in (after["tt_si"], chance)]
     own, pooled, gold = (after[name] for name in ("tt_si", *POOLED))
-    for claim, these, those, control in (
+    compared: list[tuple[str, Sequence[ByProblem], Sequence[ByProblem], str]] = [
         ("after learning from its own example, an uncertain input is right more often", own, base, "before"),
-        ("learning where it doubts gains more than at inputs by chance", *everywhere, "as many by chance, all inputs"),
+        ("learning where it doubts gains more than at inputs by chance", everywhere[0], everywhere[1], BY_CHANCE),
         ("an adapter for each input beats one for all", own, pooled, POOLED[0]),
         ("it beats fine-tuning on as many train problems", own, gold, POOLED[1]),
         ("a perfect teacher's examples are better than its own", after["tt_d"], own, "tt_si"),
         ("training on the example beats showing it", own, after["tt_icl"], "tt_icl"),
-    ):
+    ]
+    for claim, these, those, control in compared:
         yield bounded(claim, difference(these, those), 0.0, control, COMMAND)
     lab.note(checks(engine, heldout, first, tau, rates["tt_si"], lab.seeds[0]))
 
