@@ -147,10 +147,13 @@ def read(text: str) -> Pair | None:
 
 def like(problem: Problem, request: str) -> list[Message]:
     """The problem's prompt with another request in place of its own."""
-    assert not isinstance(problem.prompt, str)
-    *before, last = problem.prompt
+    *before, last = chat_of(problem)
     start, _, end = last["content"].rpartition(problem.metadata["request"])
-    return [*before, {"role": last["role"], "content": f"{start}{request}{end}"}]
+    return [*before, {**last, "content": f"{start}{request}{end}"}]
+
+
+def chat_of(problem: Problem) -> list[Message]:
+    return [{"role": "user", "content": problem.prompt}] if isinstance(problem.prompt, str) else problem.prompt
 
 
 def row(problem: Problem, pair: Pair, policy: Policy) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -161,9 +164,7 @@ def row(problem: Problem, pair: Pair, policy: Policy) -> tuple[tuple[int, ...], 
 
 def in_context(problem: Problem, examples: Sequence[Pair]) -> list[Message]:
     """The problem's prompt behind the examples, each as a turn of both."""
-    assert not isinstance(problem.prompt, str)
-    *before, last = problem.prompt
-    chat = list(before)
+    *chat, last = chat_of(problem)
     for request, call in examples:
         chat += [like(problem, request)[-1], {"role": "assistant", "content": call}]
     return [*chat, last]

@@ -37,7 +37,6 @@ RATES = (1e-3, 3e-3, 1e-2)
 TAUS = (0.95, 0.99, 0.999)
 LEAST = 0.15  # share of dev requests that must be uncertain
 MAX_TOKENS = 48
-BY_CHANCE = "as many by chance, all inputs"
 
 Found = dict[str, list[Trajectory]]  # by problem
 
@@ -92,15 +91,20 @@ def study(lab: Lab) -> Iterator[Claim]:
     base = [{p.id: before[p.id] for p in uncertain} for _ in lab.seeds]
     everywhere = [[before | one for one in runs] for runs in (after["tt_si"], chance)]
     own, pooled, gold = (after[name] for name in ("tt_si", *POOLED))
-    compared: list[tuple[str, Sequence[ByProblem], Sequence[ByProblem], str]] = [
+    claims: list[tuple[str, list[ByProblem], list[ByProblem], str]] = [
         ("after learning from its own example, an uncertain input is right more often", own, base, "before"),
-        ("learning where it doubts gains more than at inputs by chance", everywhere[0], everywhere[1], BY_CHANCE),
+        (
+            "learning where it doubts gains more than at inputs by chance",
+            everywhere[0],
+            everywhere[1],
+            "as many by chance, all inputs",
+        ),
         ("an adapter for each input beats one for all", own, pooled, POOLED[0]),
         ("it beats fine-tuning on as many train problems", own, gold, POOLED[1]),
         ("a perfect teacher's examples are better than its own", after["tt_d"], own, "tt_si"),
         ("training on the example beats showing it", own, after["tt_icl"], "tt_icl"),
     ]
-    for claim, these, those, control in compared:
+    for claim, these, those, control in claims:
         yield bounded(claim, difference(these, those), 0.0, control, COMMAND)
     lab.note(checks(engine, heldout, first, tau, rates["tt_si"], lab.seeds[0]))
 
