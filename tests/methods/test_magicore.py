@@ -13,7 +13,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from selfimprove import solving
+from selfimprove import run, solving
 from selfimprove.config import compose
 from selfimprove.errors import ConfigError
 from selfimprove.methods.magicore import Solution, confidence, dealt, generate, is_hard, prepare, supported, top
@@ -22,6 +22,7 @@ from selfimprove.policy.scripted import ANSWER, VERIFY, ScriptedEngine
 from selfimprove.types import Attempt, Problem, Trajectory, Verdict
 from selfimprove.verify import Outcome
 from selfimprove.verify.answers import weighted
+from tests.test_resume import drive
 
 SCALE = {"mean": 1.0, "std": 0.5}
 ASK = {
@@ -284,3 +285,29 @@ def test_a_killed_evaluation_ends_as_if_undisturbed(tmp_path):
         assert ours.equals(theirs)
     assert resumed["accuracy"] == whole["accuracy"]
     assert resumed["tokens"] == whole["tokens"]
+
+
+FEW = "method=magicore_rewards rounds=1 method.stages.outcome.generate.n=3 " + " ".join(
+    f"method.stages.{stage}.train.{option}"
+    for stage in ("outcome", "steps")
+    for option in ("epochs=1", "batch_size=8", "warmup_ratio=0")
+)
+
+
+@pytest.mark.slow
+def test_a_run_that_trains_the_reward_models_survives_kills(tmp_path):
+    drive(tmp_path, FEW, ["manifest:0/train", "train:1", "manifest:1/filter"])
+
+
+def test_reward_models_of_a_run_score_solutions(tmp_path):
+    few = [word for word in FEW.split() if not word.startswith("rounds")]
+    words = ["dataset.train_size=4", "dataset.heldout_size=2", "tracker=none", "verify.workers=1", "rounds=1"]
+    assert run.start(compose([*words, *few]), tmp_path / "run")["status"] == "complete"
+    outcome, steps = (tmp_path / "run" / "rounds" / f"000.{name}" / "policy" for name in ("0_outcome", "1_steps"))
+    models = ["verifier=reward_models", f"verifier.outcome.model={outcome}", f"verifier.steps.model={steps}"]
+    summary = solving.evaluate_solver(None, [*WORDS, "dataset.dev_size=0", *models], tmp_path / "eval")
+    assert summary["status"] == "complete"
+    assert summary["selection"] == "weighted; reads no gold answer"
+    verdicts = pq.read_table(tmp_path / "eval" / "solver" / "verdicts.parquet").to_pylist()
+    assert all(0 < v["reward"] < 2 for v in verdicts)
+    assert all(0 < score < 1 for v in verdicts for score in v["step_rewards"])
