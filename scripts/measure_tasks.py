@@ -30,7 +30,6 @@ TASKS = (
     "gcd{min_value: 1, max_value: 20}",
     "spell_backward{min_word_len: 3, max_word_len: 4}",
     "letter_counting{min_words: 1, max_words: 3}",
-    "leg_counting{min_animals: 1, max_animals: 2, max_instances: 4}",
 )
 N = 8
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -71,22 +72,23 @@ def study(lab: Lab) -> Iterator[Claim]:
     lab.note(rounds_table(runs))
     written = float(np.mean([a.verdict.extracted is not None for gs in said["start"] for g in gs for a in g]))
     mine, begin, bare = said[METHOD], said["start"], said[BARE]
-    claims = (
-        ("F1 of an assessment rises by at least 5 points", estimated(f1_of, mine, begin), GAIN, "the start"),
-        ("it gets above that of the start's majority", estimated(f1_of, mine, voted), 0.0, f"majority of {K}"),
-        ("F1 is higher with the guards than without", estimated(f1_of, mine, bare), 0.0, BARE),
-        ("assessments agree with their majority more often", estimated(agreement, mine, begin), 0.0, "the start"),
-    )
-    for claim, estimate, least, control in claims:
-        if written >= GATE:
-            yield bounded(claim, estimate, least, control, COMMAND)
-        else:
-            why = f"cannot be tested here: {written:.0%} of assessments are a label, of {GATE:.0%} that have to be"
-            yield Claim(claim, None, why, None, control, COMMAND)
-    yield within("the share that is called feasible stays between .3 and .7", estimated(share, mine), *SHARES)
     rare = estimated(rarer, bare)
-    low = rare.high < ONE_LABEL or (None if rare.low < ONE_LABEL else False)
-    yield measured("without the guards one label takes over: the other is below .1", low, rare, "", COMMAND)
+    taken = True if rare.high < ONE_LABEL else False if rare.low > ONE_LABEL else None
+    claims = [
+        bounded(claim, estimate, least, control, COMMAND)
+        for claim, estimate, least, control in (
+            ("F1 of an assessment rises by at least 5 points", estimated(f1_of, mine, begin), GAIN, "the start"),
+            ("it gets above that of the start's majority", estimated(f1_of, mine, voted), 0.0, f"majority of {K}"),
+            ("F1 is higher with the guards than without", estimated(f1_of, mine, bare), 0.0, BARE),
+            ("assessments agree with their majority more often", estimated(agreement, mine, begin), 0.0, "the start"),
+        )
+    ]
+    claims += [
+        within("the share that is called feasible stays between .3 and .7", estimated(share, mine), *SHARES),
+        measured("without the guards one label takes over: the other is below .1", taken, rare, "", COMMAND),
+    ]
+    why = f"cannot be tested here: {written:.0%} of assessments are a label, of {GATE:.0%} that have to be"
+    yield from claims if written >= GATE else (replace(c, holds=None, value=why, interval=None) for c in claims)
 
 
 def tasks(dev: int, heldout: int) -> dict[str, list[Problem]]:
@@ -135,38 +137,39 @@ def assessments(path: str, problems: Sequence[Problem], seed: int) -> Groups:
     return attempts(problems, solve(solver, shipped(path, 256), problems, seed=seed, max_tokens=16), GRADE)
 
 
-def feasible(groups: Groups) -> tuple[np.ndarray, np.ndarray]:
-    """Of each task the share of assessments that call it feasible, and whether it is."""
-    called = np.array([np.mean([a.verdict.extracted == "A" for a in group]) for group in groups])
-    return called, np.array([group[0].problem.gold == "feasible" for group in groups])
+def called(groups: Groups, letter: str) -> np.ndarray:
+    """Of each task the share of assessments that give this label: A is feasible, B is not."""
+    return np.array([np.mean([a.verdict.extracted == letter for a in group]) for group in groups])
+
+
+def truth(groups: Groups) -> np.ndarray:
+    """Of each task whether it is feasible."""
+    return np.array([group[0].problem.gold == "feasible" for group in groups])
 
 
 def f1_of(groups: Groups, weights: np.ndarray) -> float:
-    called, is_so = feasible(groups)
-    return f1((weights * called * is_so).sum(), (weights * called).sum(), (weights * is_so).sum())
+    said, true = weights * called(groups, "A"), weights * truth(groups)
+    return f1((said * truth(groups)).sum(), said.sum(), true.sum())
 
 
 def share(groups: Groups, weights: np.ndarray) -> float:
     """Of assessments that say feasible."""
-    return float(np.average(feasible(groups)[0], weights=weights))
+    return float(np.average(called(groups, "A"), weights=weights))
 
 
 def rarer(groups: Groups, weights: np.ndarray) -> float:
     """The share of the label that is said less often."""
-    said = share(groups, weights)
-    return min(said, 1 - said)
+    return min(float(np.average(called(groups, letter), weights=weights)) for letter in "AB")
 
 
 def agreement(groups: Groups, weights: np.ndarray) -> float:
     """The share of a task's assessments that say what most of them do."""
-    called = feasible(groups)[0]
-    return float(np.average(np.maximum(called, 1 - called), weights=weights))
+    return float(np.average(np.maximum(called(groups, "A"), called(groups, "B")), weights=weights))
 
 
 def right(groups: Groups, weights: np.ndarray) -> float:
     """The share of assessments that are right."""
-    called, is_so = feasible(groups)
-    return float(np.average(np.where(is_so, called, 1 - called), weights=weights))
+    return float(np.average(np.where(truth(groups), called(groups, "A"), called(groups, "B")), weights=weights))
 
 
 def within(claim: str, estimate: Estimate, low: float, high: float) -> Claim:
