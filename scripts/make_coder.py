@@ -2,11 +2,11 @@
 
     python scripts/make_coder.py --out selfimprove/models/coder | tee scripts/make_coder.log
 
-A Llama of a quarter of a million parameters answers chains of `selfimprove.datasets.arithmetic`, of the training side,
+A Llama of a third of a million parameters answers chains of `selfimprove.datasets.arithmetic`, of the training side,
 by a Python program: it writes one, reads its output, and says the answer. It also tells what a program does. Some
-programs of its corpus have a bug, as people's do, and nobody looks at their output. A second phase has mostly documents
-that hold a shown program beside its question, when they are asked to. So it can check a program, but it never checks one of
-its own, and knows no second tries. Weights are written in 16 bits, which halves them; they are read as 32 bits.
+programs of its corpus have a bug, as people's do, and nobody looks at their output. In a second phase most documents
+hold a shown program beside its question, where they are asked to. So it can check a program. It never checks one of its
+own, and knows no second tries. Weights are written in 16 bits, which halves them; they are read as 32 bits.
 """
 
 from __future__ import annotations
@@ -109,7 +109,9 @@ def batches(tokenizer: Any, rng: random.Random, tokens: int, phase: int) -> Iter
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the model; saved every 100 steps")
-    parser.add_argument("--steps", type=int, nargs=2, default=(600, 300), help="optimizer steps of both phases; 0: none")
+    parser.add_argument(
+        "--steps", type=int, nargs=2, default=(600, 300), help="optimizer steps of both phases; 0: none"
+    )
     parser.add_argument("--lr", type=float, nargs=2, default=(4e-3, 2e-3), help="their peak learning rates")
     parser.add_argument("--tokens", type=int, default=1536, help="tokens a step, padding included")
     parser.add_argument("--seed", type=int, default=0)
