@@ -35,7 +35,7 @@ SINGLE = [
 ]
 OWN, ALONE, STEPS = "cosc", "single round", "phase 1, as many steps"
 ARMS = {OWN: [], "no verification": ["method.tools.teacher.checks=false"], ALONE: SINGLE}
-LEVELS = (5, 6)  # where the coder answers about three of five dev problems
+LEVELS = (5, 6)  # where the coder answers about seven of ten dev problems
 RATES = (1e-3, 3e-3)
 EPOCHS = 6
 MAX_TOKENS = 160
