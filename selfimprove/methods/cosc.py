@@ -155,8 +155,15 @@ async def _chain(
         outputs.append(output)
         return fenced(text, output)
 
-    sampling = {"temperature": temperature, "max_tokens": max_tokens}
-    await act(dialogue, step, actions=rounds, stop=(OUTPUT,), into="assistant", **sampling)
+    await act(
+        dialogue,
+        step,
+        actions=rounds,
+        stop=(OUTPUT,),
+        into="assistant",
+        temperature=temperature,
+        max_tokens=max_tokens,
+    )
     return dialogue.samples, outputs
 
 

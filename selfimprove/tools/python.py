@@ -132,9 +132,9 @@ def cell(
     sandbox is at fault.
     """
     cells = CELL.split(text)
-    program, files = (text, {}) if len(cells) == 1 else (_DRIVER, {"cells.json": json.dumps(cells)})
+    files = {"cells.json": json.dumps(cells)} if len(cells) > 1 else {}
     result = run(
-        program,
+        _DRIVER if files else text,
         files=files,
         seconds=seconds,
         memory_mb=memory_mb,
