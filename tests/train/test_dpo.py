@@ -187,9 +187,17 @@ def test_micro_batch_changes_nothing_but_rounding(tuned: str, base: str, context
     for out, micro_batch in (("one", 1), ("two", 2), ("all", 8)):
         target = context(out, start=tuned, micro_batch=micro_batch)
         dpo(data, target, batch_size=8, learning_rate=1e-3, sft_weight=1.0, reference="base")
-    one, two, every = (weights(context(out).out) for out in ("one", "two", "all"))
-    assert max((one[k] - every[k]).abs().max().item() for k in one) < 2e-5
-    assert max((one[k] - two[k]).abs().max().item() for k in one) < 2e-5
+    start, one, two, every = (
+        weights(folder) for folder in (tuned, *(context(out).out for out in ("one", "two", "all")))
+    )
+    moved = apart(one, start)
+    assert apart(one, every) < 2e-3 * moved  # Adam makes a whole step of a gradient that is nothing but rounding
+    assert apart(one, two) < 2e-3 * moved
+
+
+def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The distance of two sets of weights."""
+    return math.sqrt(sum((one[name] - other[name]).square().sum().item() for name in one))
 
 
 def test_deterministic_silent_and_leaves_nothing_behind(
