@@ -57,6 +57,8 @@ def evaluate(session: Session, step: Pass, policies: Policies) -> dict[str, Any]
 
     aside = {"drift", "also", "side", *(() if options.by else ("by",))}  # phases of their own, or known by the problems
     asked = options.model_dump(exclude=aside)
+    if options.consistency and not options.consistency.layers:
+        del asked["consistency"]["layers"]  # so that runs of earlier versions keep their keys
     depends: list[Any] = [node, asked, policy_key(config), policies["policy"].digest, problems_key(session.heldout)]
     if own:
         depends += [own, method.answer, *supplies_key(session, step, own, node), *key_of_roles(config, policies)]
