@@ -4,8 +4,7 @@ FROM python:3.11-slim
 RUN apt-get update && apt-get install --yes --no-install-recommends bubblewrap libseccomp2 && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY pyproject.toml requirements.lock README.md LICENSE ./
-# PyTorch without CUDA, which is a tenth of the size
-RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu "torch==$(sed -n 's/^torch==//p' requirements.lock)"
+# The usual PyTorch brings CUDA's libraries. Its wheel for CPUs, installed here, makes the image a tenth of the size.
 COPY conf conf
 COPY selfimprove selfimprove
 RUN pip install --no-cache-dir --constraint requirements.lock .
