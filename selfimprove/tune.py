@@ -17,6 +17,7 @@ import numpy as np
 
 from selfimprove import store
 from selfimprove.errors import ConfigError
+from selfimprove.report import fair
 from selfimprove.report.runs import RunData, find
 from selfimprove.units import Unit
 
@@ -41,7 +42,8 @@ class Choice:
 def choose(folder: Path) -> tuple[list[Choice], Unit]:
     """The best rate of each method in a sweep, the smaller one of equals.
 
-    Raises ConfigError for runs that did not end or were not evaluated on dev, and for methods with unequal trials.
+    Raises ConfigError for runs that did not end, were not evaluated on the same dev problems or do not start from the
+    same policy, and for methods with unequal trials.
     """
     runs = [RunData(path) for path in find([folder])]
     trials: defaultdict[str, Trials] = defaultdict(lambda: defaultdict(dict))
@@ -51,8 +53,14 @@ def choose(folder: Path) -> tuple[list[Choice], Unit]:
             raise ConfigError(f"{run.path}: was evaluated on {run.side} problems; rates are chosen with eval.side=dev")
         if not run.ended:
             raise ConfigError(f"{run.path}: is {run.status}; `selfimprove resume {folder}` goes on with the sweep")
+        if run.seed in trials[run.method][_rate(run)]:
+            raise ConfigError(
+                f"{run.path}: method={run.method} was tried twice at learning rate {_rate(run):g} with seed {run.seed}; "
+                "a sweep of rates may differ in method, rate and seed alone"
+            )
         trials[run.method][_rate(run)][run.seed] = float(np.mean(list(run.heldout[-1].values())))
         starts[run.method].append(float(np.mean(list(run.heldout[0].values()))))
+    fair.refuse(runs, other_models=False)
     _require_equal(trials)
     found = []
     for method, rates in trials.items():

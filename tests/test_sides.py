@@ -16,6 +16,7 @@ from selfimprove.report import statistics as st
 from selfimprove.report import verdict
 from selfimprove.report.compare import compare
 from selfimprove.report.runs import RunData
+from selfimprove.store import write_sealed
 from tests.conftest import run_here
 from tests.report.folders import problems, write_run
 
@@ -114,6 +115,9 @@ def test_the_verdict_is_by_sealed_problems_and_a_second_look_is_marked(runs, tmp
     mended = verdict.with_sealed(plain, evaluate, "x")
     assert asked == ["s0", "s1", "s0"]
     assert mended.tables[0].rows == found.tables[0].rows
+    write_sealed(here / "s1" / "sealed" / "policy.json", {"evaluate": "that of an earlier policy"})
+    verdict.with_sealed(plain, evaluate, "x")
+    assert asked == ["s0", "s1", "s0", "s1"]  # the run went on since
 
 
 def test_runs_without_sealed_problems_or_with_others_are_refused(runs, tmp_path):
@@ -160,6 +164,10 @@ def test_unequal_trials_and_runs_that_saw_held_out_problems_are_refused(tmp_path
     trial(tmp_path / "c", "rloo", 1e-5, [True] * 4)
     with pytest.raises(ConfigError, match=r"method=rloo was not tried at learning rate 0.0001 with seed 100"):
         tune.choose(tmp_path)
+    trial(tmp_path / "c2", "rloo", 1e-5, [False] * 4)
+    with pytest.raises(ConfigError, match=r"method=rloo was tried twice at learning rate 1e-05 with seed 100"):
+        tune.choose(tmp_path)
+    shutil.rmtree(tmp_path / "c2")
     write_run(tmp_path / "d", [[True], [True]], method__train={"learning_rate": 1e-5})
     with pytest.raises(
         ConfigError, match=r"d: was evaluated on held-out problems; rates are chosen with eval.side=dev"

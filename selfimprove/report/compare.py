@@ -329,7 +329,21 @@ def accuracies(groups: Sequence[Group], baseline: Group | None) -> Table:
     )
     note += " Differences are paired by problem and seed. * : the interval leaves out 0"
     note += "; not corrected for several groups." if len(groups) > 2 else "."
+    note += _rates(groups)
     return Table(f"Held-out {unit.label}", columns, rows, note)
+
+
+def _rates(groups: Sequence[Group]) -> str:
+    """The learning rates of groups whose method is one stage, where `rates` chose one of them on dev."""
+    if not any(run.config.get("rates") for group in groups for run in group.runs):
+        return ""
+    said = []
+    for group in groups:
+        run = group.runs[0]
+        rate = (run.config["method"].get("train") or {}).get("learning_rate")
+        tuned = (run.config.get("rates") or {}).get(run.method) == rate
+        said.append(f"{group.name} {rate if rate is None else format(rate, 'g')}{'' if tuned else ' (not tuned)'}")
+    return f" Learning rates, by dev problems: {', '.join(said)}."
 
 
 def _seeds(group: Group) -> str:

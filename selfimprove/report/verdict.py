@@ -24,7 +24,7 @@ from selfimprove.report.statistics import Estimate, difference, holm, matrix, ov
 
 log = logging.getLogger("selfimprove")
 
-FOLDER, START, FINAL, LOOKS = "sealed", "start", "final", "looks.json"
+FOLDER, START, FINAL, LOOKS, MADE_OF = "sealed", "start", "final", "looks.json", "policy.json"
 
 Evaluate = Callable[[Path], None]  # writes FOLDER of a run folder: the base and the last policy on the sealed problems
 Scores = dict[str, float]  # problem id -> score
@@ -60,17 +60,22 @@ def _look(run: RunData, command: str) -> list[dict[str, Any]]:
 
 
 def _scores(run: RunData, evaluate: Evaluate) -> tuple[Scores, Scores]:
-    """The scores of a run's base and last policy on the sealed problems."""
-    folder = run.path / FOLDER
+    """The scores of a run's base and last policy on the sealed problems.
+
+    They are known by the key of the run's last evaluation, since a run can go on with a higher budget.
+    """
+    folder, mark = run.path / FOLDER, run.path / FOLDER / MADE_OF
+    last = store.read_json(run.evaluations[-1].parent / "evaluate.manifest.json").get("key")
     try:
-        return _read(folder / START), _read(folder / FINAL)
+        if mark.exists() and store.read_json(mark)["evaluate"] == last:
+            return _read(folder / START), _read(folder / FINAL)
     except Damaged as problem:
-        for name in (START, FINAL):
-            if (folder / name).exists():
-                log.warning("%s; it is made again", problem)
-                shutil.rmtree(folder / name)
+        log.warning("%s; it is made again", problem)
+    for name in (START, FINAL):
+        shutil.rmtree(folder / name, ignore_errors=True)
     log.info("%s: the base and the last policy answer the sealed problems", run.path)
     evaluate(run.path)
+    store.write_sealed(mark, {"evaluate": last})
     return _read(folder / START), _read(folder / FINAL)
 
 
