@@ -18,6 +18,7 @@ import numpy as np
 from selfimprove import store
 from selfimprove.errors import ConfigError
 from selfimprove.report import fair
+from selfimprove.report.compare import differing
 from selfimprove.report.runs import RunData, find
 from selfimprove.units import Unit
 
@@ -53,14 +54,13 @@ def choose(folder: Path) -> tuple[list[Choice], Unit]:
             raise ConfigError(f"{run.path}: was evaluated on {run.side} problems; rates are chosen with eval.side=dev")
         if not run.ended:
             raise ConfigError(f"{run.path}: is {run.status}; `selfimprove resume {folder}` goes on with the sweep")
-        if run.seed in trials[run.method][_rate(run)]:
-            raise ConfigError(
-                f"{run.path}: method={run.method} was tried twice at learning rate {_rate(run):g} with seed {run.seed}; "
-                "a sweep of rates may differ in method, rate and seed alone"
-            )
-        trials[run.method][_rate(run)][run.seed] = float(np.mean(list(run.heldout[-1].values())))
+        seeds = trials[run.method][rate := _rate(run)]
+        if run.seed in seeds:
+            raise ConfigError(f"{run.path}: method={run.method} was tried twice at {rate:g} with seed {run.seed}")
+        seeds[run.seed] = float(np.mean(list(run.heldout[-1].values())))
         starts[run.method].append(float(np.mean(list(run.heldout[0].values()))))
     fair.refuse(runs, other_models=False)
+    _require_alike(runs)
     _require_equal(trials)
     found = []
     for method, rates in trials.items():
@@ -75,6 +75,16 @@ def _rate(run: RunData) -> float:
     if "learning_rate" not in train:
         raise ConfigError(f"{run.path}: method={run.method} has no method.train.learning_rate to choose")
     return float(train["learning_rate"])
+
+
+def _require_alike(runs: list[RunData]) -> None:
+    """Raises ConfigError where runs differ in more than method, learning rate and seed."""
+    other = [key for key in differing(runs) if not key.startswith("method.")]
+    for method in dict.fromkeys(run.method for run in runs):
+        own = differing([run for run in runs if run.method == method])
+        other += [key for key in own if key != "method.train.learning_rate"]
+    if other:
+        raise ConfigError(f"the runs differ in {other[0]}: a sweep of rates differs in method, rate and seed alone")
 
 
 def _require_equal(trials: Mapping[str, Trials]) -> None:

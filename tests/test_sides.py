@@ -165,9 +165,14 @@ def test_unequal_trials_and_runs_that_saw_held_out_problems_are_refused(tmp_path
     with pytest.raises(ConfigError, match=r"method=rloo was not tried at learning rate 0.0001 with seed 100"):
         tune.choose(tmp_path)
     trial(tmp_path / "c2", "rloo", 1e-5, [False] * 4)
-    with pytest.raises(ConfigError, match=r"method=rloo was tried twice at learning rate 1e-05 with seed 100"):
+    with pytest.raises(ConfigError, match=r"method=rloo was tried twice at 1e-05 with seed 100"):
         tune.choose(tmp_path)
     shutil.rmtree(tmp_path / "c2")
+    trial(tmp_path / "c3", "rloo", 1e-4, [False] * 4, rounds=7)
+    with pytest.raises(
+        ConfigError, match=r"the runs differ in rounds: a sweep of rates differs in method, rate and seed"
+    ):
+        tune.choose(tmp_path)
     write_run(tmp_path / "d", [[True], [True]], method__train={"learning_rate": 1e-5})
     with pytest.raises(
         ConfigError, match=r"d: was evaluated on held-out problems; rates are chosen with eval.side=dev"

@@ -7,6 +7,7 @@ Read are sample logs of lm-evaluation-harness (`--log_samples`: samples_TASK_DAT
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -123,6 +124,8 @@ def _read(path: Path, said: list[str]) -> Log:
             else:
                 problem, found = _plain(row, where)
             for figure, value in found.items():
+                if not math.isfinite(value):
+                    raise ConfigError(f"{where}: {figure} is {value}, which has no mean")
                 values[figure][problem].append(value)
     if not values:
         raise ConfigError(f"{path}: holds no graded answer")

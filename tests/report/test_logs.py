@@ -84,6 +84,7 @@ def test_of_several_logs_of_a_task_the_newest_counts(tmp_path):
         ([{"problem": 1, "verdict": True}, {"problem": 1, "verdict": "yes"}], "line 2: `verdict` is 'yes'"),
         ([[1]], "line 1: not an object"),
         ([{"doc_id": 0, "doc": {}}], "line 1: no `metrics`"),
+        ([{"problem": 1, "verdict": float("nan")}], "line 1: verdict is nan"),
         ([], "holds no graded answer"),
         ([{"problem": "other", "verdict": 1}], "no problem in common"),
     ],
