@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from selfimprove.datasets import toolcall
 from selfimprove.generate.best_of_n import best_of_n
@@ -62,21 +61,7 @@ def drawn(rng: random.Random, kind: str) -> toolcall.Row:
 
 def start(folder: Path, tokenizer: Any) -> None:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=3,
-        head_dim=32,
-        max_position_embeddings=WINDOW,
-        tie_word_embeddings=True,
-        initializer_range=0.08,  # as in make_writer.py
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
+    tiny.small_llama(tokenizer, 4, WINDOW).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

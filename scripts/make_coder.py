@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from make_writer import Row, save, train
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from selfimprove.datasets import arithmetic as data
 from selfimprove.datasets.calculations import buggy, output_of, program, review
@@ -70,24 +70,6 @@ def make_tokenizer() -> Any:
     return tiny.make_tokenizer(texts, 400, WINDOW)
 
 
-def make_model(tokenizer: Any) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=3,
-        head_dim=32,
-        max_position_embeddings=WINDOW,
-        tie_word_embeddings=True,
-        initializer_range=0.08,  # with the usual 0.02 a model of this size does not learn to copy in these steps
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return LlamaForCausalLM(config)
-
-
 def row(tokenizer: Any, rng: random.Random, phase: int) -> Row:
     prompt, reply = document(rng, phase)
     ids = chat.render(tokenizer, prompt)
@@ -119,7 +101,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     tokenizer = make_tokenizer()
-    model: Any = make_model(tokenizer)
+    model: Any = tiny.small_llama(tokenizer, 3, WINDOW)
     print(" ".join(f"{key}={value}" for key, value in vars(args).items() if key != "out"))
     print(f"{model.num_parameters()} parameters, {len(tokenizer)} tokens in the vocabulary", flush=True)
     for phase in (0, 1):

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from selfimprove.datasets import lengths, outline
 from selfimprove.policy import chat
@@ -45,24 +45,6 @@ def make_tokenizer() -> Any:
     rng = random.Random(1)
     texts = [part for _ in range(3000) for part in document(rng)]
     return tiny.make_tokenizer(texts, 800, WINDOW, words=True)
-
-
-def make_model(tokenizer: Any) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=3,
-        head_dim=32,
-        max_position_embeddings=WINDOW,
-        tie_word_embeddings=True,
-        initializer_range=0.08,  # with the usual 0.02 a model of this size does not learn to copy in these steps
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return LlamaForCausalLM(config)
 
 
 def row(tokenizer: Any, rng: random.Random, dialogues: int) -> Row:
@@ -131,7 +113,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     tokenizer = make_tokenizer()
-    model = make_model(tokenizer)
+    model = tiny.small_llama(tokenizer, 4, WINDOW)
     print(" ".join(f"{key}={value}" for key, value in vars(args).items() if key != "out"))
     print(f"{model.num_parameters()} parameters, {len(tokenizer)} tokens in the vocabulary", flush=True)
     for phase, dialogues in enumerate((1, 5)):

@@ -20,7 +20,7 @@ from selfimprove.train.sft import sft
 from selfimprove.types import Example, Message
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
     from selfimprove.policy.hf import TransformersEngine
 
@@ -28,6 +28,27 @@ log = logging.getLogger("selfimprove")
 
 SHIPPED = PACKAGED / "tiny"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+
+
+def small_llama(tokenizer: PreTrainedTokenizerBase, layers: int, window: int) -> LlamaForCausalLM:
+    """A decoder of random weights, 96 wide: what the scripts of the small shipped policies begin with."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=layers,
+        num_attention_heads=3,
+        head_dim=32,
+        max_position_embeddings=window,
+        tie_word_embeddings=True,
+        initializer_range=0.08,  # with the usual 0.02 a model of this size hardly learns to copy
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
 
 
 def shipped(path: str | Path = SHIPPED, max_batch: int = 64, max_length: int | None = None) -> TransformersEngine:
