@@ -48,7 +48,7 @@ def small_llama(tokenizer: PreTrainedTokenizerBase, layers: int, window: int) ->
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
 
 
 def shipped(path: str | Path = SHIPPED, max_batch: int = 64, max_length: int | None = None) -> TransformersEngine:
