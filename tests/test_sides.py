@@ -106,6 +106,7 @@ def test_the_verdict_is_by_sealed_problems_and_a_second_look_is_marked(runs, tmp
     assert asked == ["s0", "s1"]
     assert found.tables[1:] == plain.tables
     assert "First look" in found.tables[0].note
+    assert "p of the changes from base" in found.tables[0].note  # no group is the baseline
     again = verdict.with_sealed(plain, evaluate, "selfimprove compare runs --sealed")
     assert asked == ["s0", "s1"]  # what is known is not asked again
     assert again.tables[0].rows == found.tables[0].rows

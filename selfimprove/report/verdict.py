@@ -93,7 +93,7 @@ def _table(
     looks: Sequence[dict[str, Any]],
     problems: int,
 ) -> Table:
-    unit = groups[0].unit
+    unit, beside = groups[0].unit, baseline is not None and len(groups) > 1
 
     def of(group: Group, which: int) -> dict[int, Scores]:
         """Seed -> problem id -> score, mean over runs of a seed."""
@@ -107,21 +107,21 @@ def _table(
 
     changes = [difference(list(of(group, 1).values()), list(of(group, 0).values()), unit.scale) for group in groups]
     apart = [against(g, baseline) if baseline and g is not baseline else None for g in groups]
-    tested = apart if baseline and len(groups) > 1 else changes
+    tested = apart if beside else changes
     corrected = iter(holm([p_value(estimate) for estimate in tested if estimate]))
     columns = [("group", "text"), ("seeds", "text"), ("base", unit.kind), ("final", unit.kind)]
     columns.append(("change from base", unit.change_kind))
-    if baseline and len(groups) > 1:
+    if baseline and beside:
         columns.append((f"difference from {baseline.name}", unit.change_kind))
     columns.append(("p (Holm)", "text"))
     rows: list[list[Cell]] = []
     for group, change, other, one in zip(groups, changes, apart, tested, strict=True):
         start, final = (over_seeds(matrix(list(of(group, which).values())), unit.scale) for which in (0, 1))
         row: list[Cell] = [group.name, " ".join(map(str, group.seeds)), start, final, change]
-        if baseline and len(groups) > 1:
+        if beside:
             row.append("baseline" if group is baseline else other or "no seed in common")
         rows.append([*row, f"{next(corrected):.2g}" if one else None])
-    return Table(f"Sealed {unit.label}: the verdict", columns, rows, _note(looks, problems, bool(baseline)))
+    return Table(f"Sealed {unit.label}: the verdict", columns, rows, _note(looks, problems, beside))
 
 
 def _note(looks: Sequence[dict[str, Any]], problems: int, baseline: bool) -> str:
