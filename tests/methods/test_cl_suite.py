@@ -23,7 +23,7 @@ from selfimprove.policy.vit import Vit
 from selfimprove.studies import Result
 from selfimprove.studies.cl_suite import matrix
 from selfimprove.train import TrainContext, continual, own
-from selfimprove.types import Array, Attempt, Example, Memory, Problem, Trajectory, Verdict
+from selfimprove.types import Array, Attempt, Example, Memory, Problem, Sample, Trajectory, Verdict
 
 SIZE = ["method=cl_suite", "tracker=none", "verify.workers=1", "rounds=2", "dataset.train_size=40",
         "dataset.heldout_size=20", "method.train.epochs=1", "method.remember.size=6"]  # fmt: skip
@@ -159,6 +159,14 @@ def test_the_memory_s_examples_are_what_they_were() -> None:
     new, old = labelled([attempt(5)], memory=memory)
     assert (new.completion_ids, new.metadata) == ([3], {"input": {"shape": (1,), "data": (5.0,)}, "task": 1})
     assert old.metadata == {"input": {"shape": (1,), "data": (0.0,)}, "task": 1, "replay": True}
+
+
+def test_texts_go_through_the_same_memory_by_their_ids() -> None:
+    problem = Problem("t", "Say it", metadata={"task": 2})
+    said = Trajectory("t", [Sample([1, 2], [3, 4], [-1.0, -1.0], "it", "stop", 0)], id="r2/t/0")
+    memory = list(reservoir([[Attempt(problem, said, Verdict("", "correct", 1.0))]], memory=[], seed=0, size=2))
+    (old,) = labelled([], memory=memory)
+    assert (old.prompt_ids, old.completion_ids, old.metadata) == ([1, 2], [3, 4], {"task": 2, "replay": True})
 
 
 def test_a_small_run_has_the_figures_of_the_matrix_and_resumes_to_the_same(tmp_path: Path) -> None:
