@@ -36,6 +36,10 @@ class Unit:
         """A difference of two scores, with its sign; of percentages in points."""
         return f"{100 * value:+.1f} points" if self.percent else f"{value:+.4g}"
 
+    def size(self, value: float) -> str:
+        """How large a difference is, without a sign."""
+        return f"{100 * value:.1f} points" if self.percent else f"{value:.4g}"
+
     def headline(self, figures: Mapping[str, float], signed: bool = False) -> str:
         """The mean score of an evaluation with its interval; `signed`: a difference of two."""
         ends = self.interval(figures[f"{self.name}_low"], figures[f"{self.name}_high"], signed)

@@ -18,6 +18,7 @@ from selfimprove.errors import ConfigError
 from selfimprove.printable import printable
 from selfimprove.report import compute, fair
 from selfimprove.report.compute import Sampler
+from selfimprove.report.power import Components
 from selfimprove.report.runs import KINDS, RunData, find
 from selfimprove.report.statistics import Estimate, difference, matrix, over_seeds
 from selfimprove.types import STATUSES
@@ -91,6 +92,13 @@ class Group:
             return None
         mine, others = [self.scores(index, s) for s in seeds], [other.scores(its, s) for s in seeds]
         return difference(mine, others, self.unit.scale)
+
+    def paired(self, other: Group | None) -> np.ndarray:
+        """Score after the last round less the other group's, or less the base policy's where it is None: shape (seeds,
+        problems), over the seeds that both have."""
+        seeds = [seed for seed in self.seeds if other is None or seed in other.seeds]
+        rest = [other.scores(-1, seed) if other else self.scores(0, seed) for seed in seeds]
+        return matrix([self.scores(-1, seed) for seed in seeds]) - matrix(rest)
 
     def spent(self, rounds: int | None = None) -> dict[str, float]:
         """Tokens by kind up to and with a number of rounds (None: all), mean over runs."""
@@ -329,8 +337,22 @@ def accuracies(groups: Sequence[Group], baseline: Group | None) -> Table:
     )
     note += " Differences are paired by problem and seed. * : the interval leaves out 0"
     note += "; not corrected for several groups." if len(groups) > 2 else "."
-    note += _rates(groups)
+    note += _unseen(groups, baseline) + _rates(groups)
     return Table(f"Held-out {unit.label}", columns, rows, note)
+
+
+def _unseen(groups: Sequence[Group], baseline: Group | None) -> str:
+    """Beside a difference that is not seen: how large one would have been seen."""
+    beside, said = baseline if len(groups) > 1 else None, []
+    for group in groups:
+        found = group.against(beside) if beside else group.change()
+        if group is beside or found is None or found.apart:
+            continue
+        table = group.paired(beside)
+        least = Components.of(table, group.unit.scale).shows(table.shape[1], len(table))
+        said.append(f"{group.name} (a true one of {group.unit.size(least)} would be, 4 times in 5)")
+    what = "difference from the baseline" if beside else "change from base"
+    return f" No {what} is seen for {', '.join(said)}." if said else ""
 
 
 def _rates(groups: Sequence[Group]) -> str:
