@@ -35,10 +35,7 @@ def plan(groups: Sequence[Group], baseline: Group | None) -> Table:
         alone = alone or len(seeds) == 1
         for times in MORE_PROBLEMS:
             sizes = sorted({len(seeds), *MORE_SEEDS}) if len(seeds) > 1 else [1]
-            rows += [
-                [group.name, times * count, k, unit.size(components.shows(times * count, k))]
-                for k in sizes
-            ]
+            rows += [[group.name, times * count, k, unit.size(components.shows(times * count, k))] for k in sizes]
     what = f"difference from {beside.name}" if beside else "change from base"
     note = f"The true {what} that 80 of 100 such comparisons would show, from how these runs vary."
     if alone:
