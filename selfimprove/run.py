@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from selfimprove import config as configuration
 from selfimprove import integrity, memory, store
+from selfimprove.attempt import pair
 from selfimprove.binding import function
 from selfimprove.collapse import collapsed
 from selfimprove.drift import drift, forgetting
@@ -32,6 +33,7 @@ from selfimprove.sides import evaluated
 from selfimprove.summary import PHASES, Summary, round_metrics
 from selfimprove.types import Problem
 from selfimprove.update import restore
+from selfimprove.variety import alarm, variety
 
 log = logging.getLogger("selfimprove")
 
@@ -210,6 +212,8 @@ def _passes(session: Session, summary: Summary, tracker: Any) -> str | None:
         reached = summary.over_budget() if step is not session.passes[-1] else None
         if step.ends_round or reached:
             _evaluate(session, step, policies)
+            if session.config.eval.samples and (line := _variety(session, step)):
+                log.warning("round %s: %s", run.prefix(step)[1:], line)
             _after_round(session, summary, tracker, this_round)
             reached = summary.over_budget() if step is not session.passes[-1] else None
         else:
@@ -217,6 +221,12 @@ def _passes(session: Session, summary: Summary, tracker: Any) -> str | None:
         if reached:
             return reached
     return None
+
+
+def _variety(session: Session, step: Pass) -> str | None:
+    """The line to say where this evaluation's samples have lost variety against the base policy's."""
+    folders = [session.run.folder(at) / "evaluation" for at in (BASE, step)]
+    return alarm(*(variety(pair(folder, session.heldout)) for folder in folders))
 
 
 def _write_report(path: Path) -> None:
