@@ -27,7 +27,7 @@ class Variety:
 
 
 def variety(groups: Iterable[Sequence[Attempt]]) -> dict[str, Variety]:
-    """Problem id -> its sampled answers, of an evaluation's attempts grouped by problem. Greedy answers are left out."""
+    """Problem id -> its sampled answers, of an evaluation's attempts by problem. Greedy answers are left out."""
     found = {}
     for group in groups:
         verdicts = [a.verdict for a in group if decoding(a) == "sampled"]
@@ -64,8 +64,8 @@ def alarm(before: dict[str, Variety], after: dict[str, Variety]) -> str | None:
     if distinct.high < 0 and single.low <= 0:
         had, has = (np.mean([v.distinct for v in side.values()]) for side in (before, after))
         return (
-            f"variety is lost: {k} sampled answers to a problem are {has:.1f} different ones, and were {had:.1f} of the "
-            f"base policy (change [{distinct.low:+.2f}, {distinct.high:+.2f}]); a single one is right no more often"
+            f"variety is lost: {k} sampled answers to a problem are {has:.1f} different ones, and were {had:.1f} of "
+            f"the base policy (change [{distinct.low:+.2f}, {distinct.high:+.2f}]); a single one is right no more often"
         )
     return None
 
