@@ -35,7 +35,7 @@ SLEEPING = 2.5e9  # a vLLM that sleeps: CUDA context, cuBLAS, the pools of graph
 MOVED = 0.6e9  # a model that was on the device: its process keeps the CUDA context
 TRAINER = 1.5e9  # CUDA context, workspaces, fragments
 PROCESS = 0.65e9  # Python with torch, transformers and TRL, without a GPU
-PREFILL = 8192  # tokens of one forward pass without sampling (PREFILL_TOKENS in policy/hf.py)
+PREFILL = 8192  # tokens of one forward pass without sampling (PREFILL_TOKENS in policy/hf_reader.py)
 PREFIXES = 2**28  # of the transformers engine (KEPT_BYTES in policy/slots.py)
 
 # TRL 1.16's fused head scores tiles of so many tokens by so much vocabulary (trl/kernels/chunked_logprob.py)

@@ -15,7 +15,8 @@ from transformers.utils import logging
 
 from selfimprove.errors import ConfigError
 from selfimprove.policy import models
-from selfimprove.policy.hf import PREFILL_TOKENS, SETTLED
+from selfimprove.policy.hf import SETTLED
+from selfimprove.policy.hf_reader import PREFILL_TOKENS
 from selfimprove.types import Message
 from selfimprove.verify import Opening
 
