@@ -67,7 +67,7 @@ class Branch:
             queue += node.children or []
 
     def path(self, top: Branch) -> list[Branch]:
-        """The nodes from `top` down to this one, both included. Raises ValueError where `top` is not above it."""
+        """The nodes from `top` down to this one, both included. Raises ValueError if `top` is not above it."""
         nodes, node = [self], self
         while node is not top:
             if node.parent is None:

@@ -231,7 +231,7 @@ def table(runs: Arms, phase_1: float) -> Table:
 
 
 def at_round(result: Result, number: int) -> ByProblem:
-    """What the program of a round prints; where there is none, that of the round before, or the answer."""
+    """What the program of a round prints; if there is none, that of the round before, or the answer."""
     found: ByProblem = {}
     for group in result.attempts(result.evaluation("last")):
         ran = [a for a in group if a.trajectory.metadata["stage"] <= number] or group[:1]

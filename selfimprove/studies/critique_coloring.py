@@ -58,7 +58,7 @@ class Arm(Answers):
     picks: bool  # whether a verifier says which answer is right; else the last one counts
 
     def success(self, rounds: int = ROUNDS) -> ByProblem:
-        """Problem -> 1.0 where it is solved after so many rounds of criticism, success@k."""
+        """Problem -> 1.0 if it is solved after so many rounds of criticism, success@k."""
         return solved([group[: rounds + 1] for group in self.groups], best if self.picks else last)
 
     @property

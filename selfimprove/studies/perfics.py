@@ -86,7 +86,7 @@ def closed_form(figures: Sequence[Figures], gamma: float) -> list[str]:
 def crossing(figures: Sequence[Figures], smallest: Figures) -> float | None:
     """The gamma from which on the smallest model is the first: the largest of ln(S_j / S_i) / ln(C_j / C_i), or 0.
 
-    None where it solves nothing, and is never the first.
+    None if it solves nothing, and is never the first.
     """
     if not smallest.refined:
         return None

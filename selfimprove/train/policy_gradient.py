@@ -8,7 +8,7 @@ The loss of an optimizer step with R rows and T tokens is
 
     grpo      1/R  sum_i  1/|o_i|  sum_t l_it      (Shao et al. 2024, arXiv 2402.03300, eq. 3)
     dapo      1/T  sum_it l_it                     (Yu et al. 2025, arXiv 2503.14476, eq. 8)
-    dr_grpo   1/(R max_tokens)  sum_it l_it        (Liu et al. 2025, arXiv 2503.20783; RLOO, but for scale)
+    dr_grpo   1/(R max_tokens)  sum_it l_it        (Liu et al. 2025, arXiv 2503.20783; RLOO, except for scale)
 
 pi_old is the policy as the phase begins. With one optimizer step the ratio is 1; with more, log pi_old is computed
 before the first. Full fine-tuning and LoRA, one process or several by DDP; without dropout.

@@ -38,7 +38,7 @@ def sft(
     """Train on `rows` and save the policy in `context.out`.
 
     A step's loss is the sum of weight * NLL (nats) over its labelled tokens, divided by their number. Returns `loss`
-    (mean over steps), `steps`, `seconds`, `tokens` (read) and `loss_tokens`. Raises ValueError when no token of `rows`
+    (mean over steps), `steps`, `seconds`, `tokens` (read) and `loss_tokens`. Raises ValueError if no token of `rows`
     bears loss, ConfigError and RunError as `selfimprove.train` does.
     """
     table = [row(example) for example in rows]
