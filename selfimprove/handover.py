@@ -25,7 +25,7 @@ def hand_over(session: Session, step: Pass, policies: Policies) -> None:
     """Have the sampler take what a pass trained, and compare.
 
     Figures, in nats a token: `gap` and `gap_max` between sampler and trainer, `moved` between the trainer before and
-    after training. Raises RunError where the mean gap is above `handover.tolerance`, or where the sampler is nearer to
+    after training. Raises RunError if the mean gap is above `handover.tolerance`, or where the sampler is nearer to
     the old weights by more than rounding. A policy that scores no answers (tables, flows) is not asked.
     """
     file, role = session.run.folder(step) / "policy" / HANDOVER, session.stage(step).role

@@ -71,7 +71,7 @@ def evaluate(session: Session, step: Pass, policies: Policies) -> dict[str, Any]
 
 
 def plain(config: Config) -> Any:
-    """One greedy answer, and sampled ones and other decodings where they are asked for."""
+    """One greedy answer, and sampled ones and other decodings if they are asked for."""
     options = config.eval
 
     async def solver(problem: Problem, policy: Policy) -> list[Trajectory]:
@@ -95,7 +95,7 @@ def plain(config: Config) -> Any:
 def score(config: Config, problems: list[Problem], groups: Iterator[list[Attempt]]) -> Scores:
     """The score of each held-out problem: of the attempt that `method.answer` chooses, or the first.
 
-    Raises RunError where a problem has no answer and its unit has no worst score.
+    Raises RunError if a problem has no answer and its unit has no worst score.
     """
     unit, rule = unit_of(config), answer_rule(config)
     by_problem = {group[0].problem.id: group for group in groups}
@@ -126,7 +126,7 @@ def unit_of(config: Config) -> Unit:
 
 
 def answer_rule(config: Config) -> Rule:
-    """The rule of `method.answer`; the first candidate where there is none."""
+    """The rule of `method.answer`; the first candidate if there is none."""
     node = config.method.answer
     return bind(node, "method.answer") if node else lambda group: 0 if group else None
 

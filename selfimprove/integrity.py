@@ -76,7 +76,7 @@ class Checked:
         return found
 
     def file(self, path: Path) -> Path:
-        """`path`, a file or folder below the run's. Raises Damaged where it differs from its manifest.
+        """`path`, a file or folder below the run's. Raises Damaged if it differs from its manifest.
 
         A file that no manifest names is not checked. It belongs to a phase that is not done, or to an older version.
         """
@@ -91,7 +91,7 @@ class Checked:
         return path
 
     def require(self, summary: dict[str, Any]) -> None:
-        """Raises Damaged where a file of a run that has ended is missing."""
+        """Raises Damaged if a file of a run that has ended is missing."""
         if missing := lost(self.path, summary):
             raise Damaged(missing[0], f"is missing; {MEND}")
 
@@ -227,7 +227,7 @@ def base_digests(path: Path, models: Mapping[str, str]) -> dict[str, str]:
 
     `models` is what `resolve` gave. A hash is of the content of all model files. weights.json keeps it with the hashes
     of the files. A model that is not on this machine yet is known by its name, and its files are noted once they are
-    here. Raises Damaged where a file is not the one that the run began with.
+    here. Raises Damaged if a file is not the one that the run began with.
     """
     known: dict[str, Any] = store.read_or_none(path / WEIGHTS) or {}
     for role, model in models.items():
@@ -242,7 +242,7 @@ def base_digests(path: Path, models: Mapping[str, str]) -> dict[str, str]:
 
 
 def require_base(path: Path, role: str, model: str) -> None:
-    """Raises Damaged where a file of the base policy is not the one that the run began with."""
+    """Raises Damaged if a file of the base policy is not the one that the run began with."""
     known = store.read_json(path / WEIGHTS) if (path / WEIGHTS).exists() else {}
     _require_same(path, model, known.get(role, {}).get("files"), model_files(model))
 

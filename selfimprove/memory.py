@@ -1,7 +1,7 @@
 """How much memory a run will need, from the shape of its model and its configuration: a rough estimate, in bytes.
 
 Per GPU, or per machine without one. `estimate` says what the sampler and the trainer hold, by part; `warning` what does
-not fit, and what would. Nothing is loaded and nobody is asked, but for a model whose shape conf/model does not have.
+not fit, and what would. Nothing is loaded and nobody is asked, except for a model whose shape conf/model does not have.
 
 Notation of the formulas: P parameters, L layers, h hidden size, i intermediate size, q = heads x head size,
 k = key-value heads x head size, V vocabulary, e bytes of a number in `model.dtype`, T tokens of a device step.
@@ -35,7 +35,7 @@ SLEEPING = 2.5e9  # a vLLM that sleeps: CUDA context, cuBLAS, the pools of graph
 MOVED = 0.6e9  # a model that was on the device: its process keeps the CUDA context
 TRAINER = 1.5e9  # CUDA context, workspaces, fragments
 PROCESS = 0.65e9  # Python with torch, transformers and TRL, without a GPU
-PREFILL = 8192  # tokens of one forward pass without sampling (PREFILL_TOKENS in policy/hf.py)
+PREFILL = 8192  # tokens of one forward pass without sampling (PREFILL_TOKENS in policy/hf_reader.py)
 PREFIXES = 2**28  # of the transformers engine (KEPT_BYTES in policy/slots.py)
 
 # TRL 1.16's fused head scores tiles of so many tokens by so much vocabulary (trl/kernels/chunked_logprob.py)
@@ -67,14 +67,14 @@ class Estimate:
 
     @property
     def fits(self) -> bool:
-        """Whether all of it is there; True where the room is not known."""
+        """Whether all of it is there; True if the room is not known."""
         if self.room is None:
             return True
         return self.peak <= self.room and sum(self.sampler.values()) <= self.share * self.room * (1 + 1e-9)
 
 
 def estimate(config: Config, row: int | None = None) -> Estimate | None:
-    """What a run needs; None where the model's shape is not known, or the policy is no language model.
+    """What a run needs; None if the model's shape is not known, or the policy is no language model.
 
     A device step is taken to have `row` tokens a row; by default 2 x `model.max_tokens`, a completion at its limit
     behind a prompt as long, and never more than the model's window.

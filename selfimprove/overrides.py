@@ -57,7 +57,7 @@ def read(words: Sequence[str], sweeps: bool = False) -> list[str]:
 
 def brought(words: Sequence[str]) -> list[str]:
     """The choices of other groups that the words' method brings, by `brings` in its file. What is typed wins, and so
-    does an experiment. Raises ConfigError where a sweep's methods bring unlike ones."""
+    does an experiment. Raises ConfigError if a sweep's methods bring unlike ones."""
     typed = dict(word.partition("=")[::2] for word in words)
     if "method" not in typed or "experiment" in typed:
         return []

@@ -23,7 +23,7 @@ def die_with(parent: int) -> None:
 
 
 def parent_of(pid: int) -> int:
-    """The process that a process was started by, or that took its place; 0 where it is gone."""
+    """The process that a process was started by, or that took its place; 0 if it is gone."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except (FileNotFoundError, ProcessLookupError):

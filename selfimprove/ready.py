@@ -55,7 +55,7 @@ def prepare(
 
 
 def require_sides(config: Config, problems: list[Problem], dropped: dict[str, str], trains: bool) -> None:
-    """Raises ConfigError where a side that is needed has no problem left."""
+    """Raises ConfigError if a side that is needed has no problem left."""
     there = {problem.split for problem in problems}
     why = f" (of {len(dropped)} left out, {next(iter(dropped))}: {next(iter(dropped.values()))})" if dropped else ""
     if trains and "train" not in there:
@@ -73,7 +73,7 @@ def require_sides(config: Config, problems: list[Problem], dropped: dict[str, st
 
 
 def require_verifiers(config: Config) -> dict[str, Any]:
-    """Facts about this machine that verifiers and tools report. Raises ConfigError where a check or a tool of the
+    """Facts about this machine that verifiers and tools report. Raises ConfigError if a check or a tool of the
     method lacks what it needs: a verifier's module has `require`, a tool has `require_<name>` beside its function."""
     said: dict[str, Any] = {}
     nodes = [config.verifier_of(stage) for stage in config.stages.values()]
@@ -88,7 +88,7 @@ def require_verifiers(config: Config) -> dict[str, Any]:
 
 
 def require_engine(config: Config, trains: bool) -> None:
-    """Raises ConfigError where this machine or a server lacks what the engine needs. `require_<name>` beside the
+    """Raises ConfigError if this machine or a server lacks what the engine needs. `require_<name>` beside the
     engine's function says so.
 
     `trains`: the policy is going to get new weights.
@@ -99,7 +99,7 @@ def require_engine(config: Config, trains: bool) -> None:
 
 
 def require_training(config: Config) -> None:
-    """Raises ConfigError where this machine cannot train as configured."""
+    """Raises ConfigError if this machine cannot train as configured."""
     from selfimprove import train
 
     how = config.hardware.training
@@ -124,7 +124,7 @@ def also_heldout(config: Config) -> list[Problem]:
 def check_gold(config: Config, problems: list[Problem], said: list[str]) -> dict[str, str]:
     """The problems whose gold answer fails its own verifier, with the reason. They are dropped.
 
-    Raises ConfigError where their share is above `verify.drop_gold_above`.
+    Raises ConfigError if their share is above `verify.drop_gold_above`.
     """
     own = f"dataset={config.dataset.name}: {{}} of {{}} gold answers fail their own verifier"
     found = _failing(config, config.dataset.verifier, problems, own, said)
@@ -160,7 +160,7 @@ def _failing(config: Config, node: Target, problems: list[Problem], what: str, s
 
 
 def _limited(found: dict[str, str], of: int, what: str, limit: str, config: Config, said: list[str]) -> dict[str, str]:
-    """Problems to leave out. Raises ConfigError where their share is above `verify.<limit>`."""
+    """Problems to leave out. Raises ConfigError if their share is above `verify.<limit>`."""
     most = getattr(config.verify, limit)
     line = what.format(len(found), of)
     if len(found) > most * of:
@@ -175,7 +175,7 @@ def _limited(found: dict[str, str], of: int, what: str, limit: str, config: Conf
 def check_fit(config: Config, problems: list[Problem], reader: fit.Reader, said: list[str]) -> dict[str, str]:
     """The problems whose prompt leaves no room for an answer in the model's window, with the reason. They are dropped.
 
-    Raises ConfigError where their share is above `verify.drop_long_above`.
+    Raises ConfigError if their share is above `verify.drop_long_above`.
     """
     most = max(config.model.max_tokens, config.eval.max_tokens or 0)
     found, tight = fit.unfit(reader, problems, most)
@@ -232,7 +232,7 @@ def repeated(problems: list[Problem]) -> list[str]:
 def check_overlap(config: Config, problems: list[Problem], said: list[str]) -> dict[str, str]:
     """The train and dev problems that are like a held-out one, with the reason; none where they are only reported.
 
-    Raises ConfigError where the configuration refuses such problems.
+    Raises ConfigError if the configuration refuses such problems.
     """
     options = config.overlap
     kept = sides.apart(config, problems)

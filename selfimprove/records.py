@@ -41,7 +41,7 @@ def write_records(
 
 @contextmanager
 def opened(path: Path) -> Iterator[pq.ParquetFile]:
-    """A Parquet file. Raises Damaged where it cannot be read, also inside the block."""
+    """A Parquet file. Raises Damaged if it cannot be read, also inside the block."""
     try:
         with pq.ParquetFile(path) as file:
             require_schema(path, file.schema_arrow.metadata)

@@ -66,7 +66,7 @@ def regrade(path: Path, overrides: Sequence[str], out: Path | None = None) -> tu
 
     With `verifier=NAME` among `overrides` it is by that verifier. Without it held-out answers are graded by the data
     set's own verifier and training answers by the one that the run used, as they are in this version. `out` gets a
-    JSON line for each answer whose status or reward is another. Raises ConfigError where the folder is damaged, the
+    JSON line for each answer whose status or reward is another. Raises ConfigError if the folder is damaged, the
     verifier lacks what it needs, or the verifier that was asked for has to ask a model.
     """
     run = RunData(path)

@@ -130,7 +130,7 @@ def _write_problems(run: store.Run, prepared: tuple[list[Problem], dict[str, str
 def _have_problems(config: Config, run: store.Run) -> None:
     """Make a missing file of the run's problems again. It was damaged, or the run was killed before writing it.
 
-    Raises Damaged where the data set gives other problems by now.
+    Raises Damaged if the data set gives other problems by now.
     """
     key, whole = integrity.sealed(run.path)
     if whole and key is not None:

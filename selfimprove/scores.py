@@ -1,6 +1,6 @@
 """scores.parquet: one number for each held-out problem, the only thing that a difference is tested on.
 
-A score is 1 or 0 where the unit is accuracy, and else the verdict's reward: a return, a negative error, a length score.
+A score is 1 or 0 if the unit is accuracy, and else the verdict's reward: a return, a negative error, a length score.
 Higher is better. What a unit is called and how it is written stands in selfimprove.units.
 """
 

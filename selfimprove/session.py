@@ -163,7 +163,7 @@ class Session:
 
     @cached_property
     def text(self) -> chat.Text:
-        """render, turn, encode and end of the policy. Its tokenizer alone does them where there is one."""
+        """render, turn, encode and end of the policy. Its tokenizer alone does them if there is one."""
         path = self.base["policy"].path
         if Path(path).is_dir() and not (Path(path) / "tokenizer_config.json").exists():
             return self._policy("policy", self.base["policy"], ()).engine
@@ -206,7 +206,7 @@ class Session:
         return judge
 
     def resource(self, verifier: Target, problems: list[Problem], policies: Policies) -> Any:
-        """What a group verifier's module opens; None where it opens nothing. It stays open for later passes, until a
+        """What a group verifier's module opens; None if it opens nothing. It stays open for later passes, until a
         policy that it may read has a new version."""
         open_resource = getattr(module_of(verifier), "resource", None)
         if open_resource is None:
@@ -266,7 +266,7 @@ class Session:
             resource.close()
 
     def wait(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Run a coroutine to its end in the session's event loop. Raises Stopped when a signal came meanwhile."""
+        """Run a coroutine to its end in the session's event loop. Raises Stopped if a signal came meanwhile."""
         loop = self.loop.get_loop()
         self._task = loop.create_task(work)
         try:

@@ -19,7 +19,7 @@ def load(dataset: Dataset, seed: int) -> list[Problem]:
     """A data set's problems, of which the last `sealed_size` held-out ones are sealed.
 
     Held-out problems stay as they are without sealed ones where `heldout_size` is a number; null divides all there are.
-    Raises ConfigError where no held-out problem is left.
+    Raises ConfigError if no held-out problem is left.
     """
     node, sealed = dataset.model_dump(by_alias=True), dataset.sealed_size
     if sealed and node.get("heldout_size") is not None:

@@ -132,7 +132,7 @@ def _resume(config: Config, folder: Folder) -> dict[str, Any]:
 
 
 def _problems(config: Config, path: Path) -> list[Problem]:
-    """The evaluation's problems; made again where their file was damaged. Raises Damaged where they are others now."""
+    """The evaluation's problems; made again where their file was damaged. Raises Damaged if they are others now."""
     key, whole = integrity.sealed(path)
     file = path / "problems.parquet"
     if not whole:
@@ -258,7 +258,7 @@ def graders(config: Config) -> dict[str, Target]:
 
 
 def candidates(session: Session, name: str) -> Iterator[tuple[list[Attempt], list[bool]]]:
-    """Each held-out problem's attempts and whether they are right, streamed; two empty lists where there is none.
+    """Each held-out problem's attempts and whether they are right, streamed; two empty lists if there is none.
 
     A verdict has the answer that the data set's own verifier read where the training verifier reads none.
     """

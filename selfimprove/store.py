@@ -95,7 +95,7 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder for this process. Raises ConfigError when it is held already."""
+        """Hold the folder for this process. Raises ConfigError if it is held already."""
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("a+", errors="replace") as file:
             try:

@@ -55,7 +55,7 @@ def key(session: Session, step: Pass, node: Target, verifier: Target) -> list[An
 
 
 def key_of_roles(config: Config, policies: Policies) -> list[Any]:
-    """What sampling depends on through the method's other policies; nothing where there is one."""
+    """What sampling depends on through the method's other policies; nothing if there is one."""
     if len(config.roles) == 1:
         return []
     models = {role: own.model and own.model.model_dump() for role, own in config.roles.items()}
@@ -63,7 +63,7 @@ def key_of_roles(config: Config, policies: Policies) -> list[Any]:
 
 
 def supplied(session: Session, step: Pass, node: Target, slot: str, where: str, verifier: Target) -> Callable[..., Any]:
-    """The node's function with its options and all that it asks for, but for what differs from problem to problem."""
+    """The node's function with its options and all that it asks for, without what differs from problem to problem."""
     asked = asks_for(node)
     given: dict[str, Any] = {}
     if "seed" in asked and slot != "generate":

@@ -88,7 +88,7 @@ def _open(config: DictConfig) -> None:
 
 
 def _members(config: DictConfig) -> list[list[str]] | None:
-    """The overrides of each member; None where they depend on results (Optuna)."""
+    """The overrides of each member; None if they depend on results (Optuna)."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -117,7 +117,7 @@ def _members(config: DictConfig) -> list[list[str]] | None:
 
 
 def _require_one(members: Sequence[Sequence[str]]) -> None:
-    """Raises ConfigError where all members would be refused: then the sweep is."""
+    """Raises ConfigError if all members would be refused: then the sweep is."""
     first: ConfigError | None = None
     for words in members:
         try:
@@ -158,7 +158,7 @@ def is_open() -> bool:
 
 
 def close(failed: bool) -> int | None:
-    """End the sweep that this process drives: its table, report.html, and the exit code. None where it drives none.
+    """End the sweep that this process drives: its table, report.html, and the exit code. None if it drives none.
 
     `failed`: the launcher or sweeper ended before its time.
     """
@@ -298,7 +298,7 @@ def member(composed: DictConfig) -> float | None:
     """Hydra's task function in a sweep: run one member to its end.
 
     Returns the held-out accuracy of its final policy (where a budget is set: at that budget), which is the objective
-    of Optuna; None where there is none. Nothing that happens to a member is raised.
+    of Optuna; None if there is none. Nothing that happens to a member is raised.
     """
     from selfimprove.summary import exit_code
 

@@ -78,7 +78,7 @@ def _rate(run: RunData) -> float:
 
 
 def _require_alike(runs: list[RunData]) -> None:
-    """Raises ConfigError where runs differ in more than method, learning rate and seed."""
+    """Raises ConfigError if runs differ in more than method, learning rate and seed."""
     other = [key for key in differing(runs) if not key.startswith("method.")]
     for method in dict.fromkeys(run.method for run in runs):
         own = differing([run for run in runs if run.method == method])

@@ -1,6 +1,6 @@
-"""An episode as a coroutine: the policy writes, acts, and reads what came of it, until it acts no more.
+"""An episode as a coroutine: the policy writes, acts and reads the observation, until it acts no more.
 
-What was observed is put into the conversation as it is. It is nobody's sample, so it bears no loss
+An observation is put into the conversation unchanged. No policy sampled it, so it bears no loss
 (`selfimprove.filter.spans`), and no special token is read in it (`selfimprove.policy.chat`).
 """
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from selfimprove.generate.dialogue import Dialogue
 
-Step = Callable[[str], Awaitable[str | None]]  # what a text of the policy's does: the observation, None: no action
+Step = Callable[[str], Awaitable[str | None]]  # a text of the policy -> the observation; None: the text has no action
 
 
 async def act(
@@ -23,12 +23,12 @@ async def act(
     into: Literal["user", "assistant"] = "user",
     **sampling: Any,
 ) -> list[str]:
-    """Let the policy act up to `actions` times. Returns the observations in order; `dialogue.samples` has its texts.
+    """Let the policy act up to `actions` times. Returns the observations in order. `dialogue.samples` has its texts.
 
-    The episode ends behind the first text without an action, or the text that follows the last action, or where the
-    model's window is full. So there is at most one text more than observations. `stop` is what ends an action's text,
-    and `into` whose turn an observation stands in: the user's, or the assistant's own that goes on. `sampling` and what
-    is raised are those of `Policy.sample`; what `step` raises goes on.
+    The episode ends at the first text without an action, after the text behind the last action, or when the model's
+    window is full. So there is at most one text more than there are observations. `stop` ends an action's text. `into`
+    says whose turn an observation stands in: the user's, or the assistant's, which then goes on. `sampling` is as in
+    `Policy.sample`. Raises what `Policy.sample` and `step` raise.
     """
     seen = list[str]()
     while not dialogue.full:

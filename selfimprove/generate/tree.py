@@ -26,8 +26,8 @@ from selfimprove.types import Node, Sample, Status
 class Branch:
     """A node of a growing tree: the state after a step, and the statistics of taking that step."""
 
-    prompt_ids: list[int]  # the problem's prompt and all that follows it, this step and what was observed included
-    text: str = ""  # all steps so far, without what was observed
+    prompt_ids: list[int]  # the problem's prompt and all that follows it, with this step and observations
+    text: str = ""  # all steps so far, without observations
     parent: Branch | None = None
     sample: Sample | None = None  # the step; None at the root
     prior: float = 1.0  # p, how likely the policy is to take this step
@@ -39,7 +39,7 @@ class Branch:
     visits: int = 0
     terminal: bool = False
     chosen: bool = False
-    status: Status | None = None  # of a finished solution, where it was checked
+    status: Status | None = None  # of a finished solution, if it was checked
     children: list[Branch] | None = None  # None: not expanded yet
     metadata: dict[str, Any] = field(default_factory=dict)  # JSON of the method's own
 
@@ -67,7 +67,7 @@ class Branch:
             queue += node.children or []
 
     def path(self, top: Branch) -> list[Branch]:
-        """The nodes from `top` down to this one, both included. Raises ValueError where `top` is not above it."""
+        """The nodes from `top` down to this one, both included. Raises ValueError if `top` is not above it."""
         nodes, node = [self], self
         while node is not top:
             if node.parent is None:
@@ -114,7 +114,7 @@ async def step(top: Branch, rules: Search) -> list[Branch]:
 
 
 def descend(top: Branch, score: Callable[[Branch], float], rng: random.Random) -> Branch:
-    """From `top` down to a node without children, at each node to the child where `score` is largest.
+    """Go from `top` down to a node without children. At each node go to the child with the largest `score`.
 
     Ties are broken at random.
     """
@@ -127,9 +127,9 @@ def descend(top: Branch, score: Callable[[Branch], float], rng: random.Random) -
 
 
 def anywhere(top: Branch, score: Callable[[Branch], float], grows: Callable[[Branch], bool]) -> Branch | None:
-    """The node of the whole tree where `score` is largest, among those that `grows` allows. The first of equal ones.
+    """The node of the whole tree with the largest `score`, among those that `grows` allows. Of equal ones: the first.
 
-    None where `grows` allows no node.
+    None if `grows` allows no node.
     """
     return max(filter(grows, top.walk()), key=score, default=None)
 

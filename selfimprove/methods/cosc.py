@@ -81,7 +81,7 @@ async def seeds(
 
 
 async def _taught(policy: Policy, prompt_ids: list[int], words: str, seed: int) -> Sample | None:
-    """The teacher's words as a sample behind these ids; None where the model's window has no room for them."""
+    """The teacher's words as a sample behind these ids; None if the model's window has no room for them."""
     ids = policy.encode(words) if OUTPUT in words else [*policy.encode(words), policy.engine.end]
     if len(prompt_ids) + len(ids) > policy.engine.max_length:
         return None
@@ -119,7 +119,7 @@ async def by_round(
 
     A round's candidate says what its program printed, in the words of `answer` with {output} in them, as a sample of
     the role `tool`. metadata["stage"] is the round, from 1; metadata["rejected"] whether the text behind it holds
-    `rejects`, None where there is no such text. The policy's own answer is of stage `rounds` + 1. It is there where the
+    `rejects`, None if there is no such text. The policy's own answer is of stage `rounds` + 1. It is there where the
     policy accepted an output, or ran no program.
     """
     samples, outputs = await _chain(problem, policy, rounds, tools, temperature, max_tokens)
@@ -168,7 +168,7 @@ async def _chain(
 
 
 async def observed(text: str, python: Tool) -> str | None:
-    """What the program in a text prints; None where the text runs none."""
+    """What the program in a text prints; None if the text runs none."""
     said, ran, _ = text.partition(OUTPUT)
     return await python(printing(said)) if ran else None
 

@@ -50,7 +50,7 @@ async def hear(
     """What a teacher says to a chat, as a sample behind the learner's own ids of that chat.
 
     Its log-probabilities are the learner's. Where a role was cut off, or its words do not fit the learner's window, the
-    sample ends as `length`. Raises ValueError where the chat leaves no room for a single token.
+    sample ends as `length`. Raises ValueError if the chat leaves no room for a single token.
     """
     whole = True
     if isinstance(teacher, Policy):
@@ -75,14 +75,14 @@ async def hear(
 
 
 def require_server(*, key_env: str | None = None, **options: Any) -> None:
-    """Raises ConfigError where a server cannot be asked: no key, or no client library."""
+    """Raises ConfigError if a server cannot be asked: no key, or no client library."""
     client.require("method.tools.teacher", key_env)
 
 
 class Server:
     """A teacher behind an OpenAI-compatible chat endpoint, asked at most `concurrency` times at once.
 
-    Asking raises ConfigError for a refused key or a model that the server does not have, and RunError where it cannot
+    Asking raises ConfigError for a refused key or a model that the server does not have, and RunError if it cannot
     be reached or refuses the chat.
     """
 

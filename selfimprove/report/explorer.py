@@ -68,7 +68,7 @@ class Texts:
 def places(run: RunData) -> list[Place]:
     """The folders of a run with complete trajectories and verdicts, in the order they were made.
 
-    Raises Damaged when a file differs from its manifest.
+    Raises Damaged if a file differs from its manifest.
     """
     all_places, index = list[Place](), 0
     base = run.path / "base"

@@ -25,7 +25,7 @@ COLOUR = {"correct": "green", "wrong": "red", "unparseable": "red"}
 def show(run_dir: Path, problem: str, round: int | None = None, console: Console | None = None) -> None:
     """Draw the tree that a run grew for a problem in `round`; None: in the last round that has one.
 
-    Raises ConfigError when `run_dir` is not a run, or has no such problem, round or tree.
+    Raises ConfigError if `run_dir` is not a run, or has no such problem, round or tree.
     """
     configuration.load(run_dir / "config.yaml")
     run = RunData(run_dir)

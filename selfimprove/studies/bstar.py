@@ -1,4 +1,4 @@
-"""B-STaR's claims at tiny scale: fixed settings lose variety over the rounds, those chosen anew each round keep it."""
+"""B-STaR's claims at tiny scale: fixed settings lose variety over the rounds, those chosen again each round keep it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Training that goes on: what one phase leaves for the policy's next, with the option `carry` of a train slot.
+"""Training that goes on: what a phase leaves for the policy's next phase, with the option `carry` of a train slot.
 
-That is the optimizer's moments, the number of steps, and float32 weights where the policy is saved in less: in
-bfloat16 a step of 1e-6 would be rounded away each time. In the folder `state`, beside `policy`: safetensors and JSON.
+It leaves the optimizer's moments and the number of steps. If the policy is saved in less than float32, it also leaves
+float32 weights: in bfloat16 a step of 1e-6 would be rounded away each time. They are safetensors and JSON files in the
+folder `state`, beside `policy`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Moments(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step:
-            return  # it goes on from a checkpoint, which has them
+            return  # training goes on from a checkpoint, which has the moments
         from safetensors.torch import load_file
 
         named: dict[str, dict[str, Any]] = {}
@@ -43,7 +44,7 @@ class Moments(TrainerCallback):
 
 
 def restore_weights(model: Any, last: Path) -> None:
-    """Put the float32 weights of the last phase into a model that was loaded from less."""
+    """Put the float32 weights of the last phase into a model that was loaded from rounded ones."""
     if not (last / WEIGHTS).exists():
         return
     import torch
@@ -76,8 +77,11 @@ def save(trainer: Any, model: Any, context: TrainContext) -> None:
 
 
 def rate(kind: Schedule, warmup: float, steps: int, turn: int, turns: int) -> Callable[[int], float]:
-    """The share of the learning rate at each of a phase's `steps`, for a schedule over all `turns` phases, of which
-    this is number `turn`. Each phase is an equal part of it; `warmup` is the share of it in which the rate rises."""
+    """The share of the learning rate at each of a phase's `steps`, for a schedule over all `turns` phases.
+
+    This is phase number `turn`. Each phase is an equal part of the schedule. The rate rises in its first part,
+    `warmup`.
+    """
 
     def share(step: int) -> float:
         done, reached = (turn + step / steps) / turns, (turn + (step + 1) / steps) / turns
