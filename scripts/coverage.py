@@ -1,5 +1,5 @@
-"""The two tables in docs/compare.md: how often the 95 % intervals of selfimprove/report/statistics.py hold the truth, and
-how often a difference of the size that selfimprove/report/power.py says is seen (in a quarter as many simulations).
+"""The two tables in docs/compare.md: how often the 95 % intervals of selfimprove/report/statistics.py hold the truth,
+and how often a difference of the size that selfimprove/report/power.py says is seen, in a quarter as many simulations.
 
     python scripts/coverage.py [--simulations 2000]
 
