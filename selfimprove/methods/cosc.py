@@ -37,6 +37,7 @@ from selfimprove.generate.act import act
 from selfimprove.generate.dialogue import Dialogue
 from selfimprove.made import Made
 from selfimprove.policy import Policy
+from selfimprove.policy.teacher import told
 from selfimprove.tools import Tool
 from selfimprove.train.sft import sft
 from selfimprove.types import Attempt, Count, Example, Message, NonNegative, Problem, Sample, Trajectory
@@ -69,7 +70,7 @@ async def seeds(
     dialogue = Dialogue(policy, problem.prompt)
     for turn in range(rounds + 1):
         words = await tools["teacher"](chat, temperature=temperature, max_tokens=max_tokens, seed=seed)
-        sample = await _taught(policy, dialogue.ids, words, seed)
+        sample = await told(policy, dialogue.ids, words, seed, ends=OUTPUT not in words)
         if sample is None:
             break
         dialogue.take(sample, (OUTPUT,))
@@ -78,14 +79,6 @@ async def seeds(
         dialogue.append(fenced(words, output))
         chat = [*chat, {"role": "assistant", "content": words}, {"role": "user", "content": output}]
     return [Trajectory(problem.id, dialogue.samples)] if dialogue.samples else []
-
-
-async def _taught(policy: Policy, prompt_ids: list[int], words: str, seed: int) -> Sample | None:
-    """The teacher's words as a sample behind these ids; None if the model's window has no room for them."""
-    ids = policy.encode(words) if OUTPUT in words else [*policy.encode(words), policy.engine.end]
-    if len(prompt_ids) + len(ids) > policy.engine.max_length:
-        return None
-    return Sample(prompt_ids, ids, await policy.logprobs(prompt_ids, ids), words, "stop", seed, role="teacher")
 
 
 async def chains(

@@ -71,6 +71,15 @@ async def hear(
     return Sample(prompt, ids, scores, words, finish, seed, temperature, NAME)
 
 
+async def told(learner: Policy, prompt_ids: list[int], words: str, seed: int, *, ends: bool = True) -> Sample | None:
+    """A teacher's words as a sample behind these ids, by which a dialogue goes on id for id; with `ends`, its end token
+    too. None where the learner's window has no room for them."""
+    ids = [*learner.encode(words), *([learner.engine.end] if ends else [])]
+    if len(prompt_ids) + len(ids) > learner.engine.max_length:
+        return None
+    return Sample(prompt_ids, ids, await learner.logprobs(prompt_ids, ids), words, "stop", seed, role=NAME)
+
+
 # On a server
 
 
