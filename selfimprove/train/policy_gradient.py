@@ -63,7 +63,7 @@ def require_stage(config: Config, stage: Stage, where: str) -> None:
 
 def row(example: Example, beta: float | Sequence[float]) -> dict[str, Any]:
     """Token ids of one example, and for each token its advantage, whether it bears loss, its sampler's log-probability
-    (nan: unknown) and the coefficient of its KL term; all 0 on the prompt.
+    (nan: unknown) and the coefficient of its KL term; all 0 on the prompt. `clip_high` is the row's own (nan: none).
 
     Raises ValueError for a row without advantages or prompt, ConfigError for a weight or a second completion.
     """
@@ -87,11 +87,12 @@ def row(example: Example, beta: float | Sequence[float]) -> dict[str, Any]:
         "advantages": [*before, *example.advantages],
         "logprobs": [*before, *(example.logprobs or [float("nan")] * n)],
         "kl": [*before, *([coefficient] * n)],
+        "clip_high": float(example.metadata.get("clip_high", "nan")),
         "counts": 1.0,
     }
 
 
-BLANK = {"input_ids": [0, 0], "bears": [0, 0], "counts": 0.0} | {
+BLANK = {"input_ids": [0, 0], "bears": [0, 0], "clip_high": float("nan"), "counts": 0.0} | {
     key: [0.0, 0.0] for key in ("advantages", "logprobs", "kl")
 }
 
@@ -116,9 +117,10 @@ def policy_gradient(
 ) -> dict[str, float]:
     """Train on rows with `advantages` and save the policy in `context.out`.
 
-    `clip_high` is `clip` where it is not given. `beta` weighs the KL term against `reference`, the base model or the
-    policy as the phase starts; a list has one coefficient for each turn (`Example.metadata["turn"]`); 0 is none.
-    `max_tokens` is what `dr_grpo` divides by: the longest completion there can be.
+    `clip_high` is `clip` where it is not given; a row can have its own, in `Example.metadata["clip_high"]`. `beta`
+    weighs the KL term against `reference`, the base model or the policy as the phase starts; a list has one coefficient
+    for each turn (`Example.metadata["turn"]`); 0 is none. `max_tokens` is what `dr_grpo` divides by: the longest
+    completion there can be.
 
     Returns `loss` (mean over steps), `steps`, `seconds`, `tokens` (read), `loss_tokens`, and means over steps of
     `entropy` (nats a token), `clipped` (share of tokens whose ratio was clipped), `kl` (nats a token, where beta is
