@@ -145,7 +145,7 @@ def _grade_groups(
 
     for shard in store.batches(_by_problem(rows), session.config.hardware.shard):
         found = list(itertools.chain.from_iterable(session.wait(grade_all(shard))))
-        parts.add(parts.done, parts.done + len(found), found, policy.meter.take())
+        parts.add(parts.done, parts.done + len(found), found, policy.meter.take() | session.take_calls())
     if session.config.hardware.sleep:
         session.close_resources()  # sampler and trainer need the room
 

@@ -100,9 +100,7 @@ class Descent:
         return descended(net, theta, points, self.steps, self.rate, graph=False)[None]
 
 
-def descended(
-    net: Prior, theta: torch.Tensor, points: Points, steps: int, rate: float, *, graph: bool
-) -> torch.Tensor:
+def descended(net: Prior, theta: torch.Tensor, points: Points, steps: int, rate: float, *, graph: bool) -> torch.Tensor:
     """Weights (b, d) after gradient descent on the supports; with `graph`, a differentiable function of `theta`."""
     import torch
 

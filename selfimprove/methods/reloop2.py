@@ -178,7 +178,9 @@ def sketch(
     for number, (projections, sums) in enumerate(known):
         added = sums.copy()
         np.add.at(added, buckets(projections, rows[:, 2:]), np.column_stack([np.ones(len(rows)), rows[:, :2]]))
-        yield Memory(f"array {number}", array=[*projections.flatten(), *added.flatten()], metadata={"bits": len(projections)})
+        yield Memory(
+            f"array {number}", array=[*projections.flatten(), *added.flatten()], metadata={"bits": len(projections)}
+        )
 
 
 def reset(groups: Iterable[list[Attempt]]) -> Iterator[Memory]:

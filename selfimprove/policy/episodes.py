@@ -32,7 +32,9 @@ class Prior(Net):
     request's hook infers them from the support; without one they are those of a net with the weights m.
     """
 
-    def __init__(self, *, inputs: int, outputs: int, hidden: int = 40, noise: float = 0.3, classes: bool = False) -> None:
+    def __init__(
+        self, *, inputs: int, outputs: int, hidden: int = 40, noise: float = 0.3, classes: bool = False
+    ) -> None:
         super().__init__(inputs=inputs, outputs=outputs, hidden=hidden, noise=noise, classes=classes)
         self.inputs, self.outputs, self.noise, self.classes = inputs, outputs, noise, classes
         self.sizes = list(itertools.pairwise((inputs, hidden, hidden, outputs)))

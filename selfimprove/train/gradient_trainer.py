@@ -6,6 +6,7 @@ names of TRL are used: `_compute_loss`, `_get_per_token_logps_and_entropies`, `_
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, cast
@@ -25,7 +26,8 @@ BEFORE = "before.safetensors"  # in the folder of unfinished work: log-probabili
 
 
 def collate(rows: Sequence[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
-    """Rows as tensors of shape (rows, longest), padded on the right; `counts` and `row` have shape (rows,).
+    """Rows as tensors of shape (rows, longest), padded on the right; `counts` and `row` have shape (rows,),
+    `clip_high` (rows, 1).
 
     TRL wants prompts and completions apart. So a row's first token, which is never predicted, is the prompt, and the
     rest is the completion. `tool_mask` says which of its tokens bear loss.
@@ -45,6 +47,7 @@ def collate(rows: Sequence[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]
         "completion_mask": there[:, 1:],
         "tool_mask": padded("bears", 0, torch.long)[:, 1:],
         **{key: padded(key, 0.0, torch.float32)[:, 1:] for key in ("advantages", "logprobs", "kl")},
+        "clip_high": torch.tensor([row["clip_high"] for row in rows])[:, None],
         "counts": torch.tensor([row["counts"] for row in rows]),
         "row": torch.tensor([row["row"] for row in rows]),
     }
@@ -72,6 +75,7 @@ class GradientTrainer(_Planned, GRPOTrainer):
         self.reference, self.several = reference, several
         rows: Any = self.train_dataset
         self.penalised = any(any(row["kl"]) for row in rows)
+        self.bounded = any(math.isfinite(row["clip_high"]) for row in rows)  # rows with an upper clip of their own
         self.kept: dict[str, torch.Tensor] = {}  # "old.ROW", "reference.ROW": log-probabilities, (row's length - 1,)
         self._seen: list[torch.Tensor] = []  # log-probabilities of the forward pass that TRL's loss makes
         self._bears: torch.Tensor | None = None
@@ -176,6 +180,11 @@ class GradientTrainer(_Planned, GRPOTrainer):
         given = inputs | {"num_items_in_batch": torch.tensor(items, device=mask.device)}
         if self.several:
             given["old_per_token_logps"] = self._known("old", inputs)
+        if self.bounded:  # torch clamps by two tensors or by none
+            own: torch.Tensor = inputs["clip_high"]
+            common = args.epsilon if args.epsilon_high is None else args.epsilon_high
+            self.epsilon_high = own.nan_to_num(common)
+            self.epsilon_low = torch.full_like(own, args.epsilon)
         share = 1.0 if self.loss_type == "dapo" else len(mask) * steps / self.step_rows
         loss = self._compute_loss(model, given) * share  # type: ignore[no-untyped-call]
         logps = self._seen.pop()

@@ -68,7 +68,7 @@ def row(example: Example, beta: float | Sequence[float]) -> dict[str, Any]:
     """Token ids of one example, and for each token four figures, which are 0 on the prompt.
 
     They are its advantage, whether it bears loss, the sampler's log-probability (nan: unknown), and the coefficient of
-    its KL term.
+    its KL term. `clip_high` is the row's own (nan: none).
 
     Raises ValueError for a row without advantages or prompt, ConfigError for a weight or a second completion.
     """
@@ -92,11 +92,12 @@ def row(example: Example, beta: float | Sequence[float]) -> dict[str, Any]:
         "advantages": [*before, *example.advantages],
         "logprobs": [*before, *(example.logprobs or [float("nan")] * n)],
         "kl": [*before, *([coefficient] * n)],
+        "clip_high": float(example.metadata.get("clip_high", "nan")),
         "counts": 1.0,
     }
 
 
-BLANK = {"input_ids": [0, 0], "bears": [0, 0], "counts": 0.0} | {
+BLANK = {"input_ids": [0, 0], "bears": [0, 0], "clip_high": float("nan"), "counts": 0.0} | {
     key: [0.0, 0.0] for key in ("advantages", "logprobs", "kl")
 }
 
@@ -121,9 +122,10 @@ def policy_gradient(
 ) -> dict[str, float]:
     """Train on rows with `advantages` and save the policy in `context.out`.
 
-    `clip_high` is `clip` by default. `beta` is the weight of the KL term from `reference`, which is the base model or
-    the policy as the phase starts. A list has one weight for each turn (`Example.metadata["turn"]`), and 0 means no
-    term. `max_tokens` is the length of the longest possible completion, by which `dr_grpo` divides.
+    `clip_high` is `clip` by default. A row can have its own, in `Example.metadata["clip_high"]`. `beta` is the weight
+    of the KL term from `reference`, which is the base model or the policy as the phase starts. A list has one weight
+    for each turn (`Example.metadata["turn"]`), and 0 means no term. `max_tokens` is the length of the longest possible
+    completion, by which `dr_grpo` divides.
 
     Returns `loss` (mean over steps), `steps`, `seconds`, `tokens` (read), `loss_tokens`, and means over steps of these:
     `entropy` (nats a token), `clipped` (share of tokens whose ratio was clipped), `kl` (nats a token, if beta is above
