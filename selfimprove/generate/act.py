@@ -6,11 +6,18 @@ An observation is put into the conversation unchanged. No policy sampled it, so 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from selfimprove.env import action_of
+from selfimprove.env.worlds import Episode
 from selfimprove.generate.dialogue import Dialogue
+from selfimprove.policy import Policy
+from selfimprove.types import Count, NonNegative, Problem, Trajectory
 
+NEEDS = ("episodes",)  # of the data set, by a solver
+TOOLS = ("env",)  # what a solver calls
 Step = Callable[[str], Awaitable[str | None]]  # a text of the policy -> the observation; None: the text has no action
 
 
@@ -41,3 +48,46 @@ async def act(
         else:
             dialogue.append(found)
     return seen
+
+
+async def episodes(
+    problem: Problem,
+    policy: Policy,
+    *,
+    actions: Count,
+    tools: Mapping[str, Any],
+    n: Count = 1,
+    temperature: NonNegative = 0.0,
+    max_tokens: Count | None = None,
+) -> list[Trajectory]:
+    """n episodes of at most `actions` actions in the problem's environment. `max_tokens` is of one text."""
+    own = [policy.for_problem(problem, number) for number in range(n)]
+    options = {"temperature": temperature, "max_tokens": max_tokens}
+    return await asyncio.gather(
+        *(episode(Dialogue(p, problem.prompt), tools["env"].start(problem), actions=actions, **options) for p in own)
+    )
+
+
+async def episode(dialogue: Dialogue, world: Episode, *, actions: int, **sampling: Any) -> Trajectory:
+    """Let the policy act in an environment until the episode is over. `sampling` is as of `Policy.sample`.
+
+    metadata["seen"] has [what was seen, the reward] of each action, and metadata["ended"] why it ended: "done", after
+    the last of its "actions", without an "action", in a full "window", or as `timeout` or `error` of the environment.
+    """
+    seen, ended = list[tuple[str, float]](), "window"
+
+    async def step(text: str) -> str | None:
+        nonlocal ended
+        action = action_of(text)
+        if action is None:
+            ended = "action"
+            return None
+        found = await world.step(action)
+        seen.append((found.text, found.reward))
+        if found.done or len(seen) == actions:
+            ended = "actions" if not found.done else "done" if found.status == "ok" else found.status
+            return None
+        return found.text
+
+    await act(dialogue, step, actions=actions, **sampling)
+    return Trajectory(world.problem.id, dialogue.samples, {"seen": seen, "ended": ended})

@@ -4,7 +4,7 @@
 
     MCTS-DPO      starts at the node where the next step is to be chosen. It expands a node once, with all its
                   candidates, and looks several steps ahead (generate/mcts.py)
-    UCT           goes down to a node without children by `descend` with `uct`; `average` backs up (Agent-R)
+    UCT           goes down by `uct` to a node without children; `average` backs up. Agent-R goes on to an end
     SWE-Search    picks the best node of the whole tree by `anywhere`, gives it one more child, looks one step ahead
 
 A node is a `Branch` while the tree grows and a `types.Node` in the file. `records` makes the second from the first.
@@ -120,10 +120,15 @@ def descend(top: Branch, score: Callable[[Branch], float], rng: random.Random) -
     """
     node = top
     while node.children:
-        scores = [score(child) for child in node.children]
-        best = max(scores)
-        node = rng.choice([child for child, s in zip(node.children, scores, strict=True) if s == best])
+        node = best(node.children, score, rng)
     return node
+
+
+def best(nodes: Sequence[Branch], score: Callable[[Branch], float], rng: random.Random) -> Branch:
+    """The node where `score` is largest; one of equal ones at random. Raises ValueError where there is none."""
+    scores = [score(node) for node in nodes]
+    most = max(scores)
+    return rng.choice([node for node, s in zip(nodes, scores, strict=True) if s == most])
 
 
 def anywhere(top: Branch, score: Callable[[Branch], float], grows: Callable[[Branch], bool]) -> Branch | None:

@@ -177,16 +177,18 @@ const explorer = (parent, report) => {
   };
   const figure_ = (value) => (value === null ? "–" : number(value));
 
-  // [parent, text, visits, prior, q, value, reward, terminal + 2 chosen, status, tokens]; a branch is drawn when the reader opens it
+  // [parent, text, visits, prior, q, value, reward, terminal + 2 chosen, status, tokens, observed]; a branch is drawn
+  // when the reader opens it
   const tree = (nodes) => {
     const below = nodes.map(() => []);
     nodes.forEach(([parent], i) => parent >= 0 && below[parent].push(i));
     const branch = (i) => {
-      const [, said, visits, prior, q, value, , flags, status] = nodes[i];
+      const [, said, visits, prior, q, value, , flags, status, , seen = -1] = nodes[i];
       const label = [
         el("span", { class: "step" }, flags & 2 ? "★ " : "", i === 0 ? "start" : words(said).trim() || "(blank)"),
         el("span", { class: "figures" }, i === 0 ? `  N ${visits}` : `  N ${visits} · Q ${figure_(q)} · v ${figure_(value)} · p ${figure_(prior)} `),
         flags & 1 ? (status >= 0 ? badge(status) : el("span", { class: "figures" }, "end")) : null,
+        seen >= 0 ? el("div", { class: "figures" }, `→ ${words(seen).trim()}`) : null,
       ];
       const item = el("li");
       const kind = flags & 2 ? "chosen" : "";
