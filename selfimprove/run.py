@@ -1,4 +1,4 @@
-"""A run: rounds in order in one folder, from the start or from where an interrupted one was left."""
+"""A run: rounds in order in one folder, from the start or from the point where it was interrupted."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ log = logging.getLogger("selfimprove")
 def start(config: Config, path: Path, notes: Sequence[str] = ()) -> dict[str, Any]:
     """Begin a run in an empty folder. Returns its summary. Raises ConfigError before any model is loaded.
 
-    `notes` are said once it is sure that the run begins.
+    `notes` are logged once it is sure that the run begins.
     """
     if (path / "config.yaml").exists():
         raise ConfigError(f"{path} already holds a run: continue it with `selfimprove resume {path}`")
@@ -102,12 +102,12 @@ def _resume(config: Config, run: store.Run, overrides: Sequence[str]) -> dict[st
 def with_budget(config: Config, overrides: Sequence[str]) -> Config:
     """The configuration with other budgets, e.g. `budget.seconds=7200` or `budget.rounds=null`.
 
-    Raises ConfigError for any other key, because nothing else of a run may change on its way.
+    Raises ConfigError for any other key, because nothing else of a run may change after its start.
     """
     for word in overrides:
         if not re.fullmatch(r"budget\.\w+=.+", word):
             budgets = ", ".join(f"budget.{name}=..." for name in Budget.model_fields)
-            raise ConfigError(f"{word}: resume takes {budgets} only; whatever else is to be different is a new run")
+            raise ConfigError(f"{word}: resume takes {budgets} only; any other change needs a new run")
     given = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
     assert isinstance(given, dict)
     budget = config.budget.model_dump() | given.get("budget", {})
@@ -196,7 +196,7 @@ def _passes(session: Session, summary: Summary, tracker: Any) -> str | None:
     run = session.run
     summary.write("running")
     _evaluate(session, BASE, session.base)
-    _base(session.config, run)  # by now all its files are on this machine
+    _base(session.config, run)  # now all its files are on this machine
     _after_round(session, summary, tracker, [BASE])
     policies = session.base
     this_round: list[Pass] = []
@@ -230,7 +230,7 @@ def _variety(session: Session, step: Pass) -> str | None:
 
 
 def _write_report(path: Path) -> None:
-    """Write report.html, whatever the run came to. A report that fails does not fail the run."""
+    """Write report.html, however the run ended. If this fails, the run does not fail."""
     from selfimprove.report.html import write_report
     from selfimprove.report.runs import RunData
 
