@@ -20,7 +20,9 @@ from typing import Unpack
 from selfimprove import seeds
 from selfimprove.datasets import Generated, Row, Side, finish, sizes_of
 from selfimprove.errors import ConfigError
-from selfimprove.types import Count, Message, Problem, Share
+from selfimprove.types import Message, Problem, Share
+
+NEEDS = ("facts",)  # of a data set, for the teacher: questions of this one
 
 RELATIONS = ("boss", "aide", "pal", "heir")
 ROBOTS: dict[Side, int] = {"train": 300, "dev": 60, "test": 100}

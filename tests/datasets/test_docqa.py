@@ -53,7 +53,7 @@ def test_removed_facts_stand_in_no_document() -> None:
 
 
 def test_a_size_that_is_too_large_is_one_line() -> None:
-    with pytest.raises(ConfigError, match="dataset.heldout_size=10000: there are only"):
+    with pytest.raises(ConfigError, match=r"dataset\.heldout_size=10000: there are only"):
         problems(heldout_size=10000)
 
 

@@ -107,7 +107,8 @@ def test_what_it_knows_itself_answers() -> None:
     found = answered(asked, ["The moon is far."], Careful(knows=fact), max_iter=1)
     assert found.metadata == {"searches": 1, "written": [fact]}
     assert found.text.endswith(f"Final Answer: {asked.gold}")
-    assert answered(asked, ["The moon is far."], Careful(knows=fact), max_iter=1, elicit_max_iter=0).metadata["written"] == []
+    never = answered(asked, ["The moon is far."], Careful(knows=fact), max_iter=1, elicit_max_iter=0)
+    assert never.metadata["written"] == []
 
 
 def taught(asked: Problem, says: Any, queries: int, seed: int = 0, window: int = 100_000) -> list[Trajectory]:
@@ -168,6 +169,9 @@ def test_a_small_run_learns_from_the_teachers_dialogues(tmp_path: Path) -> None:
     assert "evaluate/accuracy" in json.loads((tmp_path / "rounds/000/metrics.json").read_text())
 
 
+SERVER = ["teacher@method.tools.teacher=server", "method.tools.teacher.url=http://x/v1", "method.tools.teacher.model=m"]
+
+
 @pytest.mark.parametrize(
     "control",
     [
@@ -176,8 +180,8 @@ def test_a_small_run_learns_from_the_teachers_dialogues(tmp_path: Path) -> None:
         ["method.evaluate.elicit_max_iter=0"],
         ["method.generate.queries=1"],
         ["dataset.removed=0.2"],
-        ["dataset=wordnet", "retriever@method.tools.retriever=wordnet"],
-        ["dataset=boolq", "retriever@method.tools.retriever=boolq"],
+        ["dataset=wordnet", "retriever@method.tools.retriever=wordnet", *SERVER],
+        ["dataset=boolq", "retriever@method.tools.retriever=boolq", *SERVER],
     ],
     ids=str,
 )
@@ -193,6 +197,7 @@ def test_controls_are_overrides(control: list[str]) -> None:
         ("method.evaluate.elicit_max_iter=-1", "elicit_max_iter=-1"),
         ("method.tools.teacher.misreads=2", "method.tools.teacher.misreads=2"),
         ("dataset=alpacaeval", "method=auto_rag needs gold"),
+        ("dataset=wordnet", "method.tools.teacher=selfimprove.datasets.docqa.teacher needs facts"),
     ],
 )
 def test_a_wrong_choice_is_one_line(wrong: str, said: str) -> None:
