@@ -43,7 +43,9 @@ def policy_key(config: Config) -> list[Any]:
 
 
 def problems_key(problems: list[Problem]) -> str:
-    return store.digest([[p.id, p.prompt, p.gold, p.metadata] for p in problems])
+    arrays = [[p.array.shape, p.array.data] if p.array else None for p in problems]
+    rows = [[p.id, p.prompt, p.gold, p.metadata] for p in problems]
+    return store.digest([*rows, *(arrays if any(arrays) else ())])
 
 
 def version(node: Target) -> str:

@@ -31,6 +31,7 @@ def prepare(
     """
     require_verifiers(config)
     problems = sides.load(config.dataset, config.seed)
+    require_arrays(config, problems)
     reader = fit.open_reader(config, trains)
     dropped: dict[str, str] = {}
     said: list[str] = []
@@ -70,6 +71,15 @@ def require_sides(config: Config, problems: list[Problem], dropped: dict[str, st
         raise ConfigError(f"eval.side=dev: there is no dev problem{why}; set dataset.dev_size", "dataset.dev_size")
     if "test" not in there:
         raise ConfigError(f"dataset={config.dataset.name} has no held-out problem left{why}", "dataset.heldout_size")
+
+
+def require_arrays(config: Config, problems: list[Problem]) -> None:
+    """Raises ConfigError where problems have arrays and the engine reads none, or the other way round."""
+    reads = "arrays" in config.engine["gives"]
+    if any((problem.array is not None) != reads for problem in problems):
+        what = "problems without arrays, which it needs" if reads else "problems with arrays, which it does not read"
+        said = f"engine={config.engine['name']}: dataset={config.dataset.name} has {what}"
+        raise ConfigError(said, "engine" if not reads else "dataset")
 
 
 def require_verifiers(config: Config) -> dict[str, Any]:

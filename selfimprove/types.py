@@ -38,9 +38,21 @@ Batch = Annotated[int, Ge(1), Le(2**20)]  # rows of one optimizer step
 CLOSED = {"extra": "forbid"}
 
 
+@dataclass(frozen=True, slots=True)
+class Array:
+    """Numbers that a problem asks about: a picture, an episode, a row of features. Some thousands of them are fine.
+
+    `data` has as many numbers as the product of `shape`, the last axis the fastest.
+    """
+
+    shape: tuple[int, ...]
+    data: tuple[float, ...]
+
+
 @dataclass(slots=True)
 class Problem:
-    """One task. `prompt` is text or chat messages, rendered once, by the policy that is asked.
+    """One task. `prompt` is text or chat messages, rendered once, by the policy that is asked. `array` goes with every
+    request that a solver makes of a policy.
 
     `gold` is the reference answer as text; what else a verifier needs (options, unit tests) is in `metadata`, as JSON.
     """
@@ -50,6 +62,7 @@ class Problem:
     gold: str | None = None
     split: Literal["train", "dev", "test", "sealed"] = "train"
     metadata: dict[str, Any] = field(default_factory=dict)
+    array: Array | None = None
 
 
 @dataclass(slots=True)
@@ -253,6 +266,7 @@ def schemas() -> dict[type, pa.Schema]:
                 "gold": pa.string(),
                 "split": pa.string(),
                 "metadata": pa.string(),
+                "array": pa.struct({"shape": ids, "data": pa.list_(pa.float64())}),
             }
         ),
         Trajectory: pa.schema(
@@ -313,6 +327,7 @@ def to_table(records: Sequence[Any], kind: type) -> pa.Table:
             values |= {name: [_fields(item) for item in getattr(record, name)] for name in ("samples", "tree")}
         if kind is Problem:  # a prompt is text or messages: JSON keeps the difference
             values["prompt"] = json.dumps(record.prompt, ensure_ascii=False)
+            values["array"] = record.array and {"shape": record.array.shape, "data": record.array.data}
         return values
 
     return pa.Table.from_pylist([row(record) for record in records], schema=schemas()[kind])
@@ -338,6 +353,8 @@ def from_rows(rows: Sequence[dict[str, Any]], kind: type) -> list[Any]:
             row["tree"] = [_made(_node(node), Node) for node in row["tree"]]
         if kind is Problem:
             row["prompt"] = json.loads(row["prompt"])
+            if array := row.get("array"):
+                row["array"] = Array(tuple(array["shape"]), tuple(array["data"]))
         return _made(row, kind)
 
     return [record(row) for row in rows]

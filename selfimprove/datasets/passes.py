@@ -41,8 +41,8 @@ def fold(
 
 
 def task(problems: list[Problem], *, step: Pass, before: bool = False) -> list[Problem]:
-    """Of a stream, the training problems of the task that this round is, by `metadata["task"]`; with `before`, also those
-    of all tasks before it."""
+    """Of a stream, the training problems of this round's task, by `metadata["task"]`; with `before`, also those of all
+    tasks before it."""
     wanted = range(step.round + 1) if before else (step.round,)
     return part([problem for problem in problems if problem.metadata.get("task") in wanted], step=step)
 

@@ -7,6 +7,7 @@ ConfigError for what this machine or a server lacks. `trains` says whether the p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Literal
 
 from annotated_types import Ge
@@ -176,3 +177,11 @@ def flow(path: str, model: Model, hardware: Hardware, problems: Sequence[Problem
     from selfimprove.policy.flow import read
 
     return DrawsEngine(read, path)
+
+
+def net(path: str, model: Model, hardware: Hardware, problems: Sequence[Problem]) -> Engine:
+    """A torch module over arrays, of the class that the policy folder names."""
+    from selfimprove.policy import nets
+    from selfimprove.policy.draws import DrawsEngine
+
+    return DrawsEngine(partial(nets.read, device=hardware.device), path)

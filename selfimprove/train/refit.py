@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 
 import numpy as np
 
-from selfimprove.errors import ConfigError, RunError
-from selfimprove.train import TrainContext, plan
+from selfimprove.train import TrainContext
 from selfimprove.types import Batch, Epochs, Example, Rate
 
 
@@ -19,8 +17,9 @@ def categorical(rows: Sequence[Example], context: TrainContext) -> dict[str, flo
     Returns `loss` (nats a draw), `steps`, `seconds` and `tokens` (draws). Raises ConfigError for several processes.
     """
     from selfimprove.policy.categorical import probabilities, save
+    from selfimprove.train.own import require_one_process
 
-    _require_one_process(context)
+    require_one_process(context)
     begin = time.monotonic()
     outcomes = [row.completion_ids[0] for row in rows]
     counts = np.bincount(outcomes, minlength=len(probabilities(context.start)))
@@ -47,33 +46,14 @@ def flow(
     import torch
 
     from selfimprove.policy.flow import load, save
+    from selfimprove.train import own
 
-    _require_one_process(context)
-    begin = time.monotonic()
+    own.require_one_process(context)
     model = load(context.start)
     points = torch.tensor([row.array for row in rows], dtype=torch.float32)
-    order = plan([2] * len(rows), epochs, batch_size, context.seed)
-    steps = math.ceil(len(order) / batch_size)
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    losses = []
-    for step in range(steps):
-        loss = -model.log_density(points[order[step * batch_size : (step + 1) * batch_size]]).mean()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            raise RunError(f"train: the loss is {losses[-1]} at step {step + 1} of {steps}; a smaller learning rate?")
-        context.log({"step": step + 1, "progress": (step + 1) / steps, "loss": losses[-1]})
+    steps = own.batches(len(rows), epochs, batch_size, context.seed)
+    found = own.fit(
+        model, steps, lambda rows: -model.log_density(points[rows]).mean(), context, learning_rate=learning_rate
+    )
     save(model, context.out)
-    seconds = time.monotonic() - begin
-    return {"loss": float(np.mean(losses)), "steps": steps, "seconds": seconds, "tokens": 2.0 * len(order)}
-
-
-def _require_one_process(context: TrainContext) -> None:
-    if context.training.processes > 1:
-        said = f"hardware.training.processes={context.training.processes}: tables and flows are trained by one process"
-        raise ConfigError(said, "hardware.training.processes")
+    return found | {"tokens": 2 * found["tokens"]}
