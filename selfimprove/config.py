@@ -40,6 +40,7 @@ from selfimprove.overrides import NEEDED, OPTIONAL, brought, one_line
 from selfimprove.overrides import read as read_words
 from selfimprove.packaged import CONF as CONF
 from selfimprove.schema import Config, Stage
+from selfimprove.train import schedules
 from selfimprove.units import UNITS
 
 
@@ -221,6 +222,8 @@ def check_stages(config: Config, needs: bool) -> None:
                 raise ConfigError(f"{where}.{key}={role}: no such role; there are {', '.join(config.roles)}", where)
         if stage.of is not None and stage.of not in list(config.stages)[:i]:
             raise ConfigError(f"{where}.of={stage.of}: there is no such stage before this one", where)
+        if stage.start not in ("last", "base") and getattr(config.stages.get(stage.start), "role", None) != stage.role:
+            raise ConfigError(f"{where}.start={stage.start}: must be last, base or a stage of the same role", where)
         other = config.stages[stage.of] if stage.of else stage
         if other.parts not in (1, stage.parts) and config.verifier_of(stage) != config.verifier_of(other):
             raise ConfigError(
@@ -252,6 +255,8 @@ def check_stages(config: Config, needs: bool) -> None:
                 require_window(limits, config.model_of(stage.by or stage.role or "policy").max_length)
         if stage.train and stage.train.get("carry"):
             check_carry(config, stage, where)
+        if stage.train:
+            schedules.require(stage.train, f"{where}.train")
         if stage.train and stage.role and needs:
             fits = getattr(inspect.getmodule(function(stage.train, where)), "require_stage", None)
             if fits:  # what a train function's module requires of its stage

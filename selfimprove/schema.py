@@ -138,7 +138,7 @@ class Stage(Section):
     of: str | None = None  # learn from the attempts of that stage of this round, instead of generating
     when: Literal["every", "first", "last"] = "every"  # the rounds that have this stage
     parts: Count = 1  # passes, each over a part of the problems; a pass samples from the policy of the pass before
-    start: Literal["last", "base"] = "last"  # the policy that training starts from
+    start: str = "last"  # the policy that training starts from: last, base, or a stage: what it trained last
     sampler: Literal["last", "base"] = "last"  # the policy that generates
     keep: Count | None = None  # k: every k-th pass's trained policy stays on disk; None: all of them
     problems: Target | None = None  # which problems a pass uses; None: its part of the training problems

@@ -28,8 +28,8 @@ def train(session: Session, step: Pass, policies: Policies, node: Target) -> Wei
     assert role is not None
     model = config.model_of(role)
     lora = model.lora.model_dump() if model.lora else None
-    last = _trained(session, policies[role])
-    start = policies[role] if stage.start == "last" else session.base[role]
+    start = policies[role] if stage.start == "last" else _start(session, step)
+    last = _trained(session, policies[role] if stage.start == "base" else start)
     verifier = config.verifier_of(stage)
 
     def work(key: str) -> dict[str, Any]:
@@ -87,14 +87,17 @@ def restore(session: Session, weights: Weights) -> None:
 
 
 def _start(session: Session, step: Pass) -> Weights:
-    """The policy that the training of a finished pass started from."""
+    """The policy that a pass's training starts from.
+
+    It is the role's base, or what the newest pass before it trained: of the stage that `start` names, or of any.
+    """
     stage = session.stage(step)
     assert stage.role is not None
-    if stage.start == "last":
-        for earlier in reversed(session.passes[: step.number]):
-            if session.stage(earlier).role == stage.role and session.run.manifest(earlier, "train"):
-                path = session.run.folder(earlier) / "policy"
-                return Weights(str(path), earlier.number + 1, session.run.made(earlier, "train")["policy"])
+    for earlier in reversed(session.passes[: step.number]) if stage.start != "base" else ():
+        fits = session.stage(earlier).role == stage.role and stage.start in ("last", earlier.stage)
+        if fits and session.run.manifest(earlier, "train"):
+            path = session.run.folder(earlier) / "policy"
+            return Weights(str(path), earlier.number + 1, session.run.made(earlier, "train")["policy"])
     return session.base[stage.role]
 
 

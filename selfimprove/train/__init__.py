@@ -32,12 +32,12 @@ from selfimprove.schema import Training
 from selfimprove.train.checkpoints import checkpoint as checkpoint
 from selfimprove.train.checkpoints import unfinished as unfinished
 from selfimprove.train.probed import Answer
+from selfimprove.train.schedules import Infinite, Schedule
 from selfimprove.types import Batch, Epochs, NonNegative, Rate, Share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Schedule = Literal["constant", "linear", "cosine"]
 BATCH_SIZE = 64
 
 
@@ -93,6 +93,7 @@ class Optimization(TypedDict, total=False):
     batch_size: Batch  # rows of one optimizer step; default 64
     warmup_ratio: Share  # default 0
     schedule: Schedule  # default constant
+    infinite: Infinite  # of schedule=infinite
     weight_decay: Share  # default 0
     max_grad_norm: NonNegative  # 0: gradients are not clipped; default 1
     carry: bool  # optimizer moments and schedule go on from the policy's last training phase; default false
@@ -165,7 +166,8 @@ def arguments(context: TrainContext, folder: str, rows: int, options: Optimizati
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": share // micro,
         "learning_rate": options["learning_rate"],
-        "lr_scheduler_type": "constant_with_warmup" if schedule == "constant" else schedule,
+        "lr_scheduler_type": {"constant": "constant_with_warmup", "infinite": "constant"}.get(schedule, schedule),
+        "lr_scheduler_kwargs": {"infinite": options["infinite"]} if schedule == "infinite" else None,
         # Rounded down: a warm-up step may have a learning rate of 0, and a short phase must not be all warm-up.
         # With `carry` the trainer makes the schedule, and takes the ratio itself.
         "warmup_steps": options.get("warmup_ratio", 0.0)

@@ -7,8 +7,6 @@ folder `state`, beside `policy`.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +15,7 @@ from transformers import TrainerCallback
 from selfimprove import store
 
 if TYPE_CHECKING:
-    from selfimprove.train import Schedule, TrainContext
+    from selfimprove.train import TrainContext
 
 MOMENTS, WEIGHTS, STEPS = "moments.safetensors", "weights.safetensors", "steps.json"
 
@@ -72,25 +70,12 @@ def save(trainer: Any, model: Any, context: TrainContext) -> None:
     save_file(moments, folder / MOMENTS)
     if context.lora is None and context.dtype != "float32":
         save_file({name: w.detach().cpu().contiguous() for name, w in model.named_parameters()}, folder / WEIGHTS)
-    before = store.read_json(last / STEPS)["steps"] if last else 0
-    store.write_json(folder / STEPS, {"steps": before + trainer.state.global_step})
+    store.write_json(folder / STEPS, {"steps": steps_of(last) + trainer.state.global_step})
 
 
-def rate(kind: Schedule, warmup: float, steps: int, turn: int, turns: int) -> Callable[[int], float]:
-    """The share of the learning rate at each of a phase's `steps`, for a schedule over all `turns` phases.
-
-    This is phase number `turn`. Each phase is an equal part of the schedule. The rate rises in its first part,
-    `warmup`.
-    """
-
-    def share(step: int) -> float:
-        done, reached = (turn + step / steps) / turns, (turn + (step + 1) / steps) / turns
-        rise = min(1.0, reached / warmup) if warmup else 1.0
-        rest = min(1.0, max(0.0, (done - warmup) / (1 - warmup))) if warmup < 1 else 0.0
-        fall = {"linear": 1 - rest, "cosine": (1 + math.cos(math.pi * rest)) / 2}.get(kind, 1.0)
-        return rise * fall
-
-    return share
+def steps_of(state: Path | None) -> int:
+    """Optimizer steps of all phases up to the one that left this folder; 0 without one."""
+    return int(store.read_json(state / STEPS)["steps"]) if state else 0
 
 
 def _names(model: Any) -> dict[Any, str]:

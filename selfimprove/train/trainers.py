@@ -37,7 +37,8 @@ from trl.trainer.utils import FusedCausalLMOutput
 from selfimprove import store
 from selfimprove.errors import RunError
 from selfimprove.train import TrainContext, device_steps
-from selfimprove.train.carry import rate
+from selfimprove.train import schedules
+from selfimprove.train.carry import steps_of
 from selfimprove.train.checkpoints import SAVING, checkpoint, seal
 
 LOGGED = (
@@ -214,12 +215,16 @@ class _Planned(Trainer):
         )
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The Trainer's scheduler, or with `carry` one that spans all the run's phases of this policy."""
-        context, args = self.context, self.args
+        """The Trainer's scheduler, or with `carry` one that goes on over the run's phases of this policy."""
+        context, args, steps = self.context, self.args, num_training_steps
         if context.state and self.lr_scheduler is None:
-            kind: Any = args.lr_scheduler_type.removeprefix("constant_with_")
+            own: Any = args.lr_scheduler_kwargs or {}
+            if "infinite" in own:
+                share = schedules.infinite(own["infinite"], steps, steps_of(context.last_state))
+            else:
+                kind: Any = args.lr_scheduler_type.removeprefix("constant_with_")
+                share = schedules.spanning(kind, args.warmup_steps, steps, context.round, context.rounds)
             used: Any = optimizer or self.optimizer
-            share = rate(kind, args.warmup_steps, num_training_steps, context.round, context.rounds)
             self.lr_scheduler = LambdaLR(used, share)
         return super().create_scheduler(num_training_steps, optimizer)
 
