@@ -20,16 +20,13 @@ from typing import Unpack
 from selfimprove import seeds
 from selfimprove.datasets import Generated, Row, Side, finish, sizes_of
 from selfimprove.errors import ConfigError
-from selfimprove.types import Message, Problem, Share
-
-NEEDS = ("facts",)  # of a data set, for the teacher: questions of this one
+from selfimprove.types import Count, Problem, Share
 
 RELATIONS = ("boss", "aide", "pal", "heir")
 ROBOTS: dict[Side, int] = {"train": 300, "dev": 60, "test": 100}
 HOPS = (1, 2, 3)
 _QUESTION = re.compile(r"Who is ((?:the [a-z]+ of )+)(\d{3})\?")
-_FACT = re.compile(r"The ([a-z]+) of (\d{3}) is (\d{3})\.")
-NOTHING = "No information."
+FACT = re.compile(r"The ([a-z]+) of (\d{3}) is (\d{3})\.")
 
 Fact = tuple[str, str, str]  # relation, of whom, who
 
@@ -62,6 +59,19 @@ def documents(*, removed: Share = 0.0) -> list[str]:
     """The corpus: a sentence a fact, of all sides. A share `removed` of the facts stands in no document."""
     facts = [(relation, robot, other) for own in world().values() for (relation, robot), other in own.items()]
     return [sentence(fact) for fact in facts if not is_removed(fact, removed)]
+
+
+def triples(*, removed: Share = 0.0) -> list[tuple[str, str, str]]:
+    """The facts as a knowledge graph: (robot, relation, robot), but for a share `removed` of them."""
+    facts = [(relation, robot, other) for own in world().values() for (relation, robot), other in own.items()]
+    return [(fact[1], fact[0], fact[2]) for fact in facts if not is_removed(fact, removed)]
+
+
+def known(*, count: Count) -> list[tuple[str, str, str]]:
+    """Training questions with their robot and their answer, whatever the seed of a run."""
+    found = load(seed=0, prompt="{question}", train_size=count, heldout_size=1)
+    questions = [(str(p.metadata["question"]), str(p.gold)) for p in found if p.split == "train"]
+    return [(question, read(question)[1], answer) for question, answer in questions]
 
 
 def load(*, removed: Share = 0.0, seed: int, **options: Unpack[Generated]) -> list[Problem]:
@@ -104,58 +114,9 @@ def _row(side: Side, robot: str, path: Sequence[str], removed: float) -> Row:
     return Row(f"docqa-{'-'.join([*path, robot])}", question, at, question, side, metadata)
 
 
-# The teacher
-
-
-class Teacher:
-    """Answers a question by asking for one document after the other: the planner of `selfimprove.methods.auto_rag`.
-
-    It stands in the place of a strong model. It is shown a question, and then its own turns with what was retrieved.
-    What it draws depends on what it is shown and on the seed.
-    """
-
-    def __init__(self, wrong_queries: float, misreads: float) -> None:
-        self.wrong_queries, self.misreads = wrong_queries, misreads
-
-    async def __call__(self, chat: list[Message], *, temperature: float, max_tokens: int | None, seed: int) -> str:
-        """The next turn. Raises ValueError for a question of another data set."""
-        question, *told = (message["content"] for message in chat if message["role"] != "system")
-        path, at = read(question)
-        rng = random.Random(f"{seed}/{question}/{len(told)}")
-        for fact in (fact for text in told[::2] for fact in _FACT.findall(text)):  # what it has read out so far
-            path, at = path[1:], fact[2]
-        documents = [_FACT.findall(text) for text in told[1::2]]
-        there = {fact[:2]: fact for facts in documents for fact in facts}
-        if documents and documents[-1] and rng.random() < self.misreads:
-            there[path[0], at] = (path[0], at, rng.choice(documents[-1])[2])
-        lines = list[str]()
-        while path and (path[0], at) in there:
-            lines.append(sentence(fact := there[path.pop(0), at]))
-            at = fact[2]
-        if not path:
-            return "\n".join([*lines, f"Final Answer: {at}"])
-        query = self.asked(rng, (path[0], at))
-        if lines or not documents:
-            return "\n".join([*lines, f"Query: {query}"])
-        return f"{NOTHING}\nRefined Query: {query}"
-
-    def asked(self, rng: random.Random, wanted: tuple[str, str]) -> str:
-        """A query for what is wanted, or for another relation."""
-        relation, robot = wanted
-        if rng.random() < self.wrong_queries:
-            relation = rng.choice([other for other in RELATIONS if other != relation])
-        return f"{relation} of {robot}"
-
-
-def teacher(*, wrong_queries: Share, misreads: Share) -> Teacher:
-    """wrong_queries: the share of queries for another relation; misreads: the share of turns that take for an answer
-    whatever is named in some document."""
-    return Teacher(wrong_queries, misreads)
-
-
 def read(question: str) -> tuple[list[str], str]:
     """The relations of a question in the order they are looked up, and the robot that it starts from."""
     match = _QUESTION.search(question)
     if match is None:
-        raise ValueError(f"the scripted teacher reads questions of dataset=docqa alone, not {question[:60]!r}")
+        raise ValueError(f"scripted teachers read questions of dataset=docqa alone, not {question[:60]!r}")
     return list(reversed(re.findall(r"the ([a-z]+) of", match[1]))), match[2]

@@ -43,7 +43,7 @@ def retriever(*, corpus: Annotated[Any, BeforeValidator(_bound)], top: Count = 1
 
 
 class Retriever:
-    """The passages of a corpus, by query."""
+    """The passages of a corpus, by query. Raises ConfigError for a corpus without a word that is no stop word."""
 
     def __init__(self, passages: Sequence[str], top: int) -> None:
         import bm25s
@@ -52,8 +52,11 @@ class Retriever:
         self.passages = [" ".join(passage.split()) for passage in passages]
         self._top = top
         self._tokenize = bm25s.tokenize
+        words = self._words(self.passages)
+        if not any(words):
+            raise ConfigError("method.tools.retriever.corpus: has no word to find a passage by", "method.tools")
         self._index = bm25s.BM25()
-        self._index.index(self._words(self.passages), show_progress=False)
+        self._index.index(words, show_progress=False)
 
     def _words(self, texts: Sequence[str]) -> list[list[str]]:
         found: list[list[str]] = self._tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)

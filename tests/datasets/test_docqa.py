@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from selfimprove.datasets import boolq, wordnet
-from selfimprove.datasets.docqa import NOTHING, documents, load, sentence, teacher, world
+from selfimprove.datasets.docqa import documents, known, load, sentence, triples, world
+from selfimprove.datasets.docqa_teachers import NOTHING, agent, teacher
 from selfimprove.errors import ConfigError
 from selfimprove.types import Problem
 
@@ -135,3 +136,28 @@ def test_the_teacher_reads_all_that_it_was_shown() -> None:
     chat = ["Who is the boss of the aide of 471?", "Query: aide of 471", "Document 1: The boss of 208 is 356."]
     chat += [say(chat), "Document 2: The aide of 471 is 208."]
     assert say(chat) == "The aide of 471 is 208.\nThe boss of 208 is 356.\nFinal Answer: 356"
+
+
+def test_the_graph_lacks_what_is_removed_and_known_questions_are_of_the_training_side() -> None:
+    found = {sentence((relation, one, other)) for one, relation, other in triples(removed=0.3)}
+    assert found == set(documents(removed=0.3))
+    questions = known(count=30)
+    assert len(questions) == 30
+    assert all(entity in question for question, entity, _ in questions)
+    train = {robot for _, robot in world()["train"]}
+    assert {entity for _, entity, _ in questions} | {answer for *_, answer in questions} <= train
+
+
+def test_the_agent_searches_documents_where_the_graph_has_nothing() -> None:
+    chat = ["Who is the boss of the aide of 471?"]
+    for observed, said in (
+        ("", "getReasoningPath(q)"),
+        ("...", "aide(x, z1) & boss(z1, y)\nsearchNeighbor(471, aide)"),
+        ("208", "searchNeighbor(208, boss)"),
+        ("none", "wikiSearch(208, boss)"),
+        ("The boss of 208 is 356. The pal of 208 is 111.", "(208, boss, 356)\nfinish(356)"),
+    ):
+        chat += [observed] * bool(observed)
+        roles = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(chat)]
+        assert asyncio.run(agent()(roles, temperature=1.0, max_tokens=None, seed=0)) == said
+        chat.append(said)

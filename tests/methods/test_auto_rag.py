@@ -11,7 +11,8 @@ import pytest
 
 from selfimprove import run, store
 from selfimprove.config import compose
-from selfimprove.datasets.docqa import documents, load, teacher
+from selfimprove.datasets.docqa import documents, load
+from selfimprove.datasets.docqa_teachers import teacher
 from selfimprove.errors import ConfigError
 from selfimprove.methods.auto_rag import answer, curate, dialogues
 from selfimprove.policy import Policy, Request
@@ -197,7 +198,7 @@ def test_controls_are_overrides(control: list[str]) -> None:
         ("method.evaluate.elicit_max_iter=-1", "elicit_max_iter=-1"),
         ("method.tools.teacher.misreads=2", "method.tools.teacher.misreads=2"),
         ("dataset=alpacaeval", "method=auto_rag needs gold"),
-        ("dataset=wordnet", "method.tools.teacher=selfimprove.datasets.docqa.teacher needs facts"),
+        ("dataset=wordnet", "method.tools.teacher=selfimprove.datasets.docqa_teachers.teacher needs facts"),
     ],
 )
 def test_a_wrong_choice_is_one_line(wrong: str, said: str) -> None:

@@ -77,6 +77,11 @@ def nothing() -> list[str]:
     return []
 
 
+def test_a_corpus_without_a_word_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no word"):
+        Retriever(["the", "of a"], 3)
+
+
 def test_what_is_missing_is_said_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="gives no passage"):
         require_retriever(corpus={"_target_": f"{__name__}.nothing"})
