@@ -125,13 +125,13 @@ def test_adpo_scales_the_advantage_and_bounds_the_ratio_by_hand(s: float, scale:
 
 SIZES = ["method=agent0", "rounds=1", "dataset.train_size=40", "dataset.heldout_size=2", "tracker=none",
          "verify.workers=1", "+method.tools.python.workers=1", "method.stages.words.problems.count=40",
-         "method.stages.words.train.epochs=10", "method.stages.words.train.batch_size=8",
-         "method.stages.curriculum.parts=1", "method.stages.curriculum.generate.n=3",
-         "+method.stages.curriculum.generate.max_tokens=80", "method.stages.ask.problems.count=1",
-         "method.stages.ask.generate.n=4", "+method.stages.ask.generate.max_tokens=80",
-         "method.stages.ask.verifier.n=3", "method.stages.ask.verifier.turns=0", "method.stages.ask.make.low=0",
-         "method.stages.ask.make.high=1", "method.stages.executor.parts=1",
-         "method.stages.executor.problems.count=2", "method.stages.executor.generate.n=2"]  # fmt: skip
+         "method.stages.words.train.epochs=5", "method.stages.words.train.batch_size=8", "method.stages.curriculum.parts=1",
+         "method.stages.curriculum.generate.n=3", "+method.stages.curriculum.generate.max_tokens=64",
+         "method.stages.ask.problems.count=1", "method.stages.ask.generate.n=6",
+         "+method.stages.ask.generate.max_tokens=64", "method.stages.ask.verifier.n=2",
+         "method.stages.ask.verifier.turns=1", "method.stages.ask.make.low=0", "method.stages.ask.make.high=1",
+         "method.stages.executor.parts=1", "method.stages.executor.problems.count=2",
+         "method.stages.executor.generate.n=2"]  # fmt: skip
 
 
 def test_a_small_run_trains_both_agents(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_small_run_trains_both_agents(tmp_path: Path) -> None:
     assert made
     assert all(p.gold is None and p.metadata["label"] for p in made)
     learnt = list(store.read_records(stages["executor"] / "examples.parquet", Example))
-    assert len(learnt) == 4
+    assert len(learnt) in (2, 4)
     assert all(0.2 <= row.metadata["clip_high"] <= 0.3 + 1e-9 for row in learnt)
     assert (stages["curriculum"] / "policy").exists()
     assert (stages["executor"] / "policy").exists()
