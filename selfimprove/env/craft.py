@@ -136,8 +136,8 @@ def expert(task: dict[str, Any], actions: Iterable[str]) -> str:
 
 
 def worth(task: dict[str, Any], actions: Sequence[str]) -> str:
-    """What the last of these actions is worth: `good` where it brings the goal nearer, `uncertain` where it does nothing,
-    else `bad`."""
+    """What the last of these actions is worth: `good` where it brings the goal nearer, `uncertain` where nothing is
+    done, else `bad`."""
     if actions[-1] in (WAIT, "inventory"):
         return "uncertain"
     return "good" if _left(task, actions) < _left(task, actions[:-1]) else "bad"

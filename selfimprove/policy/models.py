@@ -25,9 +25,10 @@ def cache_root() -> Path:
 def resolve(name: str, path: str) -> str:
     """The folder or hub id to load for the model `name` of conf/model/, whose config has `path`.
 
-    `package` means the folder `name` in this package, and `made` a folder of the cache, where `fit.require_there` has the
-    model trained that `studies/made/<name>.py` makes. An existing folder is used as it is. A hub id is looked up in the
-    cache first (`models/<hub id>`, where scripts/fetch.py puts it), else left to the hub.
+    `package` means the folder `name` in this package. `made` means a folder of the cache, where `fit.require_there` has
+    the model trained that `studies/made/<name>.py` makes. An existing folder is used as it is. A hub id is looked up in
+    the cache first (`models/<hub id>`, where scripts/fetch.py puts it), else left to the hub. Raises ConfigError for a
+    model that the package does not make.
     """
     if path == "package":
         return str(PACKAGED / name)

@@ -56,8 +56,9 @@ async def hear(
 ) -> Sample:
     """What a teacher says to a chat, as a sample behind the learner's own ids of that chat.
 
-    The ids are `ids` where the chat has them already. The sample's log-probabilities are the learner's. Where a role was cut off, or its words do not fit the learner's window, the
-    sample ends as `length`. Raises ValueError where the chat leaves no room for a single token.
+    The ids are `ids` if the chat has them already. The sample's log-probabilities are the learner's. Where a role was
+    cut off, or its words do not fit the learner's window, the sample ends as `length`. Raises ValueError if the chat
+    leaves no room for a single token.
     """
     whole = True
     if isinstance(teacher, Policy):
@@ -78,18 +79,27 @@ async def hear(
     return Sample(prompt, said, scores, words, finish, seed, temperature, NAME)
 
 
+async def told(learner: Policy, prompt_ids: list[int], words: str, seed: int, *, ends: bool = True) -> Sample | None:
+    """A teacher's words as a sample behind these ids, by which a dialogue goes on id for id; with `ends`, its end token
+    too. None where the learner's window has no room for them."""
+    ids = [*learner.encode(words), *([learner.engine.end] if ends else [])]
+    if len(prompt_ids) + len(ids) > learner.engine.max_length:
+        return None
+    return Sample(prompt_ids, ids, await learner.logprobs(prompt_ids, ids), words, "stop", seed, role=NAME)
+
+
 # On a server
 
 
 def require_server(*, key_env: str | None = None, **options: Any) -> None:
-    """Raises ConfigError where a server cannot be asked: no key, or no client library."""
+    """Raises ConfigError if a server cannot be asked: no key, or no client library."""
     client.require("method.tools.teacher", key_env)
 
 
 class Server:
     """A teacher behind an OpenAI-compatible chat endpoint, asked at most `concurrency` times at once.
 
-    Asking raises ConfigError for a refused key or a model that the server does not have, and RunError where it cannot
+    Asking raises ConfigError for a refused key or a model that the server does not have, and RunError if it cannot
     be reached or refuses the chat.
     """
 

@@ -8,10 +8,10 @@ held-out tasks the first two actions are wrong ones that the policy did not choo
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from selfimprove.env.worlds import worlds
 from selfimprove.generate.act import episode
 from selfimprove.generate.dialogue import Dialogue
 from selfimprove.policy import Policy
+from selfimprove.policy.models import resolve
 from selfimprove.studies import Claim, Lab, Result, claim_above, claim_sign, difference, overall
 from selfimprove.studies.arms import arms_table, run_arms
 from selfimprove.studies.solving import ByProblem, solve
@@ -33,10 +34,10 @@ from selfimprove.types import Example, Problem, Sample, Trajectory
 
 COMMAND = "selfimprove study agent_r"
 OWN, GOOD, END = "agent_r", "good paths alone", "left at the end"
-CUT = "method.stages.reflect.filter.cut"
+CUT = "method.filter.cut"
 ARMS = {OWN: [], END: [f"{CUT}=end"], GOOD: [f"{CUT}=none"]}
 WRONG, ACTIONS = 2, 10  # actions that are forced, and those that may follow
-GATE = 0.75  # share of actions that the policy must judge rightly after its lessons, of right and wrong ones alike
+GATE = 0.75  # share of first actions that the policy must judge rightly before it learns, of right and wrong ones alike
 EPOCHS = 2
 ASK = "Good, uncertain or bad?"  # as conf/method/agent_r.yaml has it
 
@@ -52,73 +53,70 @@ def study(lab: Lab) -> Iterator[Claim]:
 
 
 def claims(lab: Lab, tools: Mapping[str, Any]) -> Iterator[Claim]:
-    taught, searched, heldout, rounds = (40, 8, 20, 1) if lab.quick else (200, 40, 150, 3)
+    searched, heldout, rounds = (10, 20, 1) if lab.quick else (40, 150, 3)
     common = [
         "method=agent_r",
         f"rounds={rounds}",
-        f"dataset.train_size={max(taught, searched)}",
         f"dataset.heldout_size={heldout}",
-        f"method.stages.learn.problems.count={taught}",
-        f"method.stages.reflect.problems.count={searched}",
+        f"method.problems.count={searched}",
     ]
     runs = run_arms(lab, common, {name: [*own, epochs(EPOCHS)] for name, own in ARMS.items() if name != GOOD})
     once = lab.over_seeds(*common, *ARMS[GOOD], epochs(EPOCHS))
     more = np.mean([trained(r) for r in runs[OWN]]) / max(1, np.mean([trained(r) for r in once]))
     runs[GOOD] = lab.over_seeds(*common, *ARMS[GOOD], epochs(max(EPOCHS, round(EPOCHS * float(more)))))
 
-    def find_back(result: Result, folder: str) -> Found:
-        return episodes(result, folder, partial(forced, tools=tools))
+    def find_back(result: Result, number: int) -> Found:
+        return episodes(result, f"{result.path}/rounds/{number:03d}/policy", partial(forced, tools=tools))
 
-    last = f"{rounds - 1:03d}.*_reflect"
-    found = {name: [find_back(r, last) for r in results] for name, results in runs.items()}
-    early = [find_back(r, "000.*_reflect") for r in runs[OWN]]
-    lessons = [find_back(r, "000.*_learn") for r in runs[OWN]]
-    judged = float(np.mean([judges_rightly(r, tools) for r in runs[OWN]]))
-    lab.note(table(runs, found, lessons, judged))
+    found = {name: [find_back(r, rounds - 1) for r in results] for name, results in runs.items()}
+    early = [find_back(r, 0) for r in runs[OWN]]
+    base = resolve("crafter", "made")
+    before = [episodes(runs[OWN][0], base, partial(forced, tools=tools))] * len(lab.seeds)
+    judged = judges_rightly(runs[OWN][0], base, tools)
+    lab.note(table(runs, found, before, judged))
     revises = partial(of_each, revision)
-    rows: list[Callable[[], Claim]] = [
-        lambda: claim_above(
+    rows = [
+        claim_above(
             "the goal is reached from two wrong steps more often, by at least .15",
             difference(succeeds(found[OWN]), succeeds(found[GOOD])),
             "good paths alone, as many trained tokens",
             COMMAND,
             least=0.15,
         ),
-        lambda: claim_above(
-            "and more often than after the lessons",
-            difference(succeeds(found[OWN]), succeeds(lessons)),
-            "the policy after its lessons",
+        claim_above(
+            "and more often than at the start",
+            difference(succeeds(found[OWN]), succeeds(before)),
+            "the policy that all arms begin with",
             COMMAND,
         ),
-        lambda: claim_sign(
+        claim_sign(
             "actions from the wrong steps to the revision fall from round to round",
             difference(revises(found[OWN]), revises(early)),
             "the policy after its first round",
             COMMAND,
             above=False,
         ),
-        lambda: claim_sign(
+        claim_sign(
             "fewer actions are repeated at once",
             difference(of_each(repeats, found[OWN]), of_each(repeats, found[GOOD])),
             "good paths alone",
             COMMAND,
             above=False,
         ),
-        lambda: claim_sign(
+        claim_sign(
             "a policy that learnt from paths left at their ends revises later",
             difference(revises(found[END]), revises(found[OWN])),
             "left at the first bad action",
             COMMAND,
         ),
-        lambda: claim_sign(
+        claim_sign(
             "tasks without forced steps are solved more often than by good paths alone",
             difference([answered(r) for r in runs[OWN]], [answered(r) for r in runs[GOOD]]),
             "good paths alone, as many trained tokens",
             COMMAND,
         ),
     ]
-    for row in rows:
-        claim = row()
+    for claim in rows:
         if judged < GATE:
             why = f"cannot be tested here: {judged:.0%} of actions are judged rightly, of {GATE:.0%} needed"
             claim = Claim(claim.claim, None, why, None, claim.control, COMMAND)
@@ -131,20 +129,14 @@ def epochs(count: int) -> str:
 
 def trained(result: Result) -> int:
     """Tokens with loss in the rows of all rounds."""
-    paths = result.path.glob("rounds/*_reflect/examples.parquet")
+    paths = result.path.glob("rounds/*/examples.parquet")
     return sum(sum(row.mask or []) for path in paths for row in store.read_records(path, Example))
 
 
-def policy_in(result: Result, folder: str) -> Path:
-    (found,) = result.path.glob(f"rounds/{folder}/policy")
-    return found
-
-
-def episodes(result: Result, folder: str, solver: Any) -> Found:
-    """What a run's policy of a pass does on the held-out tasks."""
+def episodes(result: Result, path: str, solver: Any) -> Found:
+    """What the policy in `path` does on a run's held-out tasks."""
     problems = [group[0].problem for group in result.attempts(result.evaluation("base"))]
-    found = solve(solver, shipped(policy_in(result, folder)), problems, max_tokens=48)
-    return [trajectory for (trajectory,) in found]
+    return [trajectory for (trajectory,) in solve(solver, shipped(path), problems, max_tokens=24)]
 
 
 async def forced(problem: Problem, policy: Policy, *, tools: Mapping[str, Any]) -> list[Trajectory]:
@@ -167,8 +159,8 @@ async def force(dialogue: Dialogue, world: Any, words: str, ask: str = "") -> No
     dialogue.user((await world.step(action)).text + ask)
 
 
-def judges_rightly(result: Result, tools: Mapping[str, Any]) -> float:
-    """The mean of two shares: of right first actions that the policy of the lessons calls good, of wrong ones bad."""
+def judges_rightly(result: Result, path: str, tools: Mapping[str, Any]) -> float:
+    """The mean of two shares: of right first actions that the policy in `path` calls good, and of wrong ones bad."""
 
     async def judge(problem: Problem, policy: Policy) -> list[Trajectory]:
         task = problem.metadata["task"]
@@ -180,7 +172,7 @@ def judges_rightly(result: Result, tools: Mapping[str, Any]) -> float:
             said.append(await dialogue.reply(temperature=0.0))
         return [Trajectory(problem.id, said)]
 
-    found = episodes(result, "000.*_learn", judge)
+    found = episodes(result, path, judge)
     right_ones = [("good" in t.samples[0].text) + ("bad" in t.samples[1].text) for t in found]
     return float(np.mean(right_ones) / 2)
 
@@ -205,31 +197,33 @@ def revision(trajectory: Trajectory) -> float:
 def repeats(trajectory: Trajectory) -> float:
     """The share of actions that are the one before again."""
     actions = actions_of(trajectory.samples)
-    return float(np.mean([a == b for a, b in zip(actions, actions[1:], strict=False)])) if len(actions) > 1 else 0.0
+    return float(np.mean([a == b for a, b in itertools.pairwise(actions)])) if len(actions) > 1 else 0.0
 
 
 def table(
-    runs: Mapping[str, Sequence[Result]], found: Mapping[str, Sequence[Found]], lessons: Sequence[Found], judged: float
+    runs: Mapping[str, Sequence[Result]], found: Mapping[str, Sequence[Found]], before: Sequence[Found], judged: float
 ) -> Table:
+    arms = {"start": before, **found}
+
     def cell(figure: Callable[[Trajectory], float]) -> Callable[[str], str]:
-        return lambda name: f"{overall(of_each(figure, lessons if name == 'lessons' else found[name])):.3f}"
+        return lambda name: f"{overall(of_each(figure, arms[name])):.3f}"
 
     def alone(name: str) -> str:
-        return "" if name == "lessons" else f"{overall([answered(r) for r in runs[name]]):.3f}"
+        scores = [answered(r, "base") for r in runs[OWN]] if name == "start" else [answered(r) for r in runs[name]]
+        return f"{overall(scores):.3f}"
 
-    names = ["lessons", *runs]
+    def tokens(name: str) -> str:
+        return "" if name == "start" else f"{np.mean([trained(r) for r in runs[name]]):,.0f}"
+
     return arms_table(
-        f"Held-out tasks behind {WRONG} wrong steps, means over seeds; actions judged rightly after the lessons: "
-        f"{judged:.3f}",
-        {name: name for name in names},
+        f"Held-out tasks behind {WRONG} wrong steps, means over seeds; first actions judged rightly: {judged:.3f}",
+        {name: name for name in arms},
         {
             "goal reached": cell(lambda t: float(t.metadata["ended"] == "done")),
             "without wrong steps": alone,
             "revises at all": cell(lambda t: float(WAIT in actions_of(t.samples))),
             "actions before it": cell(revision),
             "repeated": cell(repeats),
-            "trained tokens": lambda name: (
-                "" if name == "lessons" else f"{np.mean([trained(r) for r in runs[name]]):,.0f}"
-            ),
+            "tokens with loss": tokens,
         },
     )

@@ -94,7 +94,9 @@ def children_of(tree: list[Node], node: Node) -> list[Node]:
 def test_a_policy_that_is_always_right_grows_a_single_path() -> None:
     for problem, (path, *others) in grown(1.0):
         assert others == []
-        assert [action_of(s.text) for s in path.samples] == [action_of(s) for s in (problem.gold or "").split("For")[1:]]
+        assert [action_of(s.text) for s in path.samples] == [
+            action_of(s) for s in (problem.gold or "").split("For")[1:]
+        ]
         assert [node.visits for node in path.tree] == [1] * len(path.tree)
         assert "cut" not in path.metadata
 
@@ -131,7 +133,9 @@ def test_an_iteration_goes_down_by_uct_to_an_end() -> None:
 
 def test_paths_are_dialogues_that_gain_what_they_say_when_they_are_played_again() -> None:
     for problem, found in grown(0.6):
-        assert [t.metadata["seen"][-1][1] for t in found] == sorted((t.metadata["seen"][-1][1] for t in found), reverse=True)
+        assert [t.metadata["seen"][-1][1] for t in found] == sorted(
+            (t.metadata["seen"][-1][1] for t in found), reverse=True
+        )
         for path in found:
             example = whole(path)
             assert sum(example.mask or []) == path.sampled_tokens
@@ -156,7 +160,9 @@ def test_a_full_window_ends_a_path() -> None:
             assert all(len(s.prompt_ids) + len(s.completion_ids) <= 200 + 60 for s in path.samples)
 
 
-TEXT: Any = SimpleNamespace(encode=lambda t: [ord(c) for c in t], turn=lambda t, ended: [ord(c) for c in f"<{t}>"], end=3)
+TEXT: Any = SimpleNamespace(
+    encode=lambda t: [ord(c) for c in t], turn=lambda t, ended: [ord(c) for c in f"<{t}>"], end=3
+)
 
 
 def path(name: str, steps: str, reward: float, cut: int | None = None) -> Attempt:
@@ -205,7 +211,12 @@ def test_controls_leave_a_bad_path_at_its_end_or_take_good_paths_alone() -> None
 
 
 def test_alpha_and_beta_choose_by_reward_and_alpha_rises_by_round() -> None:
-    group = [path("a", "ab", 1.0), path("b", "ac", 0.6, cut=1), path("c", "ad", 0.5, cut=1), path("d", "ae", 0.0, cut=1)]
+    group = [
+        path("a", "ab", 1.0),
+        path("b", "ac", 0.6, cut=1),
+        path("c", "ad", 0.5, cut=1),
+        path("d", "ae", 0.0, cut=1),
+    ]
     names = [row.trajectory_ids for row in rows(group, alpha=[0.5, 0.7])]
     assert sorted(names[:4]) == [["a", "b"], ["a", "c"], ["a", "d"], ["b", "d"]]  # .6 - .5 is not above .2
     assert names[4:] == [["a"], ["b"]]

@@ -29,7 +29,9 @@ def make(folder: Path) -> Path:
     """The folder of the trained model."""
     found = [(row.question, row.metadata["task"]) for row in tasks("train", TASKS, SEED)]
     rng = random.Random(0)
-    documents = [(question, episode(task) if i % 2 else judgement(rng, task)) for i, (question, task) in enumerate(found)]
+    documents = [
+        (question, episode(task) if i % 2 else judgement(rng, task)) for i, (question, task) in enumerate(found)
+    ]
     things = " ".join([*RAW, *BOOK])
     texts = [things, *(text for question, turns in documents for turn in turns for text in (question, *turn))]
     tokenizer = tiny.make_tokenizer(texts, vocabulary=512, window=WINDOW, words=True)
