@@ -5,7 +5,9 @@ This is checked before a run begins, from the model's configuration, its tokeniz
 
 from __future__ import annotations
 
+import importlib
 import json
+import logging
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from selfimprove.policy import chat
 from selfimprove.policy.models import adapter_base, is_adapter, load_tokenizer, not_found, resolve
 from selfimprove.schema import Config
 from selfimprove.types import Problem
+
+_log = logging.getLogger("selfimprove")
 
 
 @dataclass(frozen=True)
@@ -42,18 +46,21 @@ def open_reader(config: Config, trains: bool) -> Reader | None:
     own = _own_config(adapter_base(path) if is_adapter(path) else path, model.trust_remote_code)
     text = own.get_text_config(decoder=True)
     window = min(model.max_length, getattr(text, "max_position_embeddings", None) or model.max_length)
-    name = f"{model.name} ({model.path})" if model.path != "package" else model.name
+    name = f"{model.name} ({model.path})" if model.path not in ("package", "made") else model.name
     return Reader(name, tokenizer, window, ends=tokenizer.eos_token_id is not None or text.eos_token_id is not None)
 
 
 def require_there(config: Config, weights: bool = False) -> str:
     """The folder or hub id that the configured model is loaded from. The models of other roles are checked too.
 
-    Raises ConfigError if a folder on this machine lacks a file.
+    A model that the package makes is made now, once. Raises ConfigError if a folder on this machine lacks a file.
     """
     others = [role.model for role in config.method.roles.values() if role.model and role.kind in ("causal", "sequence")]
     for model in (*others, config.model):
         path = resolve(model.name, model.path)
+        if model.path == "made" and not Path(path).exists():
+            _log.info("model=%s is trained now, once: about a minute", model.name)
+            importlib.import_module(f"selfimprove.studies.made.{model.name}").make(Path(path))
         if Path(path).is_dir() and "logprobs" in config.engine["gives"]:
             require_files(Path(path), weights)
     return path

@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from selfimprove import seeds
 from selfimprove.datasets import Row, Side
-from selfimprove.env import WAIT, Seen, action_of
-from selfimprove.types import Message
+from selfimprove.env import WAIT, Seen
 
 RAW = ("log", "ore", "wax", "hay", "ice", "oil", "mud", "ash")
 BOOK = {
@@ -126,17 +125,29 @@ def _drawn(rng: random.Random) -> Row:
 
 
 def written(thing: str, action: str) -> str:
-    """A step as the teacher says it: a thought, then the action."""
+    """A step in words: a thought, then the action."""
     return f"For {thing}.\nAction: {action}"
+
+
+def expert(task: dict[str, Any], actions: Iterable[str]) -> str:
+    """The words of the next step on the shortest way, after these actions."""
+    world = _state(task, actions)
+    return written(*plan(world.goal, world.have.elements())[0])
+
+
+def worth(task: dict[str, Any], actions: Sequence[str]) -> str:
+    """What the last of these actions is worth: `good` where it brings the goal nearer, `uncertain` where nothing is
+    done, else `bad`."""
+    if actions[-1] in (WAIT, "inventory"):
+        return "uncertain"
+    return "good" if _left(task, actions) < _left(task, actions[:-1]) else "bad"
 
 
 def wrong(task: dict[str, Any], actions: Iterable[str], rng: random.Random) -> str:
     """An action that brings the goal no nearer: a raw thing that is of no use, or a thing that cannot be made yet."""
-    before = _state(task, actions)
     choices = [*(f"get {thing}" for thing in RAW), *(f"craft {thing}" for thing in BOOK)]
     rng.shuffle(choices)
-    left = len(plan(before.goal, before.have.elements()))
-    return next(action for action in choices if _left(task, [*actions, action]) >= left)
+    return next(action for action in choices if worth(task, [*actions, action]) == "bad")
 
 
 def _state(task: dict[str, Any], actions: Iterable[str]) -> Craft:
@@ -150,38 +161,3 @@ def _left(task: dict[str, Any], actions: Iterable[str]) -> int:
     """How many actions are still needed; 0 where the goal is there."""
     world = _state(task, actions)
     return 0 if world.have[world.goal] else len(plan(world.goal, world.have.elements()))
-
-
-class Teacher:
-    """Answers a chat about a task: with the next step, or, where it is asked a question, with what the last was worth.
-
-    A step brings the goal nearer at temperature 0. At another temperature T it is a wrong one with probability T / 2.
-    """
-
-    async def __call__(self, chat: list[Message], *, temperature: float, max_tokens: int | None, seed: int) -> str:
-        """The next message; a last message that ends with "?" asks how good the action before it was."""
-        task = read(chat[0]["content"])
-        said = [action_of(message["content"]) or "" for message in chat if message["role"] == "assistant"]
-        done = [action for action in said if action != WAIT]
-        if chat[-1]["content"].endswith("?"):
-            if said[-1] in (WAIT, "inventory"):
-                return "uncertain"
-            return "good" if _left(task, done) < _left(task, done[:-1]) else "bad"
-        world, rng = _state(task, done), random.Random(f"{seed}/{chat[0]['content']}/{len(said)}")
-        (thing, action), *_ = plan(world.goal, world.have.elements())
-        return written(thing, wrong(task, done, rng) if rng.random() < temperature / 2 else action)
-
-
-def teacher() -> Teacher:
-    """It knows the book, and reads prompts of dataset=craft alone."""
-    return Teacher()
-
-
-def read(question: str) -> dict[str, Any]:
-    """The task that a prompt of this environment tells. Raises ValueError for another prompt."""
-    _, made, rest = question.partition("Make ")
-    goal, _, rest = rest.partition(".\nYou have ")
-    if not made or goal not in BOOK:
-        raise ValueError(f"the scripted teacher reads prompts of dataset=craft alone, not {question[:60]!r}")
-    have = rest.partition(".")[0]
-    return {"goal": goal, "have": [] if have == "nothing" else have.split(", ")}

@@ -23,7 +23,9 @@ from selfimprove.verify.pool import Pool
 
 OPEN = 64  # environments that a process keeps open
 
-_open: dict[str, tuple[Env, list[str], list[Seen]]] = {}  # by task: what was done there, and what was seen; oldest first
+_open: dict[
+    str, tuple[Env, list[str], list[Seen]]
+] = {}  # by task: what was done there, and what was seen; oldest first
 
 
 def require_worlds(*, env: dict[str, Any] | None = None, **options: Any) -> None:

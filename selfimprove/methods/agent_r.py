@@ -13,13 +13,12 @@ Agent-R: Training Language Model Agents to Reflect via Iterative Self-Training (
                    tau_b[1..t']  [a thought of revision, and the action `wait`]  ok.  [tau_g behind what both share]
                with loss on what stands in brackets alone; and tau_g itself, with loss on all of its texts
     train      pi_{v+1} by supervised fine-tuning on both
-    first      a policy that does not know the environment learns from a teacher: its episodes, and what it says of actions
 
 What of this is the paper's and what is our own choice is said in docs/methods/agent_r.md.
 
-*Wrong when* what stands behind the cut is not true there: the good path was taken from the shared steps, and after the bad
-ones the environment may be in another state. Wrong too where the policy cannot tell its bad actions from good ones: then
-the cut is late, or at a good action.
+*Wrong when* what stands behind the cut is not true there: the good path was taken from the shared steps, and after the
+bad ones the environment may be in another state. Wrong too where the policy cannot tell its bad actions from good ones:
+then the cut is late, or at a good action.
 """
 
 from __future__ import annotations
@@ -39,14 +38,12 @@ from selfimprove.env import WAIT, action_of
 from selfimprove.env.worlds import Episode
 from selfimprove.filter.spans import Span, row, whole
 from selfimprove.generate import act
-from selfimprove.generate.dialogue import Dialogue
 from selfimprove.generate.tree import Branch, Search, average, best, records, step, uct
 from selfimprove.plan import Pass
 from selfimprove.policy import Policy
 from selfimprove.policy.chat import Text
-from selfimprove.policy.teacher import hear, teacher_of
 from selfimprove.train.sft import sft
-from selfimprove.types import Attempt, Count, Example, Message, NonNegative, Problem, Trajectory
+from selfimprove.types import Attempt, Count, Example, NonNegative, Problem, Trajectory
 
 T = TypeVar("T")
 
@@ -66,71 +63,6 @@ THOUGHTS = (
     "I need another plan.",
     "Let me start again from here.",
 )
-
-
-# The first stage: a teacher shows what to do
-
-
-async def lessons(
-    problem: Problem,
-    policy: Policy,
-    *,
-    actions: Count,
-    judged: int,
-    ask: str,
-    tools: Mapping[str, Any],
-    roles: Mapping[str, Policy],
-    seed: int,
-    temperature: NonNegative = 1.0,
-    max_tokens: Count | None = None,
-) -> list[Trajectory]:
-    """A teacher's episode, and what it says of `judged` actions in it, each as a trajectory of its own.
-
-    The actions that it judges are its own at `temperature`, behind steps of the episode that are drawn at random.
-    """
-    speak = partial(hear, teacher_of(tools, roles), policy, max_tokens=max_tokens)
-    chat: list[Message] = [{"role": "user", "content": problem.prompt}] if isinstance(problem.prompt, str) else problem.prompt
-    dialogue, world = Dialogue(policy, problem.prompt), tools["env"].start(problem)
-    moments, seen = list[tuple[list[Message], list[int], Episode]](), list[tuple[str, float]]()
-    while len(seen) < actions and not dialogue.full:
-        moments.append((chat, dialogue.ids, world.copy()))
-        sample = await speak(chat, ids=dialogue.ids, temperature=0.0, seed=seed)
-        dialogue.take(sample)
-        if (action := action_of(sample.text)) is None:
-            break
-        found = await world.step(action)
-        seen.append((found.text, found.reward))
-        if found.done:
-            break
-        dialogue.user(found.text)
-        chat = [*chat, said("assistant", sample.text), said("user", found.text)]
-
-    async def judgement(number: int) -> Trajectory | None:
-        chat, ids, world = random.Random(f"{seed}/{number}").choice(moments)
-        sample = await speak(chat, ids=ids, temperature=temperature, seed=seed + number)
-        if (action := action_of(sample.text)) is None:
-            return None
-        asked = f"{(await world.copy().step(action)).text}\n{ask}"
-        chat = [*chat, said("assistant", sample.text), said("user", asked)]
-        ids = [*ids, *sample.completion_ids, *policy.turn(asked, sample.finish == "stop")]
-        if len(ids) >= policy.engine.max_length:
-            return None
-        return Trajectory(problem.id, [await speak(chat, ids=ids, temperature=0.0, seed=seed)], {"judges": True})
-
-    found_judgements = await asyncio.gather(*map(judgement, range(judged)))
-    return [Trajectory(problem.id, dialogue.samples, {"seen": seen}), *filter(None, found_judgements)]
-
-
-def said(role: str, text: str) -> Message:
-    return {"role": role, "content": text}
-
-
-def taught(groups: Iterable[list[Attempt]]) -> Iterator[Example]:
-    """A row for each of the teacher's episodes that reached its goal, and for each of its judgements."""
-    for attempt in itertools.chain.from_iterable(groups):
-        judges = attempt.trajectory.metadata.get("judges", False)
-        if (judges or attempt.verdict.status == "correct") and attempt.trajectory.samples[-1].finish == "stop":
-            yield whole(attempt.trajectory)
 
 
 # The search
@@ -266,7 +198,7 @@ async def is_bad(policy: Policy, node: Branch, ask: str) -> bool:
 def revised(
     groups: Iterable[list[Attempt]],
     *,
-    alpha: Annotated[Sequence[NonNegative], Len(1)],
+    alpha: Annotated[Sequence[float], Len(1)],
     beta: NonNegative,
     cut: Literal["first bad", "end", "none"] = "first bad",
     per_problem: Count | None = None,
@@ -276,7 +208,7 @@ def revised(
 ) -> Iterator[Example]:
     """Of each task a row for each pair of a bad and a good path, and one for each good path.
 
-    `alpha` is what a good path gains more than, in the first round, in the second, and so on; `beta` by how much more it
+    `alpha` is what a good path gains more than, in the first round, the second, and so on; `beta` by how much more it
     gains than the bad one. `cut` is where the bad path is left: behind its first bad action, at its `end`, or, `none`,
     there are no pairs. At most `per_problem` rows of each kind, drawn at random. A path that the policy finds no bad
     action in is in no pair.

@@ -31,7 +31,8 @@ TEXT = 4000  # most characters kept of one text; the page shows its full length
 
 _SAMPLE = ("text", "finish", "role", "version", "temperature", "completion_ids")
 _NODE = (
-    "parent", "text", "prior", "visits", "q", "value", "reward", "terminal", "chosen", "status", "completion_ids", "metadata",
+    "parent", "text", "prior", "visits", "q", "value", "reward", "terminal", "chosen", "status", "completion_ids",
+    "metadata",
 )  # fmt: skip
 _COLUMNS = (
     "problem_id",

@@ -22,7 +22,12 @@ def require(*, env: dict[str, Any], **options: Any) -> dict[str, Any]:
 
 
 def resource(
-    opening: Opening, *, env: dict[str, Any], seconds: Seconds = 10.0, memory_mb: Count = 2048, workers: Count | None = None
+    opening: Opening,
+    *,
+    env: dict[str, Any],
+    seconds: Seconds = 10.0,
+    memory_mb: Count = 2048,
+    workers: Count | None = None,
 ) -> Worlds:
     """The environment, open."""
     return worlds(env=env, seconds=seconds, memory_mb=memory_mb, workers=workers)
@@ -52,4 +57,6 @@ async def one(worlds: Worlds, problem: Problem, trajectory: Trajectory) -> Outco
     said = "; ".join(actions)
     if outcome.status in ("timeout", "error"):
         return Outcome(outcome.status, 0.0, said, reason=outcome.reason)
-    return Outcome(outcome.status, outcome.reward, said, outcome.step_rewards, f"the last thing seen: {outcome.extracted}")
+    return Outcome(
+        outcome.status, outcome.reward, said, outcome.step_rewards, f"the last thing seen: {outcome.extracted}"
+    )

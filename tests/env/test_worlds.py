@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -16,8 +17,8 @@ import pytest
 from selfimprove.config import compose
 from selfimprove.datasets.envs import load
 from selfimprove.env import Seen, action_of
-from selfimprove.env.craft import BOOK, RAW, Craft, Teacher, plan, tasks, wrong
-from selfimprove.env.worlds import Worlds, worlds
+from selfimprove.env.craft import BOOK, RAW, Craft, expert, plan, tasks, worth, wrong
+from selfimprove.env.worlds import Worlds, play, worlds
 from selfimprove.errors import ConfigError
 from selfimprove.types import Problem, Sample, Trajectory
 from selfimprove.verify.replayed import one
@@ -78,30 +79,27 @@ def test_tasks_of_different_sides_have_nothing_in_common_and_do_not_depend_on_th
     here = hashlib.sha256(f"{list(tasks('train', 100, 0))}\n".encode()).hexdigest()
     for seed in ("1", "2"):
         there = subprocess.run(
-            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)}, capture_output=True
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True,
         )
         assert hashlib.sha256(there.stdout).hexdigest() == here
 
 
-def test_the_teacher_solves_every_task_and_tells_good_actions_from_bad_ones() -> None:
-    async def episode(row: Any) -> bool:
-        teacher, chat, world = Teacher(), [{"role": "user", "content": row.question}], Craft(row.metadata["task"])
-        for _ in range(10):
-            words = await teacher(chat, temperature=0.0, max_tokens=None, seed=0)
-            seen = world.step(action_of(words) or "")
-            chat += [{"role": "assistant", "content": words}, {"role": "user", "content": f"{seen.text}\nIs it good?"}]
-            assert await teacher(chat, temperature=0.0, max_tokens=None, seed=0) == "good"
-            chat[-1]["content"] = seen.text
-            if seen.done:
-                return True
-        return False
-
-    assert all(asyncio.run(episode(row)) for row in tasks("dev", 100, 0))
-    task, rng = AXE.metadata["task"], random.Random(0)
-    assert {"get log", "craft axe"} & {wrong(task, [], rng) for _ in range(50)} == {"craft axe"}
-    chat = [{"role": "user", "content": "Make axe.\nYou have bar."}, {"role": "assistant", "content": "Action: get ash"}]
-    asked = [*chat, {"role": "user", "content": "Got ash.\nIs it good?"}]
-    assert asyncio.run(Teacher()(asked, temperature=0.0, max_tokens=None, seed=0)) == "bad"
+def test_the_expert_solves_every_task_and_wrong_actions_are_told_from_right_ones() -> None:
+    rng = random.Random(0)
+    for row in tasks("dev", 100, 0):
+        task, actions, world = row.metadata["task"], list[str](), Craft(row.metadata["task"])
+        done = False
+        while not done:
+            bad = wrong(task, actions, rng)
+            assert worth(task, [*actions, bad]) == "bad"
+            actions.append(action_of(expert(task, actions)) or "")
+            assert worth(task, actions) == "good"
+            done = world.step(actions[-1]).done
+        assert len(actions) == len(plan(task["goal"], task["have"]))
+    assert worth(AXE.metadata["task"], ["inventory"]) == "uncertain"
+    assert worth(AXE.metadata["task"], ["get ash"]) == "bad"
 
 
 def test_a_copy_goes_on_by_itself_and_wait_touches_nothing() -> None:
@@ -169,10 +167,12 @@ def test_rewards_of_steps_add_up_and_fewer_than_one_are_no_success() -> None:
     ],
 )
 def test_bad_input_is_one_line(overrides: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as error:
-        config = compose(["method=agent_r", "tracker=none", *overrides])
-        node = config.dataset.model_dump(by_alias=True)
+    def run() -> None:
+        node = compose(["method=agent_r", "tracker=none", *overrides]).dataset.model_dump(by_alias=True)
         load(env=node["env"], seed=0, prompt="{question}", train_size=1, heldout_size=node["heldout_size"])
+
+    with pytest.raises(ConfigError, match=message) as error:
+        run()
     assert "\n" not in str(error.value)
 
 
@@ -182,9 +182,21 @@ def test_a_method_that_acts_needs_an_environment() -> None:
 
 
 def test_play_reads_json_alone() -> None:
-    from selfimprove.env.worlds import play
-
     task = {"goal": "axe", "have": ["bar", "log"]}
     outcome = play(json.dumps(["craft axe"]), None, {"task": task}, env=CRAFT, chars=100)
     assert (outcome.status, outcome.reason) == ("correct", "done")
     assert set(RAW).isdisjoint(BOOK)
+
+
+def test_the_environment_of_the_page_can_be_played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs/environments.md").read_text()
+    (tmp_path / "door.py").write_text(page.split("```python\n")[1].split("```")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    env = {"_target_": "door.Door"}
+    problems = load(env=env, seed=0, prompt="{question}", train_size=20, dev_size=20, heldout_size=20)
+    assert len({p.id for p in problems}) == 60
+    metadata = {"task": problems[0].metadata["task"]}
+    actions = [f"try {number}" for number in range(50, -1, -1)] + [f"try {number}" for number in range(51, 60)]
+    outcome = play(json.dumps(actions), None, metadata, env=env, chars=100)
+    assert (outcome.status, outcome.extracted, outcome.reason) == ("correct", "The door opens.", "done")
+    assert play('["push"]', None, metadata, env=env, chars=100).extracted == "You can say: try 50"
