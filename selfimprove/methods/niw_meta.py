@@ -61,7 +61,11 @@ Steps = Annotated[int, Ge(0)]
 
 @dataclass(frozen=True)
 class Posterior:
-    """Draws of weights for episodes, by variational inference on their supports."""
+    """Draws of weights for episodes, by variational inference on their supports.
+
+    Steps are along the natural gradient where q is the prior: `rate` times the prior's variance for the mean, half of
+    it for the log standard deviation. A step of rate 1 thus undoes the pull of the KL as a whole, and none overshoots it.
+    """
 
     steps: int
     rate: float
@@ -83,8 +87,8 @@ class Posterior:
             kl = 0.5 * (v / prior_v + (m - prior_m) ** 2 / prior_v - 2 * s).sum(-1)
             objective = (net.loss(m + s.exp() * eps[step], points) + kl).sum()
             grad_m, grad_s = torch.autograd.grad(objective, (m, s))
-            m = (m - self.rate * clipped(grad_m)).detach().requires_grad_()
-            s = (s - self.rate * clipped(grad_s)).detach().requires_grad_()
+            m = (m - self.rate * prior_v * clipped(grad_m)).detach().requires_grad_()
+            s = (s - self.rate / 2 * clipped(grad_s)).detach().requires_grad_()
         return m + s.exp() * eps[self.steps :]
 
 

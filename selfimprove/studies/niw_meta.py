@@ -25,12 +25,14 @@ COMMAND = "selfimprove study niw_meta"
 OWN, MAML, POOLED = "niw_meta", "MAML", "one net for all"
 STEPS = 5  # inner ones
 RATES = (1e-3, 3e-3)
+RATE = 0.01  # of the inner steps of gradient descent, as in training
 DRAWS = 2  # of weights, whose predictions are averaged
 MANY = 20  # where their variance is asked for
 MARGIN = 1.1  # times MAML's error
 TARGET = "method.train._target_=selfimprove.methods.niw_meta"
 OTHER = [f"{TARGET}.maml", "~method.train.alpha", "~method.train.burnin", "~method.train.ai_max"]
 OTHER += ["method.evaluate._target_=selfimprove.methods.niw_meta.descent", "~method.evaluate.samples"]
+OTHER += [f"method.evaluate.learning_rate={RATE}"]
 ARMS = {OWN: [], MAML: OTHER, POOLED: [*OTHER, "method.train.steps=0", "method.evaluate.steps=0"]}
 Errors = dict[str, float]  # held-out episode -> mean squared error of its query
 
@@ -64,14 +66,14 @@ def study(lab: Lab) -> Iterator[Claim]:
 
 def by_inference(steps: int, draws: int = DRAWS) -> Solver:
     async def solver(problem: Problem, policy: Any) -> Any:
-        return await inferred(problem, policy, steps=steps, learning_rate=0.01, samples=draws)
+        return await inferred(problem, policy, steps=steps, learning_rate=0.5, samples=draws)
 
     return solver
 
 
 def by_descent(steps: int) -> Solver:
     async def solver(problem: Problem, policy: Any) -> Any:
-        return await descent(problem, policy, steps=steps, learning_rate=0.01)
+        return await descent(problem, policy, steps=steps, learning_rate=RATE)
 
     return solver
 
