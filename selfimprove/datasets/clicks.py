@@ -1,11 +1,12 @@
-"""Streams of clicks in chunks, in order of time. A chunk is a problem: users and items are its array, shape (events, 2),
-and its metadata has users and labels.
+"""Streams of clicks in chunks, in order of time.
 
-Chunk 0 is what a model is first trained on. Held-out chunks come after all others. `question` is the chunk's name.
+A chunk is a problem. Its array, of shape (events, 2), has users and items; its metadata has users and labels. Chunk 0
+is what a model is first trained on. Held-out chunks come after all others. `question` is the chunk's name.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
@@ -74,7 +75,7 @@ def movielens(*, warmup: Count, chunk: Count, train_size: Count, heldout_size: C
     columns = [np.unique(table[name], return_inverse=True)[1] for name in ("userId", "movieId")]
     events = Events(columns[0], columns[1], (table["rating"] >= 4).to_numpy().astype(int))
     ends = [0, *range(warmup, wanted + 1, chunk)]
-    parts = (Events(*(column[a:b] for column in events)) for a, b in zip(ends, ends[1:], strict=False))
+    parts = (Events(*(column[a:b] for column in events)) for a, b in itertools.pairwise(ends))
     return _problems(parts, train_size)
 
 

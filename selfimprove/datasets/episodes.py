@@ -1,10 +1,10 @@
 """Episodes of few-shot learning: a support that is shown, and a query that is asked.
 
-An episode's array has the shape (points, inputs + outputs + 1): x, y, and 1 for a point of the support or 0 for one of the
-query, whose y is 0. metadata["targets"] has the query's y, shape (query, outputs).
+An episode's array has the shape (points, inputs + outputs + 1): x, y, and 1 for a point of the support. For a point of
+the query, y and that number are 0. metadata["targets"] has the query's y, shape (query, outputs).
 
-sine: waves with an amplitude in [.1, 5] and a phase in [0, pi], x in [-5, 5] (Finn et al. 2017, arXiv 1703.03400, section
-5.1). glyphs: letters of the fonts that come with matplotlib, each a picture of 14 x 14; train and held-out classes differ.
+sine: waves with an amplitude in [.1, 5] and a phase in [0, pi], x in [-5, 5] (Finn et al. 2017, arXiv 1703.03400).
+glyphs: letters in the fonts that come with matplotlib, pictures of 14 x 14; train and held-out letters differ.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from annotated_types import Ge
 
 from selfimprove import seeds
 from selfimprove.datasets import Size
+from selfimprove.errors import ConfigError
 from selfimprove.types import Array, Count, NonNegative, Problem
 
 SIDE = 14  # pixels of a glyph's picture
@@ -52,11 +53,13 @@ def glyphs(
 ) -> list[Problem]:
     """`ways` letters an episode, `shots` pictures of each shown and `queries` asked, all of unlike fonts.
 
-    Raises ConfigError where no letter has so many pictures.
+    Raises ConfigError where no letter has so many pictures, or there are fewer letters.
     """
     classes = _classes(shots + queries)
     held = [own for i, own in enumerate(classes) if i % 3 == 2]
     learnt = [own for i, own in enumerate(classes) if i % 3 != 2]
+    if ways > len(held):
+        raise ConfigError(f"dataset.ways={ways}: there are {len(held)} held-out letters", "dataset.ways")
 
     def draw(rng: np.random.Generator, side: str) -> Made:
         chosen = rng.permutation(len(learnt if side == "train" else held))[:ways]
@@ -92,13 +95,14 @@ def _problem(side: Any, number: int, x: np.ndarray, y: np.ndarray, shown: int) -
 @cache
 def _classes(least: int) -> list[np.ndarray]:
     """Of each letter that has at least so many pictures, all of them, unlike one another: (pictures, SIDE * SIDE)."""
-    from selfimprove.errors import ConfigError
-
-    drawn = {own[0].tobytes(): own for own in (np.array(list(_pictures(letter))) for letter in reversed(_letters()))}
-    found = [own for own in reversed(drawn.values()) if len(own) >= least]  # letters that look alike count once
-    if len(found) < 2 * 3:
-        most = max(map(len, drawn.values()))
-        said = f"a letter has {most} pictures at most, and shots and queries ask for {least}"
+    found, known = list[np.ndarray](), set[bytes]()
+    for letter in _letters():
+        own = np.array(list(_pictures(letter)))
+        if len(own) >= least and known.isdisjoint(map(bytes, own)):  # of letters that look alike in a font, one stays
+            found.append(own)
+            known |= set(map(bytes, own))
+    if not found:
+        said = f"a letter has {len(_fonts())} pictures at most, and shots and queries ask for {least}"
         raise ConfigError(f"dataset.queries: {said}", "dataset.queries")
     return found
 

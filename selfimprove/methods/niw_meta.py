@@ -1,12 +1,12 @@
 """NIW-Meta: a prior over the weights of a net, learnt from episodes so that few examples suffice for a new one.
 
-A Hierarchical Bayesian Model for Deep Few-Shot Meta Learning (Kim and Hospedales 2023, arXiv 2306.09702). An episode is a
-problem, with a support that is shown and a query that is asked.
+A Hierarchical Bayesian Model for Deep Few-Shot Meta Learning (Kim and Hospedales 2023, arXiv 2306.09702). An episode is
+a problem, with a support that is shown and a query that is asked.
 
     model      (mu, Sigma) ~ NIW,   theta_i ~ N(mu, Sigma) for episode i
                q(mu, Sigma) = NIW(m0, V0, l0, n0),   q(theta_i) = N(m_i, V_i);   Sigma, V0 and V_i are diagonal
-    generate   for a new episode: q = N(m, V) near the prior N(m0, V0 / (n0 + d + 2)), the mode of q(mu, Sigma), by a few
-               gradient steps on  E_q[loss_i] + KL(q, prior);  predictions are means over draws of theta from q
+    generate   for a new episode: the prior N(m0, V0 / (n0 + d + 2)), the mode of q(mu, Sigma); q = N(m, V) by a few
+               gradient steps from it on  E_q[loss_i] + KL(q, prior);  predictions are means over draws of theta from q
     verify     the query: minus the squared error, or the share of right classes
     filter     all episodes
     train      for each episode, on support and query:
@@ -15,11 +15,11 @@ problem, with a support that is shown and a query that is asked.
                and one step of (m0, V0), through these two closed forms but not through SGLD, on
                    E_q[loss_i(theta)] + 1/2 [tr(n0 V0^-1 V_i) + (m_i - m0)' n0 V0^-1 (m_i - m0) - log|V_i| + log|V0|]
 
-m_i and V_i minimise that where loss_i is the quadratic with minimum m~ and curvature A~. n0 = d + 2 is kept. The net has
-m = m0 and log_v = log(V0 / n0).
+m_i and V_i minimise that where loss_i is the quadratic with minimum m~ and curvature A~. n0 = d + 2 is kept. The net
+has m = m0 and log_v = log(V0 / n0).
 
-*Wrong when* episodes have nothing in common but the form of the net: then a prior cannot help. Wrong too where few steps
-from m0 do not reach what fits an episode: the quadratic is then of a place where nobody stops.
+*Wrong when* episodes have nothing in common but the form of the net: then a prior cannot help. Wrong too where few
+steps from m0 do not reach what fits an episode: the quadratic is then of a place where nobody stops.
 """
 
 from __future__ import annotations
@@ -61,7 +61,11 @@ Steps = Annotated[int, Ge(0)]
 
 @dataclass(frozen=True)
 class Posterior:
-    """Draws of weights for episodes, by variational inference on their supports."""
+    """Draws of weights for episodes, by variational inference on their supports.
+
+    Steps are along the natural gradient where q is the prior: `rate` times the prior's variance for the mean, half of
+    it for the log standard deviation. A step of rate 1 thus undoes the pull of the KL as a whole, and none overshoots it.
+    """
 
     steps: int
     rate: float
@@ -83,8 +87,8 @@ class Posterior:
             kl = 0.5 * (v / prior_v + (m - prior_m) ** 2 / prior_v - 2 * s).sum(-1)
             objective = (net.loss(m + s.exp() * eps[step], points) + kl).sum()
             grad_m, grad_s = torch.autograd.grad(objective, (m, s))
-            m = (m - self.rate * clipped(grad_m)).detach().requires_grad_()
-            s = (s - self.rate * clipped(grad_s)).detach().requires_grad_()
+            m = (m - self.rate * prior_v * clipped(grad_m)).detach().requires_grad_()
+            s = (s - self.rate / 2 * clipped(grad_s)).detach().requires_grad_()
         return m + s.exp() * eps[self.steps :]
 
 
@@ -174,7 +178,6 @@ def meta(
 ) -> dict[str, float]:
     """Learn m0 and V0. `steps`, `step_size`, `alpha` (of the noise) and `burnin` are of SGLD. Returns what `own.fit`
     does."""
-    import torch
 
     def loss(net: Prior, points: Points, shown: Points) -> torch.Tensor:
         mean, precision = quadratic(net, points, steps, step_size, alpha, burnin, ai_max)
@@ -188,15 +191,14 @@ def maml(
     rows: Sequence[Example],
     context: TrainContext,
     *,
-    steps: Count,
+    steps: Steps,
     step_size: Positive,
     epochs: Epochs,
     learning_rate: Rate,
     batch_size: Batch,
 ) -> dict[str, float]:
-    """The control: m by the query's loss after `steps` of gradient descent on the support, and through them (Finn et al.
-    2017, arXiv 1703.03400)."""
-    import torch
+    """The control: m by the query's loss after `steps` of gradient descent on the support, and through them (Finn et
+    al. 2017, arXiv 1703.03400). With no steps it learns one net for all episodes."""
 
     def loss(net: Prior, points: Points, shown: Points) -> torch.Tensor:
         theta = descended(net, net.m.expand(len(points.x), -1), shown, steps, step_size, graph=True)
@@ -260,8 +262,8 @@ def closed_form(
 
 
 def objective(net: Prior, points: Points, m: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """The bound that an episode adds, shape (b,), in nats: E_q[loss] by one draw of theta, and the KL from the prior up to
-    a constant."""
+    """The bound that an episode adds, shape (b,), in nats, up to a constant: E_q[loss] by one draw of theta, and the KL
+    from the prior."""
     import torch
 
     theta = m + v.sqrt() * torch.randn_like(m)

@@ -16,12 +16,12 @@ ReLoop2: Building Self-Adaptive Recommendation Models via Responsive Error Compe
         verify     the mean log-likelihood of the chunk's labels, which come in now
         remember   (h, y, y_base) of each event
 
-The paper has g = 1, so that y~ = (1 - lam) y_base + lam ybar. The memory is `sketch`, of constant size: each array hashes
-h to one of 2^L buckets and adds up (1, y, y_base) there; what an array reads out is its bucket's mean. Or it is `exact`:
-the events themselves. How the readouts of a sketch are weighed was not found: equally.
+The paper has g = 1, so that y~ = (1 - lam) y_base + lam ybar. The memory is `sketch`, of constant size: each array
+hashes h to one of 2^L buckets and adds up (1, y, y_base) there. An array reads out its bucket's mean. Or the memory is
+`exact`: the events themselves. How the readouts of a sketch are weighed was not found: equally.
 
-*Wrong when* what was clicked says nothing of what will be: noise is then added to a good prediction. Wrong too where the
-base model learns from each chunk faster than a memory forgets.
+*Wrong when* what was clicked says nothing of what will be: noise is then added to a good prediction. Wrong too where
+the base model learns from each chunk faster than a memory forgets.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ async def compensated(
     `neighbours` and `tau` are of the exact memory.
     """
     (base,) = await policy.sample(problem.prompt)
-    y_base, keys = _predictions(problem, base)
+    y_base, keys = predictions(problem, base)
     y = compensate(y_base, recall(memory, keys, neighbours, tau), lam, g)
     text = " ".join(f"{value:.9g}" for value in y)
     answer = Sample([], [], [], text, "stop", base.seed, role="memory", array=y.tolist())
@@ -168,8 +168,8 @@ def exact(
 def sketch(
     groups: Iterable[list[Attempt]], *, memory: Sequence[Memory], arrays: Count, bits: Count, seed: int
 ) -> Iterator[Memory]:
-    """Sums in buckets. `arrays` memories of L = `bits` directions of length d and 2^L sums (1, y, y_base) each, whatever
-    was seen."""
+    """Sums in buckets: `arrays` memories, each of L = `bits` directions of length d and of 2^L sums (1, y, y_base),
+    however much was seen."""
     rows = np.concatenate([_events(attempt) for (attempt,) in groups])
     width = rows.shape[1] - 2
     rng = np.random.default_rng(seed)
@@ -196,11 +196,11 @@ def _array(one: Memory, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _events(attempt: Attempt) -> np.ndarray:
     """Rows (y, y_base, h) of a chunk."""
-    y_base, keys = _predictions(attempt.problem, attempt.trajectory.samples[0])
+    y_base, keys = predictions(attempt.problem, attempt.trajectory.samples[0])
     return np.column_stack([attempt.problem.metadata["labels"], y_base, keys])
 
 
-def _predictions(problem: Problem, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+def predictions(problem: Problem, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     """y_base (n,) and keys (n, d), of a draw of the click model."""
     rows = np.array(sample.array).reshape(len(problem.metadata["labels"]), -1)
     return rows[:, 0], rows[:, 1:]

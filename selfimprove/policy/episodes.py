@@ -17,7 +17,7 @@ from selfimprove.policy.nets import Net
 
 
 class Points(NamedTuple):
-    """Of several episodes: inputs (b, n, inputs), targets (b, n, outputs), and weights (b, n), 1 where a point counts."""
+    """Of b episodes: inputs (b, n, inputs), targets (b, n, outputs), and 1 where a point counts (b, n)."""
 
     x: torch.Tensor
     y: torch.Tensor
@@ -33,14 +33,14 @@ class Prior(Net):
     """
 
     def __init__(
-        self, *, inputs: int, outputs: int, hidden: int = 40, noise: float = 0.3, classes: bool = False
+        self, *, inputs: int, outputs: int, hidden: int = 40, noise: float = 1.0, classes: bool = False
     ) -> None:
         super().__init__(inputs=inputs, outputs=outputs, hidden=hidden, noise=noise, classes=classes)
         self.inputs, self.outputs, self.noise, self.classes = inputs, outputs, noise, classes
         self.sizes = list(itertools.pairwise((inputs, hidden, hidden, outputs)))
         layers = [torch.cat([torch.randn(a, b) * (2 / a) ** 0.5, torch.zeros(1, b)]).flatten() for a, b in self.sizes]
         self.m = torch.nn.Parameter(torch.cat(layers))
-        self.log_v = torch.nn.Parameter(torch.full_like(self.m, -6.0))
+        self.log_v = torch.nn.Parameter(torch.full_like(self.m, -4.6))
 
     def forward(self, theta: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Outputs (b, n, outputs) of nets with weights theta (b, d) at inputs (b, n, inputs)."""
@@ -73,8 +73,8 @@ class Prior(Net):
         return torch.cat([each.mean(0), each.var(0, unbiased=False) + noise], -1)
 
     def draws(self, inputs: torch.Tensor, requests: list[Request]) -> list[Draw]:
-        found = torch.empty(len(inputs), inputs.shape[1], 2 * self.outputs, dtype=inputs.dtype)
         with torch.inference_mode(False), torch.enable_grad():
+            found = torch.empty(*inputs.shape[:2], 2 * self.outputs, dtype=inputs.dtype)
             for hook in {request.hook for request in requests}:
                 own = [i for i, request in enumerate(requests) if request.hook == hook]
                 points = self.read(inputs[own].clone())
