@@ -1,13 +1,13 @@
 """MOS: an adapter for each task, merged with those before it, and found again at inference by the answers themselves.
 
-MOS: Model Surgery for Pre-Trained Model-Based Class-Incremental Learning (Sun et al. 2024, arXiv 2412.09441). A round is
-a task b with data D_b; the pre-trained body phi is frozen.
+MOS: Model Surgery for Pre-Trained Model-Based Class-Incremental Learning (Sun et al. 2024, arXiv 2412.09441). A round
+is a task b with data D_b; the pre-trained body phi is frozen.
 
     generate   predict the class of each new picture (test, then train)
     filter     D_b with its labels
     train      A_b <- A_{b-1}, an adapter in each block
-               L = CE(D_b) over the new classes + reg CE(M M^T / 0.8, identity),   M = class means so far and the batch's
-                                                                                  features
+               L = CE(D_b) over the new classes + reg CE(M M^T / 0.8, identity)
+                   M has the class means so far and the batch's features as rows
                after every step  A_b <- (1 - alpha) A_b + alpha mean(A_1 ... A_{b-1})
                mu_c, Sigma_c of the features of each new class; p_c, their mean without an adapter
                alignment: the head learns again, from draws of N(mu_c, Sigma_c) of every class so far

@@ -1,9 +1,9 @@
 """SEMA: a mixture of adapters that grows where new data look unlike all that its adapters have seen.
 
 Self-Expansion of Pre-trained Models with Mixture of Adapters for Continual Learning (Wang et al. 2024, arXiv
-2403.18886). A round is a task t with data D_t; the pre-trained body is frozen. Each of its last blocks has k modules of an
-adapter A_j and a descriptor R_j, an autoencoder of the block's input x, averaged over tokens, and a router with a column
-for each.
+2403.18886). A round is a task t with data D_t; the pre-trained body is frozen. Each of its last blocks has k modules of
+an adapter A_j and a descriptor R_j, an autoencoder of the block's input x, averaged over tokens, and a router with a
+column for each.
 
     generate   predict the class of each new picture (test, then train)
     filter     D_t with its labels

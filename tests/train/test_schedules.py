@@ -48,7 +48,11 @@ def test_an_infinite_schedule_is_continuous() -> None:
 
 @pytest.mark.parametrize("borders", [[0, 12], [0, 3, 12], [0, 5, 6, 12]])
 def test_phases_of_any_length_follow_one_curve(borders: list[int]) -> None:
-    found = [infinite(STREAM, end - begin, begin)(i) for begin, end in itertools.pairwise(borders) for i in range(end - begin)]
+    found = [
+        infinite(STREAM, end - begin, begin)(i)
+        for begin, end in itertools.pairwise(borders)
+        for i in range(end - begin)
+    ]
     assert found == [STREAM.share(n) for n in range(1, 13)]
 
 
@@ -77,7 +81,9 @@ def followed(context: Make, name: str, sizes: list[int], killed_at: int = 0) -> 
             logged[i, figures["step"]] = figures["learning_rate"]
 
         own = context(f"{name}{i}", log=log, training=Training(checkpoint_steps=2))
-        own = replace(own, state=own.out.with_name(f"{name}{i}_state"), parts=unfinished(Path(f"{own.out}.parts"), "key"))
+        own = replace(
+            own, state=own.out.with_name(f"{name}{i}_state"), parts=unfinished(Path(f"{own.out}.parts"), "key")
+        )
         if last:
             own = replace(own, start=str(last.out), last_state=last.state)
         how: dict[str, Any] = {"batch_size": 4, "learning_rate": 1e-2, "carry": True, "schedule": "infinite"}
