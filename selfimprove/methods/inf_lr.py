@@ -24,13 +24,18 @@ Wrong too where eta_c is so high that each corpus washes out the one before, or 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Unpack
 
 from selfimprove.generate.read import read
+from selfimprove.train import Optimization, TrainContext
+from selfimprove.train.own import require_stage
 from selfimprove.train.sft import sft
 from selfimprove.types import Attempt, Example
 
-generate, train = read, sft
+__all__ = ["every", "generate", "require_stage", "train"]
+
+generate = read
 
 
 def every(groups: Iterable[list[Attempt]]) -> Iterator[Example]:
@@ -38,6 +43,9 @@ def every(groups: Iterable[list[Attempt]]) -> Iterator[Example]:
     for group in groups:
         for attempt in group:
             sample = attempt.trajectory.samples[-1]
-            yield Example(
-                attempt.problem.id, [attempt.trajectory.id], sample.prompt_ids, sample.completion_ids
-            )
+            yield Example(attempt.problem.id, [attempt.trajectory.id], sample.prompt_ids, sample.completion_ids)
+
+
+def train(rows: Sequence[Example], context: TrainContext, **options: Unpack[Optimization]) -> dict[str, float]:
+    """Fine-tuning as `train.sft`, on a stream that has a task for each round."""
+    return sft(rows, context, **options)

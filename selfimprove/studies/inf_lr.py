@@ -16,7 +16,12 @@ from selfimprove.studies import Claim, Lab, Result, claim_above, claim_sign, dif
 from selfimprove.studies.arms import Arms, arms_table
 from selfimprove.studies.staged import DEV_SEED, minus
 
-COSINE = ["~method.stages.anneal", "~method.train.infinite", "method.train.epochs=1.05", "+method.train.warmup_ratio=0.1"]
+COSINE = [
+    "~method.stages.anneal",
+    "~method.train.infinite",
+    "method.train.epochs=1.05",
+    "+method.train.warmup_ratio=0.1",
+]
 ARMS = {
     "infinite, annealed": [],
     "repeated cosine": [*COSINE, "method.train.schedule=cosine_with_restarts"],
@@ -54,7 +59,9 @@ def chosen_rates(lab: Lab, common: list[str], arms: Arms) -> dict[str, float]:
 def read(result: Result, round: int = -1, corpus: str = "") -> dict[str, float]:
     """Held-out text -> its mean log-likelihood (nats a token) after a round: of one corpus, or of all."""
     folder = sorted(result.path.glob("rounds/*/evaluation"))[round]
-    return {name: value for name, value in scores.read(folder / scores.FILE).by_problem.items() if name.startswith(corpus)}
+    return {
+        name: value for name, value in scores.read(folder / scores.FILE).by_problem.items() if name.startswith(corpus)
+    }
 
 
 def forgotten(result: Result) -> dict[str, float]:

@@ -36,8 +36,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from selfimprove import store
 from selfimprove.errors import RunError
-from selfimprove.train import TrainContext, device_steps
-from selfimprove.train import schedules
+from selfimprove.train import TrainContext, device_steps, schedules
 from selfimprove.train.carry import steps_of
 from selfimprove.train.checkpoints import SAVING, checkpoint, seal
 

@@ -64,7 +64,7 @@ def test_a_corpus_that_is_too_short_or_missing_is_said(monkeypatch: pytest.Monke
 
 def test_glosses_and_passages_are_read_from_their_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for part in ("noun", "verb", "adj", "adv"):
-        (tmp_path / f"data.{part}").write_text(f"  1 the licence\n0001 03 n 01 x 0 000 | what a {part} is; \"so\"  \n")
+        (tmp_path / f"data.{part}").write_text(f'  1 the licence\n0001 03 n 01 x 0 000 | what a {part} is; "so"  \n')
     monkeypatch.setattr(corpora, "WORDNET", tmp_path)
     assert list(corpora.glosses())[:2] == ['what a noun is; "so"', 'what a verb is; "so"']
     folder = tmp_path / "data/BoolQ"
