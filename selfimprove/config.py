@@ -40,7 +40,6 @@ from selfimprove.overrides import NEEDED, OPTIONAL, brought, one_line
 from selfimprove.overrides import read as read_words
 from selfimprove.packaged import CONF as CONF
 from selfimprove.schema import Config, Stage
-from selfimprove.train import schedules
 from selfimprove.units import UNITS
 
 
@@ -256,6 +255,8 @@ def check_stages(config: Config, needs: bool) -> None:
         if stage.train and stage.train.get("carry"):
             check_carry(config, stage, where)
         if stage.train:
+            from selfimprove.train import schedules  # the list of methods needs no training
+
             schedules.require(stage.train, f"{where}.train")
         if stage.train and stage.role and needs:
             fits = getattr(inspect.getmodule(function(stage.train, where)), "require_stage", None)
