@@ -17,7 +17,9 @@ from selfimprove.policy.models import resolve
 from selfimprove.schema import Config
 
 HARDWARE = sorted(path.stem for path in (CONF / "hardware").glob("*.yaml"))
-MODELS = sorted({path.stem for path in (CONF / "model").glob("*.yaml")} - {"categorical", "points"})
+MODELS = sorted(
+    {path.stem for path in (CONF / "model").glob("*.yaml")} - {"categorical", "points", "digits_vit", "fashion_vit"}
+)
 SHOULD = ("cpu", "cpu_vllm", "gpu_24gb", "gpu_80gb", "gpu_8x80gb")
 
 

@@ -9,7 +9,7 @@ from selfimprove.policy.nets import Classifier
 
 
 class Vit(Classifier):
-    """Grey pictures of size x size in [0, 1], in patches of patch x patch; one linear head over the mean of the patches.
+    """Grey pictures of size x size in [0, 1], in patches of patch x patch; a linear head over the patches' mean.
 
     Without dropout. `features` are what the head reads, shape (n, width).
     """

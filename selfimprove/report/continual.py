@@ -4,8 +4,8 @@
     AIA   = mean_k AA_k                              average incremental accuracy
     FM_k  = mean_{j<k} max_{i<k} (a_{i,j} - a_{k,j}) forgetting measure
     BWT_k = mean_{j<k} (a_{k,j} - a_{j,j})           backward transfer
-    FWT_GEM = mean_{j>=2} (a_{j-1,j} - a_{0,j})      forward transfer, against the untrained model (Lopez-Paz and Ranzato
-                                                     2017, arXiv:1706.08840)
+    FWT_GEM = mean_{j>=2} (a_{j-1,j} - a_{0,j})      forward transfer, against the untrained model (Lopez-Paz and
+                                                     Ranzato 2017, arXiv:1706.08840)
     FWT_k = mean_{2<=j<=k} (a_{j,j} - a~_j)          forward transfer, against a fresh model trained on task j alone
     IM_k  = a*_k - a_{k,k}                           intransigence, against one trained on all tasks up to k jointly
 

@@ -344,7 +344,7 @@ def _tables(
 ) -> list[dict[str, Any]]:
     """Tables with a title, columns (label and kind) and rows: the rounds of one run, or several runs."""
     if len(runs) == 1:
-        return [_table("Rounds", *_round_rows(runs[0])), *_account(runs[0])]
+        return [_table("Rounds", *_round_rows(runs[0])), *_by_group(runs[0]), *_account(runs[0])]
     of = {i: name for name, chosen in groups for i in chosen}
     rows = []
     for i, run in enumerate(runs):
@@ -376,6 +376,20 @@ def _round_rows(run: RunData) -> tuple[list[tuple[str, str]], list[list[Any]]]:
         figures = [estimate.get(name) for name in (unit.name, "change", *largest)]
         rows.append([f"round {entry['round']}" if i else "base policy", *figures, *counts, *spent, seconds])
     return columns, rows
+
+
+def _by_group(run: RunData) -> list[dict[str, Any]]:
+    """The mean score for each value of `eval.by` after each round, as a heat map where it is a share; none without."""
+    entries = [run.summary.get("base"), *(entry["evaluation"] for entry in run.summary.get("rounds", []))]
+    start = f"{run.unit.name}/{run.config['eval'].get('by')}="
+    estimates = [_folded(entry or {}) for entry in entries]
+    names = [name for name in estimates[0] if name.startswith(start)]
+    kind = "shaded" if run.unit.percent else run.unit.kind
+    columns = [("after", "text"), *((name.partition("/")[2], kind) for name in names)]
+    labels = ["base policy", *(f"round {entry['round']}" for entry in run.summary.get("rounds", []))]
+    rows = [[label, *((one.get(name) or [None])[0] for name in names)]
+            for label, one in zip(labels, estimates, strict=True)]  # fmt: skip
+    return [_table(f"{run.unit.label} by {run.config['eval']['by']}", columns, rows)] if names else []
 
 
 def _account(run: RunData) -> list[dict[str, Any]]:

@@ -77,8 +77,8 @@ def fit(
     """Adam on `loss(batch)` for each step's rows; the rate falls along a cosine, gradients are clipped at norm 1.
 
     `before_step` may change the gradients, `after_step` the weights. `parameters`: those that learn; None: all.
-    Returns `loss` (mean over steps), `steps`, `seconds` and `tokens` (rows read). Raises RunError for a loss or a weight
-    that is no number.
+    Returns `loss` (mean over steps), `steps`, `seconds` and `tokens` (rows read). Raises RunError for a loss or a
+    weight that is no number.
     """
     begin, losses = time.monotonic(), list[float]()
     learning = [p for p in (net.parameters() if parameters is None else parameters) if p.requires_grad]

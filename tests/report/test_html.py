@@ -8,6 +8,7 @@ import resource
 import shutil
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from selfimprove.report.html import write_report
 from selfimprove.report.runs import RunData
 from selfimprove.report.statistics import matrix, over_seeds
 from selfimprove.types import STATUSES, Example, Node, Problem, Sample, Trajectory, Verdict
+from selfimprove.units import UNITS
 from tests.conftest import CHROMEDRIVER, CHROMIUM
 from tests.waiting import wait_for
 
@@ -250,6 +252,19 @@ def test_characters_bound_what_is_read(runs):
     block = explorer.collect(runs[1], 100_000, 100)
     assert 2 <= len(block["problems"]) < 14
     assert block["total"]["trajectories"] == 60
+
+
+def test_scores_by_task_are_a_heat_map_with_a_row_for_each_round():
+    def entry(*shares):
+        return {"accuracy": 0.5} | {f"accuracy/task={i}": share for i, share in enumerate(shares)}
+
+    summary = {"base": entry(0.1, 0.2), "rounds": [{"round": 0, "evaluation": entry(0.9, 0.3)}]}
+    run = SimpleNamespace(summary=summary, unit=UNITS["accuracy"], config={"eval": {"by": "task"}})
+    (table,) = html._by_group(run)
+    assert table["rows"] == [["base policy", 0.1, 0.2], ["round 0", 0.9, 0.3]]
+    assert [column["kind"] for column in table["columns"]] == ["text", "shaded", "shaded"]
+    run.config["eval"]["by"] = None
+    assert html._by_group(run) == []
 
 
 def test_an_unfinished_run_has_a_report_of_what_it_finished(tmp_path):

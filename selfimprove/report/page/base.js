@@ -44,6 +44,7 @@ const KINDS = {
   number,
   seconds: duration,
   percent: (value) => percent(value),
+  shaded: (value) => percent(value),
   points: (value) => (value > 0 ? "+" : "") + percent(value),
   gain: (value) => (value > 0 ? "+" : "") + number(value),
 };
@@ -58,7 +59,7 @@ const cell = (value, kind) => {
 };
 
 // A table. A click on a column's head sorts it, if there is anything to sort.
-const UNITS = { percent: " %", points: ", points" };
+const UNITS = { percent: " %", shaded: " %", points: ", points" };
 const table = ({ caption, columns, rows, tall }) => {
   const body = el("tbody");
   const heads = columns.map((column, i) => {
@@ -72,7 +73,9 @@ const table = ({ caption, columns, rows, tall }) => {
         el("tr", {}, row.map((value, i) => {
           const kind = columns[i].kind;
           const title = kind === "text" ? value : null;
-          return i === 0 ? el("th", { scope: "row", title }, cell(value, kind)) : el("td", { class: kind === "text" ? "text" : null, title }, cell(value, kind));
+          const depth = kind === "shaded" && value !== null ? 40 * sortable(value) : 0; // of a heat map's cell
+          const style = depth ? `background: color-mix(in srgb, var(--c0) ${depth}%, transparent)` : null;
+          return i === 0 ? el("th", { scope: "row", title }, cell(value, kind)) : el("td", { class: kind === "text" ? "text" : null, title, style }, cell(value, kind));
         })),
       ),
     );
