@@ -1,7 +1,8 @@
-"""Training that goes on: what one phase leaves for the policy's next, with the option `carry` of a train slot.
+"""Training that goes on: what a phase leaves for the policy's next phase, with the option `carry` of a train slot.
 
-That is the optimizer's moments, the number of steps, and float32 weights where the policy is saved in less: in
-bfloat16 a step of 1e-6 would be rounded away each time. In the folder `state`, beside `policy`: safetensors and JSON.
+It leaves the optimizer's moments and the number of steps. If the policy is saved in less than float32, it also leaves
+float32 weights: in bfloat16 a step of 1e-6 would be rounded away each time. They are safetensors and JSON files in the
+folder `state`, beside `policy`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Moments(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step:
-            return  # it goes on from a checkpoint, which has them
+            return  # training goes on from a checkpoint, which has the moments
         from safetensors.torch import load_file
 
         named: dict[str, dict[str, Any]] = {}
@@ -41,7 +42,7 @@ class Moments(TrainerCallback):
 
 
 def restore_weights(model: Any, last: Path) -> None:
-    """Put the float32 weights of the last phase into a model that was loaded from less."""
+    """Put the float32 weights of the last phase into a model that was loaded from rounded ones."""
     if not (last / WEIGHTS).exists():
         return
     import torch
