@@ -230,7 +230,8 @@ def repeated(problems: list[Problem]) -> list[str]:
         first: dict[tuple[str, str], Problem] = {}
         pairs = []
         for problem in ours:
-            asked = " ".join(str(problem.prompt).split()), str(problem.metadata.get("options"))
+            whole = f"{problem.prompt} {problem.metadata['question']}"
+            asked = " ".join(whole.split()), str(problem.metadata.get("options"))
             if (known := first.setdefault(asked, problem)) is not problem:
                 pairs.append((known, problem))
         if pairs:

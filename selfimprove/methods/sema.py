@@ -205,7 +205,7 @@ def train(
 
 
 def scan(net: Sema, x: torch.Tensor, threshold: float, grew: set[int]) -> int | None:
-    """The first block, counted among those that can grow, to which the pictures are unlike; None where there is none."""
+    """The first block, counted among those that can grow, to which the pictures are unlike; None: there is none."""
     for place, (mixture, seen) in enumerate(zip(net.mixtures, net.inputs(x), strict=True)):
         if place not in grew and mixture.unlike(seen) > threshold:
             return place
