@@ -6,17 +6,18 @@ a problem, with a support that is shown and a query that is asked.
     model      (mu, Sigma) ~ NIW,   theta_i ~ N(mu, Sigma) for episode i
                q(mu, Sigma) = NIW(m0, V0, l0, n0),   q(theta_i) = N(m_i, V_i);   Sigma, V0 and V_i are diagonal
     generate   for a new episode: the prior N(m0, V0 / (n0 + d + 2)), the mode of q(mu, Sigma); q = N(m, V) by a few
-               gradient steps from it on  E_q[loss_i] + KL(q, prior);  predictions are means over draws of theta from q
+               gradient steps on  E_q[loss_i] + alpha KL(q, prior);  predictions are means over draws of theta from q
     verify     the query: minus the squared error, or the share of right classes
     filter     all episodes
     train      for each episode, on support and query:
                    a few SGLD steps from m0; of the iterates the mean m~ and the precision A~ (at most ai_max)
                    V_i = (A~ + n0 V0^-1)^-1          m_i = V_i (A~ m~ + n0 V0^-1 m0)
                and one step of (m0, V0), through these two closed forms but not through SGLD, on
-                   E_q[loss_i(theta)] + 1/2 [tr(n0 V0^-1 V_i) + (m_i - m0)' n0 V0^-1 (m_i - m0) - log|V_i| + log|V0|]
+                   E_q[loss_i(theta)] + alpha/2 [tr(n0 V0^-1 V_i) + (m_i - m0)' n0 V0^-1 (m_i - m0) - log|V_i| + log|V0|]
 
-m_i and V_i minimise that where loss_i is the quadratic with minimum m~ and curvature A~. n0 = d + 2 is kept. The net
-has m = m0 and log_v = log(V0 / n0).
+alpha is a temperature: 1 is Bayes. SGLD's noise has it too, so that the iterates' precision is A~ = A / alpha for a loss
+with curvature A, and m_i and V_i minimise the bound where loss_i is the quadratic with minimum m~ and that curvature.
+n0 = d + 2 is kept. The net has m = m0 and log_v = log(V0 / n0).
 
 *Wrong when* episodes have nothing in common but the form of the net: then a prior cannot help. Wrong too where few
 steps from m0 do not reach what fits an episode: the quadratic is then of a place where nobody stops.
@@ -61,14 +62,11 @@ Steps = Annotated[int, Ge(0)]
 
 @dataclass(frozen=True)
 class Posterior:
-    """Draws of weights for episodes, by variational inference on their supports.
-
-    Steps are along the natural gradient where q is the prior: `rate` times the prior's variance for the mean, half of
-    it for the log standard deviation. A step of rate 1 thus undoes the pull of the KL as a whole, and none overshoots it.
-    """
+    """Draws of weights for episodes, by variational inference on their supports."""
 
     steps: int
     rate: float
+    alpha: float
     draws: int
 
     def __call__(self, net: Prior, points: Points, seeds: Sequence[int]) -> torch.Tensor:
@@ -85,10 +83,10 @@ class Posterior:
         for step in range(self.steps):
             v = (2 * s).exp()
             kl = 0.5 * (v / prior_v + (m - prior_m) ** 2 / prior_v - 2 * s).sum(-1)
-            objective = (net.loss(m + s.exp() * eps[step], points) + kl).sum()
+            objective = (net.loss(m + s.exp() * eps[step], points) + self.alpha * kl).sum()
             grad_m, grad_s = torch.autograd.grad(objective, (m, s))
-            m = (m - self.rate * prior_v * clipped(grad_m)).detach().requires_grad_()
-            s = (s - self.rate / 2 * clipped(grad_s)).detach().requires_grad_()
+            m = (m - self.rate * clipped(grad_m)).detach().requires_grad_()
+            s = (s - self.rate * clipped(grad_s)).detach().requires_grad_()
         return m + s.exp() * eps[self.steps :]
 
 
@@ -122,10 +120,10 @@ def clipped(grad: torch.Tensor, most: float = 10.0) -> torch.Tensor:
 
 
 async def inferred(
-    problem: Problem, policy: Policy, *, steps: Steps, learning_rate: Positive, samples: Samples
+    problem: Problem, policy: Policy, *, steps: Steps, learning_rate: Positive, alpha: NonNegative, samples: Samples
 ) -> list[Trajectory]:
     """One trajectory: the predictions for the query, by weights that are inferred from the support."""
-    return await _answered(problem, policy, Posterior(steps, learning_rate, samples))
+    return await _answered(problem, policy, Posterior(steps, learning_rate, alpha, samples))
 
 
 async def descent(problem: Problem, policy: Policy, *, steps: Steps, learning_rate: Positive) -> list[Trajectory]:
@@ -176,13 +174,13 @@ def meta(
     learning_rate: Rate,
     batch_size: Batch,
 ) -> dict[str, float]:
-    """Learn m0 and V0. `steps`, `step_size`, `alpha` (of the noise) and `burnin` are of SGLD. Returns what `own.fit`
+    """Learn m0 and V0. `steps`, `step_size` and `burnin` are of SGLD. Returns what `own.fit`
     does."""
 
     def loss(net: Prior, points: Points, shown: Points) -> torch.Tensor:
         mean, precision = quadratic(net, points, steps, step_size, alpha, burnin, ai_max)
         m, v = closed_form(mean, precision, net.m, net.log_v)
-        return objective(net, points, m, v).mean()
+        return objective(net, points, m, v, alpha).mean()
 
     return _learn(rows, context, loss, epochs, learning_rate, batch_size)
 
@@ -261,13 +259,13 @@ def closed_form(
     return v * (precision * mean + prior * m0), v
 
 
-def objective(net: Prior, points: Points, m: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """The bound that an episode adds, shape (b,), in nats, up to a constant: E_q[loss] by one draw of theta, and the KL
-    from the prior."""
+def objective(net: Prior, points: Points, m: torch.Tensor, v: torch.Tensor, alpha: float) -> torch.Tensor:
+    """The bound that an episode adds, shape (b,), in nats, up to a constant: E_q[loss] by one draw of theta, and alpha
+    times the KL from the prior."""
     import torch
 
     theta = m + v.sqrt() * torch.randn_like(m)
-    return net.loss(theta, points) + penalty(m, v, net.m, net.log_v)
+    return net.loss(theta, points) + alpha * penalty(m, v, net.m, net.log_v)
 
 
 def penalty(m: torch.Tensor, v: torch.Tensor, m0: torch.Tensor, log_v: torch.Tensor) -> torch.Tensor:

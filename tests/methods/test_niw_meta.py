@@ -7,7 +7,6 @@ import asyncio
 import numpy as np
 import pytest
 import torch
-from selfimprove.studies.niw_meta import held
 
 from selfimprove import store
 from selfimprove.datasets import episodes
@@ -16,6 +15,7 @@ from selfimprove.policy import Policy, nets
 from selfimprove.policy.draws import DrawsEngine
 from selfimprove.policy.episodes import Prior
 from selfimprove.studies import Lab
+from selfimprove.studies.niw_meta import held
 from selfimprove.types import Attempt, Verdict
 from selfimprove.verify.episodes import classification, regression
 
@@ -99,7 +99,7 @@ def test_draws_depend_on_an_episodes_own_support_and_seed(net, tmp_path):
     policy = Policy(DrawsEngine(nets.read, str(tmp_path)), 0, max_tokens=1)
 
     async def answers(chosen):
-        asked = (niw_meta.inferred(p, policy.for_problem(p), steps=3, learning_rate=0.01, samples=2) for p in chosen)
+        asked = (niw_meta.inferred(p, policy.for_problem(p), steps=3, learning_rate=0.01, alpha=1e-6, samples=2) for p in chosen)
         return [found[0].text for found in await asyncio.gather(*asked)]
 
     together, alone = asyncio.run(answers(problems)), asyncio.run(answers(problems[2:3]))
