@@ -15,6 +15,7 @@ import numpy as np
 from rich.table import Table
 
 from selfimprove import store
+from selfimprove.datasets.calculations import read
 from selfimprove.errors import RunError
 from selfimprove.generate.programs import chains
 from selfimprove.methods.agent0 import proposal
@@ -26,7 +27,7 @@ from selfimprove.studies.solving import attempts, solve, solved
 from selfimprove.studies.staged import DEV_SEED, GRADE, bounded
 from selfimprove.studies.tiny import shipped
 from selfimprove.tools.python import python
-from selfimprove.types import Trajectory, Verdict
+from selfimprove.types import Problem, Trajectory, Verdict
 from selfimprove.verify.answers import vote
 
 COMMAND = "selfimprove study agent0"
@@ -90,15 +91,19 @@ def claims(lab: Lab, runs: Mapping[str, list[Result]], rounds: int) -> Iterator[
     written = float(np.mean(values(mine, 0, formed)))
     found = [stays(mine, rounds)]
     above: list[tuple[str, Estimate, str]] = [
-        ("questions grow longer, in words", rise(mine, last), "round 1"),
+        (
+            "questions grow longer, in words",
+            over_seeds(values(mine, last, length) - values(mine, 0, length)),
+            "round 1",
+        ),
         ("held-out accuracy rises", gain(mine), "the shipped policy"),
     ]
     if not lab.quick:
         voted = [majority(result, seed) for seed, result in enumerate(mine)]
-        above.append((f"and above the majority of {N} answers", difference([r.heldout() for r in mine], voted),
-                      "the shipped policy, ten times"))  # fmt: skip
+        more = difference([r.heldout() for r in mine], voted)
+        above.append((f"and above the majority of {N} answers", more, "the shipped policy, ten times"))
     if STILL in runs:
-        grown = over_seeds(lengths(mine, last) - lengths(runs[STILL], last))
+        grown = over_seeds(values(mine, last, length) - values(runs[STILL], last, length))
         above.append(("questions are longer than those of a curriculum agent that does not learn", grown, STILL))
     if REPEATED in runs:
         kinds = over_seeds(values(mine, last, new) - 2 * values(runs[REPEATED], last, new))
@@ -150,6 +155,10 @@ def share(questions: Questions) -> list[float]:
     return [s for _, s in questions]
 
 
+def length(questions: Questions) -> list[float]:
+    return [float(len(text.split())) for text, _ in questions]
+
+
 def formed(questions: Questions) -> list[float]:
     """Whether each question has the form that the executor knows."""
     return [float(FORM.fullmatch(text) is not None) for text, _ in questions]
@@ -161,13 +170,19 @@ def new(questions: Questions) -> list[float]:
     return [float(template not in templates[:i]) for i, template in enumerate(templates)]
 
 
-def lengths(runs: Sequence[Result], number: int) -> np.ndarray:
-    return values(runs, number, lambda questions: [float(len(text.split())) for text, _ in questions])
+def right(result: Result, number: int) -> float:
+    """The share of a round's made problems whose label is the true answer; a text of another form has none."""
+    folder = next(result.path.glob(f"rounds/{number:03d}.*_ask"))
+    made = [problem.metadata for problem in store.read_records(folder / "made.parquet", Problem)]
+    true = [FORM.fullmatch(m["question"]) and str(read(m["question"]).answer) == m["label"] for m in made]
+    return float(np.mean([bool(value) for value in true]))
 
 
-def rise(runs: Sequence[Result], last: int) -> Estimate:
-    """How many more words a question of the last round has than one of the first."""
-    return over_seeds(lengths(runs, last) - lengths(runs, 0))
+def programs(result: Result, number: int) -> float:
+    """Programs an answer, of the executor's answers that a round learns from."""
+    folders = result.path.glob(f"rounds/{number:03d}.*_executor*")
+    found = [t for folder in folders for t in store.read_records(folder / "trajectories.parquet", Trajectory)]
+    return float(np.mean([len(trajectory.samples) - 1 for trajectory in found]))
 
 
 def majority(result: Result, seed: int) -> dict[str, float]:
@@ -183,14 +198,6 @@ def majority(result: Result, seed: int) -> dict[str, float]:
 
 
 def table(runs: Mapping[str, list[Result]], rounds: int) -> Table:
-    def programs(result: Result, number: int) -> float:
-        found = [
-            len(trajectory.samples) - 1
-            for folder in result.path.glob(f"rounds/{number:03d}.*_executor*")
-            for trajectory in store.read_records(folder / "trajectories.parquet", Trajectory)
-        ]
-        return float(np.mean(found))
-
     def mean(of: Callable[[Questions], list[float]]) -> Callable[[tuple[int, list[Result]]], str]:
         return lambda row: f"{values(row[1], row[0], of).mean():.2f}"
 
@@ -207,7 +214,8 @@ def table(runs: Mapping[str, list[Result]], rounds: int) -> Table:
             "s": mean(share),
             "of the form": mean(formed),
             "templates a question": mean(new),
-            "words": lambda row: f"{lengths(row[1], row[0]).mean():.1f}",
+            "words": mean(length),
+            "labels right": lambda row: f"{np.mean([right(r, row[0]) for r in row[1]]):.2f}",
             "programs an answer": lambda row: f"{np.mean([programs(r, row[0]) for r in row[1]]):.2f}",
             "held-out": heldout,
         },
