@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -56,6 +57,7 @@ N = 10  # answers of the policy before, of which the majority is taken
 FORM = re.compile(r"Start with \d+\.( (Add|Subtract|Multiply by) \d+\.)* What is the result\?")
 
 Questions = list[tuple[str, float]]  # what the curriculum agent asked for, with s(x)
+Of = Callable[[Questions], list[float]]  # a figure of each question
 
 
 def study(lab: Lab) -> Iterator[Claim]:
@@ -88,39 +90,26 @@ def best_rate(lab: Lab, arm: str, words: Sequence[str]) -> float:
 
 def claims(lab: Lab, runs: Mapping[str, list[Result]], rounds: int) -> Iterator[Claim]:
     mine, last = runs[METHOD], rounds - 1
-    written = float(np.mean(values(mine, 0, formed)))
-    found = [stays(mine, rounds)]
-    above: list[tuple[str, Estimate, str]] = [
-        (
-            "questions grow longer, in words",
-            over_seeds(values(mine, last, length) - values(mine, 0, length)),
-            "round 1",
-        ),
-        ("held-out accuracy rises", gain(mine), "the shipped policy"),
-    ]
+    above = [("questions grow longer, in words", over(mine, last, length, mine, 0), "round 1"),
+             ("held-out accuracy rises", gain(mine), "the shipped policy")]  # fmt: skip
     if not lab.quick:
         voted = [majority(result, seed) for seed, result in enumerate(mine)]
         more = difference([r.heldout() for r in mine], voted)
         above.append((f"and above the majority of {N} answers", more, "the shipped policy, ten times"))
     if STILL in runs:
-        grown = over_seeds(values(mine, last, length) - values(runs[STILL], last, length))
-        above.append(("questions are longer than those of a curriculum agent that does not learn", grown, STILL))
+        above.append(("questions are longer", over(mine, last, length, runs[STILL], last), STILL))
     if REPEATED in runs:
         kinds = over_seeds(values(mine, last, new) - 2 * values(runs[REPEATED], last, new))
         above.append(("at least twice as many templates with the cluster term", kinds, REPEATED))
     if BARE in runs:
-        shares = over_seeds(values(mine, last, share) - values(runs[BARE], last, share))
-        above += [("s of new questions is higher with tools", shares, BARE),
+        above += [("s of new questions is higher with tools", over(mine, last, share, runs[BARE], last), BARE),
                   ("held-out accuracy is higher with tools", advantage(mine, runs[BARE]), BARE)]  # fmt: skip
     if PLAIN in runs:
         above.append(("held-out accuracy is higher with the scaling", advantage(mine, runs[PLAIN]), PLAIN))
-    found += [bounded(claim, estimate, 0.0, control, COMMAND) for claim, estimate, control in above]
-    for claim in found:
-        if written >= GATE:
-            yield claim
-        else:
-            why = f"cannot be tested here: {written:.0%} of replies are a question of the form, of {GATE:.0%} needed"
-            yield Claim(claim.claim, None, why, None, claim.control, COMMAND)
+    found = [stays(mine, rounds), *(bounded(claim, e, 0.0, control, COMMAND) for claim, e, control in above)]
+    written = float(np.mean(values(mine, 0, formed)))
+    why = f"cannot be tested here: {written:.0%} of replies are a question of the form, of {GATE:.0%} needed"
+    yield from found if written >= GATE else (replace(c, holds=None, value=why, interval=None) for c in found)
 
 
 def stays(runs: Sequence[Result], rounds: int) -> Claim:
@@ -146,9 +135,14 @@ def asked(result: Result, number: int) -> Questions:
     return [(proposal(t)[0], v.reward) for t, v in zip(replies, verdicts, strict=True)]
 
 
-def values(runs: Sequence[Result], number: int, of: Callable[[Questions], list[float]]) -> np.ndarray:
+def values(runs: Sequence[Result], number: int, of: Of) -> np.ndarray:
     """A figure of each question of a round, shape (seeds, questions)."""
     return np.array([of(asked(result, number)) for result in runs], float)
+
+
+def over(runs: Sequence[Result], number: int, of: Of, others: Sequence[Result], then: int) -> Estimate:
+    """How much higher a figure is than that of other runs, or of another round."""
+    return over_seeds(values(runs, number, of) - values(others, then, of))
 
 
 def share(questions: Questions) -> list[float]:
@@ -198,7 +192,7 @@ def majority(result: Result, seed: int) -> dict[str, float]:
 
 
 def table(runs: Mapping[str, list[Result]], rounds: int) -> Table:
-    def mean(of: Callable[[Questions], list[float]]) -> Callable[[tuple[int, list[Result]]], str]:
+    def mean(of: Of) -> Callable[[tuple[int, list[Result]]], str]:
         return lambda row: f"{values(row[1], row[0], of).mean():.2f}"
 
     def heldout(row: tuple[int, list[Result]]) -> str:
