@@ -218,7 +218,7 @@ def adpo(
     for group in groups:
         if len(group) < 2:
             continue
-        s = min(1.0, max(0.0, (group[0].problem.metadata["share"] - low) / (high - low)))
+        s = float(np.interp(group[0].problem.metadata["share"], (low, high), (0, 1)))  # s'
         found = group_advantages([attempt.verdict.reward for attempt in group], "mean", "std")
         for attempt, advantage in zip(group, found, strict=True):
             row = whole(attempt.trajectory)
