@@ -1,6 +1,7 @@
 """Agent0: one agent writes questions at the edge of what another can do; that one learns to answer them, with tools.
 
-Agent0: Unleashing Self-Evolving Agents from Zero Data via Tool-Integrated Reasoning (Xia et al. 2025, arXiv 2511.16043).
+Agent0: Unleashing Self-Evolving Agents from Zero Data via Tool-Integrated Reasoning (Xia et al. 2025, arXiv
+2511.16043).
 
     C, E       the curriculum agent and the executor, both from the same base model
     C writes   a batch of B questions x; E answers each n times, with up to T programs in an answer
@@ -21,8 +22,8 @@ No gold answer is looked at. Output of programs bears no loss.
 
 What of this is the paper's, what its code's and what is our own choice is said in docs/methods/agent0.md.
 
-*Wrong when* E is most often wrong in the same way: then the majority is the wrong label, and E learns it. Wrong too where
-questions that E answers half of the time are not harder but unclear: C is paid for both alike.
+*Wrong when* E is most often wrong in the same way: then the majority is the wrong label, and E learns it. Wrong too
+where questions that E answers half of the time are not harder but unclear: C is paid for both alike.
 """
 
 from __future__ import annotations
@@ -217,7 +218,7 @@ def adpo(
     for group in groups:
         if len(group) < 2:
             continue
-        s = min(1.0, max(0.0, (group[0].problem.metadata["share"] - low) / (high - low)))
+        s = float(np.interp(group[0].problem.metadata["share"], (low, high), (0, 1)))  # s'
         found = group_advantages([attempt.verdict.reward for attempt in group], "mean", "std")
         for attempt, advantage in zip(group, found, strict=True):
             row = whole(attempt.trajectory)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 from rich.table import Table
 
 from selfimprove import store
+from selfimprove.datasets.calculations import read
 from selfimprove.errors import RunError
 from selfimprove.generate.programs import chains
 from selfimprove.methods.agent0 import proposal
@@ -26,7 +28,7 @@ from selfimprove.studies.solving import attempts, solve, solved
 from selfimprove.studies.staged import DEV_SEED, GRADE, bounded
 from selfimprove.studies.tiny import shipped
 from selfimprove.tools.python import python
-from selfimprove.types import Trajectory, Verdict
+from selfimprove.types import Problem, Trajectory, Verdict
 from selfimprove.verify.answers import vote
 
 COMMAND = "selfimprove study agent0"
@@ -55,6 +57,7 @@ N = 10  # answers of the policy before, of which the majority is taken
 FORM = re.compile(r"Start with \d+\.( (Add|Subtract|Multiply by) \d+\.)* What is the result\?")
 
 Questions = list[tuple[str, float]]  # what the curriculum agent asked for, with s(x)
+Of = Callable[[Questions], list[float]]  # a figure of each question
 
 
 def study(lab: Lab) -> Iterator[Claim]:
@@ -87,35 +90,26 @@ def best_rate(lab: Lab, arm: str, words: Sequence[str]) -> float:
 
 def claims(lab: Lab, runs: Mapping[str, list[Result]], rounds: int) -> Iterator[Claim]:
     mine, last = runs[METHOD], rounds - 1
-    written = float(np.mean(values(mine, 0, formed)))
-    found = [stays(mine, rounds)]
-    above: list[tuple[str, Estimate, str]] = [
-        ("questions grow longer, in words", rise(mine, last), "round 1"),
-        ("held-out accuracy rises", gain(mine), "the shipped policy"),
-    ]
+    above = [("questions grow longer, in words", over(mine, last, length, mine, 0), "round 1"),
+             ("held-out accuracy rises", gain(mine), "the shipped policy")]  # fmt: skip
     if not lab.quick:
         voted = [majority(result, seed) for seed, result in enumerate(mine)]
-        above.append((f"and above the majority of {N} answers", difference([r.heldout() for r in mine], voted),
-                      "the shipped policy, ten times"))  # fmt: skip
+        more = difference([r.heldout() for r in mine], voted)
+        above.append((f"and above the majority of {N} answers", more, "the shipped policy, ten times"))
     if STILL in runs:
-        grown = over_seeds(lengths(mine, last) - lengths(runs[STILL], last))
-        above.append(("questions are longer than those of a curriculum agent that does not learn", grown, STILL))
+        above.append(("questions are longer", over(mine, last, length, runs[STILL], last), STILL))
     if REPEATED in runs:
         kinds = over_seeds(values(mine, last, new) - 2 * values(runs[REPEATED], last, new))
         above.append(("at least twice as many templates with the cluster term", kinds, REPEATED))
     if BARE in runs:
-        shares = over_seeds(values(mine, last, share) - values(runs[BARE], last, share))
-        above += [("s of new questions is higher with tools", shares, BARE),
+        above += [("s of new questions is higher with tools", over(mine, last, share, runs[BARE], last), BARE),
                   ("held-out accuracy is higher with tools", advantage(mine, runs[BARE]), BARE)]  # fmt: skip
     if PLAIN in runs:
         above.append(("held-out accuracy is higher with the scaling", advantage(mine, runs[PLAIN]), PLAIN))
-    found += [bounded(claim, estimate, 0.0, control, COMMAND) for claim, estimate, control in above]
-    for claim in found:
-        if written >= GATE:
-            yield claim
-        else:
-            why = f"cannot be tested here: {written:.0%} of replies are a question of the form, of {GATE:.0%} needed"
-            yield Claim(claim.claim, None, why, None, claim.control, COMMAND)
+    found = [stays(mine, rounds), *(bounded(claim, e, 0.0, control, COMMAND) for claim, e, control in above)]
+    written = float(np.mean(values(mine, 0, formed)))
+    why = f"cannot be tested here: {written:.0%} of replies are a question of the form, of {GATE:.0%} needed"
+    yield from found if written >= GATE else (replace(c, holds=None, value=why, interval=None) for c in found)
 
 
 def stays(runs: Sequence[Result], rounds: int) -> Claim:
@@ -141,13 +135,22 @@ def asked(result: Result, number: int) -> Questions:
     return [(proposal(t)[0], v.reward) for t, v in zip(replies, verdicts, strict=True)]
 
 
-def values(runs: Sequence[Result], number: int, of: Callable[[Questions], list[float]]) -> np.ndarray:
+def values(runs: Sequence[Result], number: int, of: Of) -> np.ndarray:
     """A figure of each question of a round, shape (seeds, questions)."""
     return np.array([of(asked(result, number)) for result in runs], float)
 
 
+def over(runs: Sequence[Result], number: int, of: Of, others: Sequence[Result], then: int) -> Estimate:
+    """How much higher a figure is than that of other runs, or of another round."""
+    return over_seeds(values(runs, number, of) - values(others, then, of))
+
+
 def share(questions: Questions) -> list[float]:
     return [s for _, s in questions]
+
+
+def length(questions: Questions) -> list[float]:
+    return [float(len(text.split())) for text, _ in questions]
 
 
 def formed(questions: Questions) -> list[float]:
@@ -161,13 +164,19 @@ def new(questions: Questions) -> list[float]:
     return [float(template not in templates[:i]) for i, template in enumerate(templates)]
 
 
-def lengths(runs: Sequence[Result], number: int) -> np.ndarray:
-    return values(runs, number, lambda questions: [float(len(text.split())) for text, _ in questions])
+def right(result: Result, number: int) -> float:
+    """The share of a round's made problems whose label is the true answer; a text of another form has none."""
+    folder = next(result.path.glob(f"rounds/{number:03d}.*_ask"))
+    made = [problem.metadata for problem in store.read_records(folder / "made.parquet", Problem)]
+    true = [FORM.fullmatch(m["question"]) and str(read(m["question"]).answer) == m["label"] for m in made]
+    return float(np.mean([bool(value) for value in true]))
 
 
-def rise(runs: Sequence[Result], last: int) -> Estimate:
-    """How many more words a question of the last round has than one of the first."""
-    return over_seeds(lengths(runs, last) - lengths(runs, 0))
+def programs(result: Result, number: int) -> float:
+    """Programs an answer, of the executor's answers that a round learns from."""
+    folders = result.path.glob(f"rounds/{number:03d}.*_executor*")
+    found = [t for folder in folders for t in store.read_records(folder / "trajectories.parquet", Trajectory)]
+    return float(np.mean([len(trajectory.samples) - 1 for trajectory in found]))
 
 
 def majority(result: Result, seed: int) -> dict[str, float]:
@@ -183,15 +192,7 @@ def majority(result: Result, seed: int) -> dict[str, float]:
 
 
 def table(runs: Mapping[str, list[Result]], rounds: int) -> Table:
-    def programs(result: Result, number: int) -> float:
-        found = [
-            len(trajectory.samples) - 1
-            for folder in result.path.glob(f"rounds/{number:03d}.*_executor*")
-            for trajectory in store.read_records(folder / "trajectories.parquet", Trajectory)
-        ]
-        return float(np.mean(found))
-
-    def mean(of: Callable[[Questions], list[float]]) -> Callable[[tuple[int, list[Result]]], str]:
+    def mean(of: Of) -> Callable[[tuple[int, list[Result]]], str]:
         return lambda row: f"{values(row[1], row[0], of).mean():.2f}"
 
     def heldout(row: tuple[int, list[Result]]) -> str:
@@ -207,7 +208,8 @@ def table(runs: Mapping[str, list[Result]], rounds: int) -> Table:
             "s": mean(share),
             "of the form": mean(formed),
             "templates a question": mean(new),
-            "words": lambda row: f"{lengths(row[1], row[0]).mean():.1f}",
+            "words": mean(length),
+            "labels right": lambda row: f"{np.mean([right(r, row[0]) for r in row[1]]):.2f}",
             "programs an answer": lambda row: f"{np.mean([programs(r, row[0]) for r in row[1]]):.2f}",
             "held-out": heldout,
         },

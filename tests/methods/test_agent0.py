@@ -125,8 +125,9 @@ def test_adpo_scales_the_advantage_and_bounds_the_ratio_by_hand(s: float, scale:
 
 SIZES = ["method=agent0", "rounds=1", "dataset.train_size=40", "dataset.heldout_size=2", "tracker=none",
          "verify.workers=1", "+method.tools.python.workers=1", "method.stages.words.problems.count=40",
-         "method.stages.words.train.epochs=5", "method.stages.words.train.batch_size=8", "method.stages.curriculum.parts=1",
-         "method.stages.curriculum.generate.n=3", "+method.stages.curriculum.generate.max_tokens=64",
+         "method.stages.words.train.epochs=5", "method.stages.words.train.batch_size=8",
+         "method.stages.curriculum.parts=1", "method.stages.curriculum.generate.n=3",
+         "+method.stages.curriculum.generate.max_tokens=64",
          "method.stages.ask.problems.count=1", "method.stages.ask.generate.n=6",
          "+method.stages.ask.generate.max_tokens=64", "method.stages.ask.verifier.n=2",
          "method.stages.ask.verifier.turns=1", "method.stages.ask.make.low=0", "method.stages.ask.make.high=1",
