@@ -88,32 +88,32 @@ class Worlds:
 
 
 class Episode:
-    """One attempt at a task. `reward` is what it has gained so far, and `last` what was seen last."""
+    """One attempt at a task. `reward` is what it has gained so far."""
 
     def __init__(self, worlds: Worlds, problem: Problem) -> None:
         self.worlds, self.problem = worlds, problem
         self.actions = list[str]()  # without those in which nothing is done
-        self.reward, self.last = 0.0, Seen("")
+        self.reward = 0.0
 
     async def reset(self) -> Seen:
         """Begin anew, and see the beginning."""
         self.actions, self.reward = [], 0.0
-        self.last, _ = await self.worlds.play(self.problem, [])
-        return self.last
+        seen, _ = await self.worlds.play(self.problem, [])
+        return seen
 
     async def step(self, action: str) -> Seen:
         """Do something, and see what comes of it."""
         if action == WAIT:
             return Seen("ok.")
         self.actions = [*self.actions, action]
-        self.last, outcome = await self.worlds.play(self.problem, self.actions)
+        seen, outcome = await self.worlds.play(self.problem, self.actions)
         self.reward = outcome.reward
-        return self.last
+        return seen
 
     def copy(self) -> Episode:
         """The same episode, to go on in another way."""
         other = Episode(self.worlds, self.problem)
-        other.actions, other.reward, other.last = self.actions, self.reward, self.last
+        other.actions, other.reward = self.actions, self.reward
         return other
 
 

@@ -210,6 +210,15 @@ def test_controls_leave_a_bad_path_at_its_end_or_take_good_paths_alone() -> None
     assert [row.trajectory_ids for row in rows(group, cut="none")] == [["good"]]
 
 
+def test_a_path_that_ends_without_an_action_is_left_at_an_action() -> None:
+    good, bad = path("good", "abcd", 1.0), path("bad", "abx", 0.0, cut=2)
+    del bad.trajectory.metadata["seen"][-1]  # the text x did nothing
+    assert [row.trajectory_ids for row in rows([good, bad])] == [["good"]]
+    late, _ = rows([good, bad], cut="end")
+    assert "".join(map(chr, late.completion_ids)).startswith("a<A>b<B>")
+    assert late.metadata["cut"] == 1
+
+
 def test_alpha_and_beta_choose_by_reward_and_alpha_rises_by_round() -> None:
     group = [
         path("a", "ab", 1.0),

@@ -1,4 +1,4 @@
-"""A model of a quarter of a million parameters that acts in the environment `craft`, and judges actions: `model=crafter`.
+"""A model of a quarter of a million parameters that acts in the environment `craft`, and judges actions.
 
 It is trained on train-side tasks: episodes without a mistake, and what single actions are worth, right ones and wrong
 ones. So it knows no episode in which something went wrong.
