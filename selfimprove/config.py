@@ -437,7 +437,12 @@ def _make_absolute(node: Any) -> None:
             _make_absolute(value)
         elif isinstance(value, str) and (key in ("path", "model") or key.endswith("_path")):
             local = Path(value).expanduser()
-            if value and value not in ("package", "policy", "base") and not node.get("server") and local.exists():
+            if (
+                value
+                and value not in ("package", "made", "policy", "base")
+                and not node.get("server")
+                and local.exists()
+            ):
                 node[key] = str(local.absolute())
 
 

@@ -17,7 +17,7 @@ from selfimprove.binding import bind, module_of
 from selfimprove.env import WAIT, Env, Seen
 from selfimprove.errors import ConfigError
 from selfimprove.tools.python import bounded, escaped
-from selfimprove.types import Count, Problem, Seconds
+from selfimprove.types import Count, Problem, Seconds, Status
 from selfimprove.verify import Outcome
 from selfimprove.verify.pool import Pool
 
@@ -72,7 +72,8 @@ class Worlds:
         outcome = await self._pool.check_one(json.dumps(list(actions)), None, {"task": problem.metadata["task"]})
         if outcome.status in ("timeout", "error"):
             self._ended[outcome.status] += 1
-            return Seen(f"{outcome.status}: {outcome.reason}", done=True, status=outcome.status), outcome  # type: ignore[arg-type]
+            said = f"{outcome.status}: {outcome.reason}"
+            return Seen(said, done=True, status="timeout" if outcome.status == "timeout" else "error"), outcome
         self._ended["ok"] += 1
         reward = outcome.step_rewards[-1] if outcome.step_rewards else 0.0
         return Seen(outcome.extracted or "", reward, outcome.reason == "done"), outcome
@@ -88,32 +89,32 @@ class Worlds:
 
 
 class Episode:
-    """One attempt at a task. `reward` is what it has gained so far, and `last` what was seen last."""
+    """One attempt at a task. `reward` is what it has gained so far."""
 
     def __init__(self, worlds: Worlds, problem: Problem) -> None:
         self.worlds, self.problem = worlds, problem
         self.actions = list[str]()  # without those in which nothing is done
-        self.reward, self.last = 0.0, Seen("")
+        self.reward = 0.0
 
     async def reset(self) -> Seen:
         """Begin anew, and see the beginning."""
         self.actions, self.reward = [], 0.0
-        self.last, _ = await self.worlds.play(self.problem, [])
-        return self.last
+        seen, _ = await self.worlds.play(self.problem, [])
+        return seen
 
     async def step(self, action: str) -> Seen:
         """Do something, and see what comes of it."""
         if action == WAIT:
             return Seen("ok.")
         self.actions = [*self.actions, action]
-        self.last, outcome = await self.worlds.play(self.problem, self.actions)
+        seen, outcome = await self.worlds.play(self.problem, self.actions)
         self.reward = outcome.reward
-        return self.last
+        return seen
 
     def copy(self) -> Episode:
         """The same episode, to go on in another way."""
         other = Episode(self.worlds, self.problem)
-        other.actions, other.reward, other.last = self.actions, self.reward, self.last
+        other.actions, other.reward = self.actions, self.reward
         return other
 
 
@@ -127,17 +128,18 @@ def play(text: str, gold: str | None, metadata: dict[str, Any], *, env: dict[str
     seen = _played(env, metadata["task"], json.loads(text))
     rewards = [float(step.reward) for step in seen[1:]]
     shown = bounded(escaped(seen[-1].text), chars)
-    status = "correct" if sum(rewards) >= 1 else "wrong"
-    return Outcome(status, sum(rewards), shown, rewards, "done" if seen[-1].done else None)  # type: ignore[arg-type]
+    status: Status = "correct" if sum(rewards) >= 1 else "wrong"
+    return Outcome(status, sum(rewards), shown, rewards, "done" if seen[-1].done else None)
 
 
 def _played(env: dict[str, Any], task: dict[str, Any], actions: list[str]) -> list[Seen]:
     """What was seen at the beginning and after each action."""
     key = json.dumps([env, task], sort_keys=True)
-    world, done, seen = _open.pop(key, (None, [], []))
-    if world is None or done != actions[: len(done)]:
-        world, done = bind(env, "dataset.env")(task), []
-        seen = [world.reset()]
+    known = _open.pop(key, None)
+    if known is None or known[1] != actions[: len(known[1])]:
+        new: Env = bind(env, "dataset.env")(task)
+        known = new, [], [new.reset()]
+    world, done, seen = known
     for action in actions[len(done) :]:
         if seen[-1].done:
             break

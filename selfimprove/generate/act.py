@@ -62,7 +62,7 @@ async def episodes(
 ) -> list[Trajectory]:
     """n episodes of at most `actions` actions in the problem's environment. `max_tokens` is of one text."""
     own = [policy.for_problem(problem, number) for number in range(n)]
-    options = {"temperature": temperature, "max_tokens": max_tokens}
+    options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
     return await asyncio.gather(
         *(episode(Dialogue(p, problem.prompt), tools["env"].start(problem), actions=actions, **options) for p in own)
     )

@@ -55,7 +55,7 @@ def model_card(run: RunData, repo: str, license: str, controls: Sequence[RunData
         pipeline_tag="text-generation",
         tags=["selfimprove", method["name"], "self-improvement"],
     )
-    shipped = run.config["model"]["path"] == "package"
+    shipped = run.config["model"]["path"] in ("package", "made")
     name = base or f"`{run.config['model']['name']}`, {'shipped with selfimprove' if shipped else 'not on the hub'}"
     rows = [
         ("method", f"`{method['name']}`: {method['title']}"),

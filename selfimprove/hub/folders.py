@@ -60,7 +60,7 @@ def write(run_dir: Path, repo: str, folder: Path, license: str | None, controls:
 
 def license_of(run: RunData) -> str:
     """The license of the base model, by its own card. Raises ConfigError if there is none."""
-    if str(run.config["model"]["path"]) == "package":
+    if str(run.config["model"]["path"]) in ("package", "made"):
         return "apache-2.0"  # made by this package's scripts
     card = run.base_folder / "README.md" if run.base_folder else None
     if card and card.is_file():

@@ -6,8 +6,8 @@ Agent-R: Training Language Model Agents to Reflect via Iterative Self-Training (
                ones once, and the child is followed that is largest in
                    W / N + c sqrt(ln N_parent / N),   unvisited first, ties at random.
                An episode that ends is backed up at once with its reward r. So the leaves are whole paths
-               pi_v itself judges the actions of a path with r <= alpha in order: good, uncertain or bad. The first bad
-               one, at t', is where the path is cut
+               pi_v itself judges the actions of a path with less than the best r in order: good, uncertain or bad. The
+               first bad one, at t', is where the path is cut
     verify     each path is played again in the environment: r
     filter     for a bad path tau_b and a good one tau_g of a task, r_g > alpha and r_g - r_b > beta:
                    tau_b[1..t']  [a thought of revision, and the action `wait`]  ok.  [tau_g behind what both share]
@@ -217,14 +217,23 @@ def revised(
     for group in groups:
         rng = random.Random(f"{seed}/{group[0].problem.id}")
         good = [a for a in group if a.verdict.reward > least]
-        pairs = [(g, b) for g in good for b in group if g.verdict.reward - b.verdict.reward > beta]
-        pairs = [(g, b) for g, b in pairs if cut == "end" or b.trajectory.metadata.get("cut") is not None]
-        for g, b in drawn(rng, pairs if cut != "none" else [], per_problem):
-            last = b.trajectory.metadata["cut"] if cut == "first bad" else len(b.trajectory.metadata["seen"]) - 1
-            if last >= 0:
-                yield spliced(g.trajectory, b.trajectory, last, rng.choice(THOUGHTS), text)
+        pairs = [(g, b, place_of(b.trajectory, cut)) for g in good for b in group if gap(g, b) > beta]
+        found = [(g, b, place) for g, b, place in pairs if place is not None]
+        for g, b, place in drawn(rng, found, per_problem):
+            yield spliced(g.trajectory, b.trajectory, place, rng.choice(THOUGHTS), text)
         for g in drawn(rng, good, per_problem):
             yield whole(g.trajectory)
+
+
+def gap(good: Attempt, bad: Attempt) -> float:
+    return good.verdict.reward - bad.verdict.reward
+
+
+def place_of(bad: Trajectory, cut: str) -> int | None:
+    """The last action, from 0, that is left of a bad path. A text without an action, which ends a path, is none."""
+    done = len(bad.metadata["seen"])
+    place = {"first bad": bad.metadata.get("cut"), "end": done - 1}.get(cut)
+    return place if place is not None and 0 <= place < done else None
 
 
 def drawn(rng: random.Random, found: Sequence[T], most: int | None) -> list[T]:

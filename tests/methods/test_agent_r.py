@@ -24,8 +24,11 @@ from selfimprove.filter.spans import whole
 from selfimprove.generate.act import episodes
 from selfimprove.methods.agent_r import THOUGHTS, generate, revised
 from selfimprove.policy import Policy, Request
+from selfimprove.policy.models import load_tokenizer, resolve
 from selfimprove.policy.scripted import END, TURN, ScriptedEngine
 from selfimprove.report.tree import show
+from selfimprove.studies.made import crafter
+from selfimprove.studies.tiny import SHIPPED
 from selfimprove.types import Attempt, Example, Node, Problem, Sample, Trajectory, Verdict
 from selfimprove.verify import Outcome
 from selfimprove.verify.replayed import one
@@ -210,6 +213,15 @@ def test_controls_leave_a_bad_path_at_its_end_or_take_good_paths_alone() -> None
     assert [row.trajectory_ids for row in rows(group, cut="none")] == [["good"]]
 
 
+def test_a_path_that_ends_without_an_action_is_left_at_an_action() -> None:
+    good, bad = path("good", "abcd", 1.0), path("bad", "abx", 0.0, cut=2)
+    del bad.trajectory.metadata["seen"][-1]  # the text x did nothing
+    assert [row.trajectory_ids for row in rows([good, bad])] == [["good"]]
+    late, _ = rows([good, bad], cut="end")
+    assert "".join(map(chr, late.completion_ids)).startswith("a<A>b<B>")
+    assert late.metadata["cut"] == 1
+
+
 def test_alpha_and_beta_choose_by_reward_and_alpha_rises_by_round() -> None:
     group = [
         path("a", "ab", 1.0),
@@ -280,3 +292,33 @@ def test_bad_input_is_one_line(wrong_word: str, message: str) -> None:
         compose(["method=agent_r", wrong_word])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_policy_that_is_made_learns_from_episodes_without_a_mistake_and_from_what_actions_are_worth() -> None:
+    rng, said = random.Random(0), list[str]()
+    for problem in problems(40):
+        task = problem.metadata["task"]
+        assert "\n".join(words for words, _ in crafter.episode(task)) == problem.gold
+        *before, (_, asked), (judged, _) = crafter.judgement(rng, task)
+        assert asked.endswith(ASK)
+        assert all(worth(task, [action_of(w) or "" for w, _ in before[: i + 1]]) == "good" for i in range(len(before)))
+        said.append(judged)
+    assert set(said) == {"good", "bad"}
+    assert ASK == crafter.ASK == compose(["method=agent_r"]).stages[""].generate["ask"]  # type: ignore[index]
+
+
+def test_of_a_judgement_the_last_word_alone_is_learnt() -> None:
+    tokenizer, (problem,) = load_tokenizer(str(SHIPPED)), problems(1)
+    for turns in (
+        crafter.episode(problem.metadata["task"]),
+        crafter.judgement(random.Random(0), problem.metadata["task"]),
+    ):
+        row = crafter.example(tokenizer, "x", str(problem.prompt), turns)
+        told = tokenizer.decode([i for i, bears in zip(row.completion_ids, row.mask or [], strict=True) if bears])
+        whole_episode = "".join(f"{words}<eos>" for words, _ in turns)
+        assert told == (f"{turns[-1][0]}<eos>" if turns[-1][0] in ("good", "bad") else whole_episode)
+
+
+def test_a_model_that_the_package_does_not_make_is_named() -> None:
+    with pytest.raises(ConfigError, match="the package makes no model nobody"):
+        resolve("nobody", "made")

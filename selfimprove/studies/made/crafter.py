@@ -1,4 +1,4 @@
-"""A model of a third of a million parameters that acts in the environment `craft`, and judges actions: `model=crafter`.
+"""A model of a quarter of a million parameters that acts in the environment `craft`, and judges actions.
 
 It is trained on train-side tasks: episodes without a mistake, and what single actions are worth, right ones and wrong
 ones. So it knows no episode in which something went wrong.
@@ -21,7 +21,7 @@ from selfimprove.types import Example
 ASK = "Good, uncertain or bad?"  # as conf/method/agent_r.yaml has it
 SEED = 200  # of the tasks: no study uses it
 TASKS, WINDOW = 1600, 384
-TUNING: dict[str, Any] = {"epochs": 1, "learning_rate": 4e-3, "batch_size": 8, "warmup_ratio": 0.1}
+TUNING: dict[str, Any] = {"epochs": 1, "learning_rate": 5e-3, "batch_size": 16, "warmup_ratio": 0.1}
 Turn = tuple[str, str]  # what the policy writes, and what it then sees
 
 
@@ -39,7 +39,7 @@ def make(folder: Path) -> Path:
     def rows() -> list[Example]:
         return [example(tokenizer, f"document-{i}", *document) for i, document in enumerate(documents)]
 
-    return tiny.trained(folder, rows, partial(begin, tokenizer=tokenizer), 8, **TUNING)
+    return tiny.trained(folder, rows, partial(begin, tokenizer=tokenizer), 16, **TUNING)
 
 
 def begin(folder: Path, tokenizer: Any) -> None:
@@ -47,7 +47,7 @@ def begin(folder: Path, tokenizer: Any) -> None:
     import torch
 
     torch.manual_seed(0)
-    tiny.small_llama(tokenizer, 3, WINDOW).save_pretrained(folder)
+    tiny.small_llama(tokenizer, 2, WINDOW).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
