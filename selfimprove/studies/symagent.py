@@ -1,9 +1,9 @@
 """Does an agent on a knowledge graph learn from what it explored, and find in documents what the graph lacks?
 
 Claims of Liu et al. 2025 (arXiv 2502.03283), on questions of one to three hops over the graph of dataset=kgqa. It lacks
-15 % of the facts, and all of them stand in documents. The arms differ in what they learn from: the better of an attempt and its
-refinement, the attempt alone, or both where they are right. Each has the learning rate with which it answers most dev
-questions. The start is the policy that has learnt the form.
+15 % of the facts, and all of them stand in documents. The arms differ in what they learn from: the better of an attempt
+and its refinement, the attempt alone, or both where they are right. Each has the learning rate with which it answers
+most dev questions. The start is the policy that has learnt the form.
 """
 
 from __future__ import annotations
