@@ -1,7 +1,7 @@
 """Two teachers for questions of dataset=docqa: one asks a retriever, the other searches a knowledge graph.
 
-They are scripts that stand in the place of a strong model. Each is shown a question, and then its own turns with what came
-of them.
+They are scripts that stand in the place of a strong model. Each is shown a question, and then its own turns with what
+came of them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ NOTHING = "No information."
 
 
 class Teacher:
-    """Asks for one document after the other, as `selfimprove.methods.auto_rag` learns to. What it draws depends on what it
-    is shown and on the seed."""
+    """Asks for one document after the other, as `selfimprove.methods.auto_rag` learns to. What it draws depends on what
+    it is shown and on the seed."""
 
     def __init__(self, wrong_queries: float, misreads: float) -> None:
         self.wrong_queries, self.misreads = wrong_queries, misreads

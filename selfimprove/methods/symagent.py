@@ -1,4 +1,4 @@
-"""SymAgent: an agent plans by rules of a knowledge graph, acts on graph and documents, and learns from what it explored.
+"""SymAgent: an agent plans by rules of a graph, searches graph and documents, and learns from what it explored.
 
 SymAgent: A Neural-Symbolic Self-Learning Agent Framework for Complex Reasoning over Knowledge Graphs (Liu et al. 2025,
 arXiv 2502.03283).

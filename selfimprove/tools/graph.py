@@ -83,7 +83,7 @@ class Knowledge:
 
     def __init__(self, triples: Iterable[Triple], seeds: Sequence[Seed], k: int, beam: int, hops: int) -> None:
         self.graph, self.k, self.beam, self.hops = Graph(triples), k, beam, hops
-        self._seeds = {question: (entity, answer) for question, entity, answer in seeds}
+        self._seeds = {" ".join(question.split()): (entity, answer) for question, entity, answer in seeds}
         self._nearest = Retriever(list(self._seeds), len(self._seeds))
 
     async def rules(self, question: str) -> str:

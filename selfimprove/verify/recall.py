@@ -1,7 +1,7 @@
 """Checks a set of answers by its recall: r = |A & G| / |G|, where A is what `finish(...)` names and G the gold answers.
 
-It is the outcome reward of SymAgent (Liu et al. 2025, arXiv 2502.03283). `metadata["answers"]` has the gold answers where
-there are several.
+It is the outcome reward of SymAgent (Liu et al. 2025, arXiv 2502.03283). `metadata["answers"]` has the gold answers
+where there are several.
 """
 
 from __future__ import annotations

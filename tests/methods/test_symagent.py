@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,14 @@ def problems(removed: float) -> list[Problem]:
     return [p for p in found if p.split == "test"]
 
 
+@cache
+def everything() -> Retriever:
+    return Retriever(documents(), 10)
+
+
 def tools(removed: float, corpus: list[str] | None = None) -> dict[str, Any]:
     knowledge = Knowledge(triples(removed=removed), known(count=30), k=1, beam=1, hops=3)
-    return {"knowledge": knowledge, "retriever": Retriever(corpus or documents(), 10), "teacher": AGENT}
+    return {"knowledge": knowledge, "retriever": Retriever(corpus, 10) if corpus else everything(), "teacher": AGENT}
 
 
 def policy(engine: ScriptedEngine) -> Policy:

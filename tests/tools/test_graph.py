@@ -53,7 +53,7 @@ def test_a_rule_has_variables_between() -> None:
 
 
 def test_the_nearest_known_questions_show_their_rules() -> None:
-    seeds = [("who made red a", "a", "d"), ("who made blue a", "a", "e"), ("who made red e", "e", "a")]
+    seeds = [("who made\nred a", "a", "d"), ("who made blue a", "a", "e"), ("who made red e", "e", "a")]
     tool = Knowledge(TRIPLES, seeds, k=2, beam=1, hops=3)
     assert asyncio.run(tool.rules("who made red b")).splitlines() == [
         "who made red a r(x, z1) & s(z1, y)",
