@@ -116,11 +116,12 @@ def table(runs: Mapping[str, list[Result]], rates: Mapping[str, float]) -> objec
             f"{FIRST}, end": lambda r: loss(r, -1, FIRST),
             f"{LAST}, end": lambda r: loss(r, -1, LAST),
             "all, end": lambda r: loss(r, -1),
-            "steps": lambda r: f"{np.mean([_steps(one) for one in r]):.0f}",
+            "steps": lambda r: f"{np.mean([steps(one) for one in r]):.0f}",
         },
     )
 
 
-def _steps(result: Result) -> float:
+def steps(result: Result) -> float:
+    """Optimizer steps of a whole run."""
     manifests = map(store.read_json, result.path.glob("rounds/*/train.manifest.json"))
     return float(sum(manifest["metrics"]["steps"] for manifest in manifests))

@@ -45,7 +45,7 @@ class Infinite:
 
     def annealed(self, rest: float) -> float:
         """eta / eta_max where the share `rest` of the annealing is done."""
-        return float(self.constant * (self.minimum / self.constant) ** rest)
+        return self.constant * float((self.minimum / self.constant) ** rest)
 
 
 def infinite(schedule: Infinite, steps: int, before: int) -> Shares:

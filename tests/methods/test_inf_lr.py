@@ -16,6 +16,8 @@ from selfimprove.errors import ConfigError
 from selfimprove.generate.read import read
 from selfimprove.methods.inf_lr import every
 from selfimprove.policy import Policy
+from selfimprove.studies import Result, overall
+from selfimprove.studies import inf_lr as study
 from selfimprove.studies.tiny import shipped
 from selfimprove.types import Attempt, Problem, Sample, Trajectory, Verdict
 from selfimprove.verify.likelihood import likelihood
@@ -79,6 +81,26 @@ def test_the_next_corpus_goes_on_from_the_policy_before_the_annealing(tmp_path: 
     assert steps == [3, 4, 6, 7]  # learn, anneal, learn, anneal: 3 steps a corpus, and one of an annealing
     figures = store.read_json(sorted(tmp_path.glob("rounds/*/evaluate.manifest.json"))[-1])["metrics"]
     assert {"AA", "FM", "log_likelihood/task=0"} <= figures.keys()
+    result = Result(tmp_path, summary, ("method=inf_lr",))
+    assert study.steps(result) == 8
+    runs = {arm: [result] for arm in study.ARMS}
+    same = list(study.claims(runs))
+    assert [claim.value for claim in same[1:4]] == [0, 0, 0]  # against itself
+    assert [claim.holds for claim in same[1:4]] == [None, None, None]
+    loss = -overall([study.read(result)])
+    assert same[4].value == pytest.approx((study.MARGIN - 1) * loss)
+    study.table(runs, dict.fromkeys(runs, 1e-3))
+
+
+def test_arms_of_the_study_take_as_many_steps() -> None:
+    """60 steps a corpus and 9 of the annealing, or 63 steps a corpus."""
+    for arm, words in study.ARMS.items():
+        config = compose(["method=inf_lr", *words])
+        assert list(config.stages) == ["learn", "anneal"][: 2 if arm == study.OWN else 1]
+        per_corpus = config.dataset.model_dump()["train_size"] // 3
+        size, shares = 8, [(stage.train or {})["epochs"] for stage in config.stages.values()]
+        steps = [math.ceil(round(share * per_corpus) / size) for share in shares]
+        assert 3 * steps[0] + sum(steps[1:]) == 189
 
 
 def weights(policy: Path) -> dict[str, torch.Tensor]:

@@ -17,6 +17,8 @@ from selfimprove.errors import ConfigError
 from selfimprove.methods import mos
 from selfimprove.policy import nets
 from selfimprove.policy.vit import Vit
+from selfimprove.studies import Result, overall, streams
+from selfimprove.studies import mos as study
 from selfimprove.train import TrainContext, own
 from selfimprove.types import Example
 
@@ -25,7 +27,7 @@ OPTIONS: dict[str, Any] = {
     "align_epochs": 2, "align_rate": 0.005,
 }  # fmt: skip
 SIZE = ["method=mos", "tracker=none", "verify.workers=1", "rounds=2", "dataset.train_size=40",
-        "dataset.heldout_size=20", "method.train.epochs=1", "method.train.align_epochs=2"]  # fmt: skip
+        "dataset.heldout_size=20", "dataset.tasks=[{classes:[0,1]},{classes:[2,3]}]", "method.train.epochs=1", "method.train.align_epochs=2"]  # fmt: skip
 
 
 def context(start: Path, out: Path) -> TrainContext:
@@ -134,14 +136,18 @@ def test_a_small_run(tmp_path: Path) -> None:
     assert summary["status"] == "complete"
     net = nets.load(tmp_path / "run/rounds/001/policy")
     assert net.options["tasks"] == [[0, 1], [2, 3]]
-    metrics = store.read_json(tmp_path / "run/rounds/001/metrics.json")
-    assert {"AA", "FM"} <= {name.rpartition("/")[2] for name in map(str, _flat(metrics))}
-
-
-def _flat(found: Any, prefix: str = "") -> list[str]:
-    if not isinstance(found, dict):
-        return [prefix]
-    return [name for key, value in found.items() for name in _flat(value, f"{prefix}/{key}")]
+    figures = store.read_json(tmp_path / "run/rounds/001/evaluate.manifest.json")["metrics"]
+    assert {"AA", "FM", "accuracy/task=1"} <= figures.keys()
+    result = Result(tmp_path / "run", summary, tuple(SIZE))
+    loops = study.retrieval(result)
+    assert [found.keys() for found in loops] == [streams.final(result).keys()] * 4
+    lost = overall([streams.forgotten(result)])
+    assert lost == pytest.approx(figures["FM"])  # two tasks: what the first one lost
+    runs = {arm: [result] for arm in study.ARMS}
+    same = list(study.claims(runs, [loops]))
+    assert [claim.value for claim in same[:4]] == [0, 0, 0, 0]  # against itself
+    assert same[4].value == pytest.approx(overall([loops[-1]]) - overall([loops[0]]))
+    study.table(runs, dict.fromkeys(runs, 1e-3))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from selfimprove.errors import ConfigError
 from selfimprove.methods import sema
 from selfimprove.policy import nets
 from selfimprove.policy.vit import Vit
+from selfimprove.studies import Result
+from selfimprove.studies import sema as study
 from selfimprove.train import TrainContext, own
 from selfimprove.types import Example
 
@@ -25,7 +27,7 @@ OPTIONS: dict[str, Any] = {
     "descriptor_epochs": 20, "descriptor_rate": 0.01, "batch_size": 4,
 }  # fmt: skip
 SIZE = ["method=sema", "tracker=none", "verify.workers=1", "rounds=2", "dataset.train_size=40",
-        "dataset.heldout_size=20", "method.train.epochs=1", "method.train.descriptor_epochs=2"]  # fmt: skip
+        "dataset.heldout_size=20", "dataset.tasks=[{classes:[0,1]},{classes:[2,3],invert:true}]", "method.train.epochs=1", "method.train.descriptor_epochs=2"]  # fmt: skip
 
 
 def context(start: Path, out: Path) -> TrainContext:
@@ -123,11 +125,21 @@ def test_a_shared_adapter_learns_on(base: Path) -> None:
     assert not torch.equal(second.mixtures[0].adapters[0].up.weight, first.mixtures[0].adapters[0].up.weight)
 
 
-def test_a_small_run(tmp_path: Path) -> None:
+def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     summary = run.start(compose(SIZE), tmp_path / "run")
     assert summary["status"] == "complete"
     manifest = store.read_json(tmp_path / "run/rounds/001/train.manifest.json")
     assert manifest["metrics"]["modules/3"] >= 1
+    result = Result(tmp_path / "run", summary, tuple(SIZE))
+    assert study.modules(result) == [manifest["metrics"][f"modules/{block}"] for block in (2, 3)]
+    monkeypatch.setattr(study, "FAMILIAR", (0,))
+    monkeypatch.setattr(study, "CHANGED", (1,))
+    runs = {arm: [result] for arm in study.ARMS}
+    grown = list(study.growth(runs))
+    assert grown[0].holds is False  # its first task always grows
+    assert grown[2].holds
+    assert [claim.value for claim in study.accuracy(runs)] == [0, 0, 0]  # against itself
+    study.table(runs, dict.fromkeys(runs, 1e-3))
 
 
 @pytest.mark.parametrize(
