@@ -13,10 +13,10 @@ a problem, with a support that is shown and a query that is asked.
                    a few SGLD steps from m0; of the iterates the mean m~ and the precision A~ (at most ai_max)
                    V_i = (A~ + n0 V0^-1)^-1          m_i = V_i (A~ m~ + n0 V0^-1 m0)
                and one step of (m0, V0), through these two closed forms but not through SGLD, on
-                   E_q[loss_i(theta)] + alpha/2 [tr(n0 V0^-1 V_i) + (m_i - m0)' n0 V0^-1 (m_i - m0) - log|V_i| + log|V0|]
+                   E_q[loss_i] + alpha/2 [tr(n0 V0^-1 V_i) + (m_i - m0)' n0 V0^-1 (m_i - m0) - log|V_i| + log|V0|]
 
-alpha is a temperature: 1 is Bayes. SGLD's noise has it too, so that the iterates' precision is A~ = A / alpha for a loss
-with curvature A, and m_i and V_i minimise the bound where loss_i is the quadratic with minimum m~ and that curvature.
+alpha is a temperature: 1 is Bayes. SGLD's noise has it too, so that for a loss with curvature A the iterates have the
+precision A~ = A / alpha, and m_i and V_i minimise the bound where loss_i is the quadratic of m~ and that curvature.
 n0 = d + 2 is kept. The net has m = m0 and log_v = log(V0 / n0).
 
 *Wrong when* episodes have nothing in common but the form of the net: then a prior cannot help. Wrong too where few
@@ -62,11 +62,15 @@ Steps = Annotated[int, Ge(0)]
 
 @dataclass(frozen=True)
 class Posterior:
-    """Draws of weights for episodes, by variational inference on their supports."""
+    """Draws of weights for episodes, by variational inference on their supports.
+
+    q starts at m0 with the least variance that an episode has in training, where A~ is `ai_max` everywhere.
+    """
 
     steps: int
     rate: float
     alpha: float
+    ai_max: float
     draws: int
 
     def __call__(self, net: Prior, points: Points, seeds: Sequence[int]) -> torch.Tensor:
@@ -79,7 +83,8 @@ class Posterior:
         prior_m, prior_v = net.m.detach(), (net.log_v.detach() + math.log((d + 2) / (2 * d + 4))).exp()
         eps = normal(list(seeds), (self.steps + self.draws) * d, prior_m).unflatten(1, (-1, d)).transpose(0, 1)
         m = prior_m.repeat(len(seeds), 1).requires_grad_()
-        s = (prior_v.log() / 2).repeat(len(seeds), 1).requires_grad_()  # log standard deviation
+        least = -(self.ai_max + 1 / prior_v).log()
+        s = (least / 2).repeat(len(seeds), 1).requires_grad_()  # log standard deviation
         for step in range(self.steps):
             v = (2 * s).exp()
             kl = 0.5 * (v / prior_v + (m - prior_m) ** 2 / prior_v - 2 * s).sum(-1)
@@ -120,10 +125,17 @@ def clipped(grad: torch.Tensor, most: float = 10.0) -> torch.Tensor:
 
 
 async def inferred(
-    problem: Problem, policy: Policy, *, steps: Steps, learning_rate: Positive, alpha: NonNegative, samples: Samples
+    problem: Problem,
+    policy: Policy,
+    *,
+    steps: Steps,
+    learning_rate: Positive,
+    alpha: NonNegative,
+    ai_max: NonNegative,
+    samples: Samples,
 ) -> list[Trajectory]:
     """One trajectory: the predictions for the query, by weights that are inferred from the support."""
-    return await _answered(problem, policy, Posterior(steps, learning_rate, alpha, samples))
+    return await _answered(problem, policy, Posterior(steps, learning_rate, alpha, ai_max, samples))
 
 
 async def descent(problem: Problem, policy: Policy, *, steps: Steps, learning_rate: Positive) -> list[Trajectory]:

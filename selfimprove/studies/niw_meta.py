@@ -26,14 +26,14 @@ OWN, MAML, POOLED = "niw_meta", "MAML", "one net for all"
 STEPS = 5  # inner ones
 RATES = (1e-3, 3e-3)
 RATE = 0.01  # of the inner steps of gradient descent, as in training
-ALPHA = 1e-6
+ALPHA, AI_MAX = 1e-6, 1e3
 DRAWS = 2  # of weights, whose predictions are averaged
 MANY = 20  # where their variance is asked for
 MARGIN = 1.1  # times MAML's error
 TARGET = "method.train._target_=selfimprove.methods.niw_meta"
 OTHER = [f"{TARGET}.maml", "~method.train.alpha", "~method.train.burnin", "~method.train.ai_max"]
 OTHER += ["method.evaluate._target_=selfimprove.methods.niw_meta.descent", "~method.evaluate.samples"]
-OTHER += ["~method.evaluate.alpha"]
+OTHER += ["~method.evaluate.alpha", "~method.evaluate.ai_max"]
 ARMS = {OWN: [], MAML: OTHER, POOLED: [*OTHER, "method.train.steps=0", "method.evaluate.steps=0"]}
 Errors = dict[str, float]  # held-out episode -> mean squared error of its query
 
@@ -67,7 +67,9 @@ def study(lab: Lab) -> Iterator[Claim]:
 
 def by_inference(steps: int, draws: int = DRAWS) -> Solver:
     async def solver(problem: Problem, policy: Any) -> Any:
-        return await inferred(problem, policy, steps=steps, learning_rate=RATE, alpha=ALPHA, samples=draws)
+        return await inferred(
+            problem, policy, steps=steps, learning_rate=RATE, alpha=ALPHA, ai_max=AI_MAX, samples=draws
+        )
 
     return solver
 
@@ -161,7 +163,7 @@ def held(kind: str, steps: int) -> int:
         return tensor
 
     if kind == "niw":
-        found = quadratic(net, points, steps, 0.01, 1e-6, 0, 1e3)
+        found = quadratic(net, points, steps, RATE, ALPHA, 0, AI_MAX)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = objective(net, points, *closed_form(*found, net.m, net.log_v), ALPHA).sum()
     else:

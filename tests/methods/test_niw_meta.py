@@ -99,7 +99,10 @@ def test_draws_depend_on_an_episodes_own_support_and_seed(net, tmp_path):
     policy = Policy(DrawsEngine(nets.read, str(tmp_path)), 0, max_tokens=1)
 
     async def answers(chosen):
-        asked = (niw_meta.inferred(p, policy.for_problem(p), steps=3, learning_rate=0.01, alpha=1e-6, samples=2) for p in chosen)
+        asked = (
+            niw_meta.inferred(p, policy.for_problem(p), steps=3, learning_rate=0.01, alpha=1e-6, ai_max=1e3, samples=2)
+            for p in chosen
+        )
         return [found[0].text for found in await asyncio.gather(*asked)]
 
     together, alone = asyncio.run(answers(problems)), asyncio.run(answers(problems[2:3]))
