@@ -1,6 +1,7 @@
 """Benchmarks, each beside the obvious alternative on the same work: engines, hooks and adapters, the hand-over, tree
-search, the trainer, a step of reinforcement learning, a round and ten times the problems as a ratio to it, a check in
-the sandbox in seconds, programs of the tool python and checks of the verifier a second, a million trajectories in GB.
+search, episodes and their trees, the trainer, a step of reinforcement learning, a round and ten times the problems as a
+ratio to it, a check in the sandbox in seconds, programs of the tool python and checks of the verifier a second, a
+million trajectories in GB.
 
     python scripts/bench.py [--only KEY ...] [--out FILE]
 
@@ -21,6 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from bench_agents import episodes_together, trees_together
 from bench_decoder import hook_vs_plain, memory_of_adapters, tune_batched, tune_batched_135m
 from bench_mcts import bench_mcts
 from bench_rl import rl_step_vs_parts, rl_vs_trl
@@ -172,6 +174,8 @@ BENCHMARKS: dict[str, Callable[[], Result]] = {
     "passes_256": passes_256,
     "sandbox_latency": sandbox_latency,
     "tool_calls": tool_calls,
+    "episodes_together": episodes_together,
+    "tree_vs_sequential": trees_together,
     "verify_throughput": verify_throughput,
 }
 BOUNDS = {  # what the project holds itself to
@@ -192,6 +196,8 @@ BOUNDS = {  # what the project holds itself to
     "memory_10x": "<= 1.2",
     "million": "< 2 (GB)",
     "passes_256": "<= 1.3",
+    "episodes_together": ">= 10",
+    "tree_vs_sequential": ">= 5",
 }
 VLLM = (
     "runner_vs_vllm",

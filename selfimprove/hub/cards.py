@@ -18,7 +18,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def base_id(run: RunData) -> str | None:
-    """The base model's name on the hub; None where it has none."""
+    """The base model's name on the hub; None if it has none."""
     path = str(run.config["model"]["path"])
     return path if _HUB_ID.fullmatch(path) and not Path(path).is_dir() else None
 
@@ -55,7 +55,7 @@ def model_card(run: RunData, repo: str, license: str, controls: Sequence[RunData
         pipeline_tag="text-generation",
         tags=["selfimprove", method["name"], "self-improvement"],
     )
-    shipped = run.config["model"]["path"] == "package"
+    shipped = run.config["model"]["path"] in ("package", "made")
     name = base or f"`{run.config['model']['name']}`, {'shipped with selfimprove' if shipped else 'not on the hub'}"
     rows = [
         ("method", f"`{method['name']}`: {method['title']}"),

@@ -28,24 +28,23 @@ or a right program is called wrong. Wrong too where the check of an answer is as
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from selfimprove.filter.spans import whole
-from selfimprove.generate.act import act
 from selfimprove.generate.dialogue import Dialogue
+from selfimprove.generate.programs import OUTPUT, chain, fenced, observed
+from selfimprove.generate.programs import chains as chains
 from selfimprove.made import Made
 from selfimprove.policy import Policy
+from selfimprove.policy.teacher import told
 from selfimprove.tools import Tool
 from selfimprove.train.sft import sft
 from selfimprove.types import Attempt, Count, Example, Message, NonNegative, Problem, Sample, Trajectory
-from selfimprove.verify.programs import printing
 
 train = sft
 
 TOOLS = ("python", "teacher")  # what its solvers call
-OUTPUT = "```output"  # ends a program's text: its output comes next
 
 
 async def seeds(
@@ -69,7 +68,7 @@ async def seeds(
     dialogue = Dialogue(policy, problem.prompt)
     for turn in range(rounds + 1):
         words = await tools["teacher"](chat, temperature=temperature, max_tokens=max_tokens, seed=seed)
-        sample = await _taught(policy, dialogue.ids, words, seed)
+        sample = await told(policy, dialogue.ids, words, seed, ends=OUTPUT not in words)
         if sample is None:
             break
         dialogue.take(sample, (OUTPUT,))
@@ -78,30 +77,6 @@ async def seeds(
         dialogue.append(fenced(words, output))
         chat = [*chat, {"role": "assistant", "content": words}, {"role": "user", "content": output}]
     return [Trajectory(problem.id, dialogue.samples)] if dialogue.samples else []
-
-
-async def _taught(policy: Policy, prompt_ids: list[int], words: str, seed: int) -> Sample | None:
-    """The teacher's words as a sample behind these ids; None where the model's window has no room for them."""
-    ids = policy.encode(words) if OUTPUT in words else [*policy.encode(words), policy.engine.end]
-    if len(prompt_ids) + len(ids) > policy.engine.max_length:
-        return None
-    return Sample(prompt_ids, ids, await policy.logprobs(prompt_ids, ids), words, "stop", seed, role="teacher")
-
-
-async def chains(
-    problem: Problem,
-    policy: Policy,
-    *,
-    n: Count,
-    rounds: Count,
-    tools: Mapping[str, Tool],
-    temperature: NonNegative = 1.0,
-    max_tokens: Count | None = None,
-) -> list[Trajectory]:
-    """n trajectories of up to `rounds` programs. `max_tokens` is of one text: a verification and the next program."""
-    own = [policy.for_problem(problem, number) for number in range(n)]
-    found = await asyncio.gather(*(_chain(problem, p, rounds, tools, temperature, max_tokens) for p in own))
-    return [Trajectory(problem.id, samples) for samples, _ in found]
 
 
 async def by_round(
@@ -119,10 +94,10 @@ async def by_round(
 
     A round's candidate says what its program printed, in the words of `answer` with {output} in them, as a sample of
     the role `tool`. metadata["stage"] is the round, from 1; metadata["rejected"] whether the text behind it holds
-    `rejects`, None where there is no such text. The policy's own answer is of stage `rounds` + 1. It is there where the
+    `rejects`, None if there is no such text. The policy's own answer is of stage `rounds` + 1. It is there where the
     policy accepted an output, or ran no program.
     """
-    samples, outputs = await _chain(problem, policy, rounds, tools, temperature, max_tokens)
+    samples, outputs = await chain(problem, policy, rounds, tools, temperature, max_tokens)
     found = list[Trajectory]()
     for i, output in enumerate(outputs):
         after = samples[i + 1].text if i + 1 < len(samples) else None
@@ -135,47 +110,6 @@ async def by_round(
     if not found or (found[-1].metadata["rejected"] is False and OUTPUT not in samples[-1].text):
         found.append(Trajectory(problem.id, samples, {"stage": rounds + 1, "rejected": None}))
     return found
-
-
-async def _chain(
-    problem: Problem,
-    policy: Policy,
-    rounds: int,
-    tools: Mapping[str, Tool],
-    temperature: float,
-    max_tokens: int | None,
-) -> tuple[list[Sample], list[str]]:
-    """The texts of one trajectory, and the outputs between them."""
-    dialogue, outputs = Dialogue(policy, problem.prompt), list[str]()
-
-    async def step(text: str) -> str | None:
-        output = await observed(text, tools["python"])
-        if output is None:
-            return None
-        outputs.append(output)
-        return fenced(text, output)
-
-    await act(
-        dialogue,
-        step,
-        actions=rounds,
-        stop=(OUTPUT,),
-        into="assistant",
-        temperature=temperature,
-        max_tokens=max_tokens,
-    )
-    return dialogue.samples, outputs
-
-
-async def observed(text: str, python: Tool) -> str | None:
-    """What the program in a text prints; None where the text runs none."""
-    said, ran, _ = text.partition(OUTPUT)
-    return await python(printing(said)) if ran else None
-
-
-def fenced(text: str, output: str) -> str:
-    """What goes on behind a text that ends by opening the fence of an output."""
-    return f"{'' if text.endswith(chr(10)) else chr(10)}{output}\n```\n"
 
 
 def right(groups: Iterable[list[Attempt]]) -> Iterator[Example]:

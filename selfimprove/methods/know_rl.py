@@ -33,11 +33,12 @@ from selfimprove.datasets.overlap import overlap
 from selfimprove.errors import ConfigError
 from selfimprove.filter.advantages import Baseline, Scale, advantages
 from selfimprove.generate.best_of_n import best_of_n
+from selfimprove.generate.recite import recite as held_reply
 from selfimprove.policy import Policy
 from selfimprove.scores import Scores
 from selfimprove.train.policy_gradient import policy_gradient
 from selfimprove.train.sft import sft
-from selfimprove.types import Attempt, Count, Example, Memory, Problem, Sample, Share, Trajectory
+from selfimprove.types import Attempt, Count, Example, Memory, Problem, Share, Trajectory
 from selfimprove.verify import Context, Outcome
 from selfimprove.verify.choice import choose
 
@@ -71,9 +72,7 @@ async def recite(problem: Problem, policy: Policy, *, n: Count) -> list[Trajecto
     """The reply that the problem holds, with what the policy says of it; else n answers of the policy's own."""
     if "reply" not in problem.metadata:
         return await best_of_n(problem, policy, n=n, temperature=1.0)
-    prompt, reply = policy.render(problem.prompt), str(problem.metadata["reply"])
-    ids = [*policy.encode(reply), policy.engine.end]
-    return [Trajectory(problem.id, [Sample(prompt, ids, await policy.logprobs(prompt, ids), reply, "stop", 0)])]
+    return await held_reply(problem, policy)
 
 
 def imitated(groups: Iterable[list[Attempt]]) -> Iterator[Example]:
@@ -93,7 +92,7 @@ def introspections(
     """`count` requests for a task, half of them for each label.
 
     `ask` shows `shots` tasks of that label ({tasks}) and names it ({label}). Tasks are the seeds, and those of earlier
-    rounds on whose label at least a `share` of the assessments agreed. Raises ConfigError where there are too few.
+    rounds on whose label at least a `share` of the assessments agreed. Raises ConfigError if there are too few.
     """
     rng, pool = random.Random(seed), by_label(problems)
     for known in memory:

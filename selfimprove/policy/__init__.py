@@ -110,14 +110,14 @@ def plain(prompt_ids: Sequence[int]) -> Base:
 
 
 def require_plain(request: Request, engine: str) -> None:
-    """Raises ValueError when a request has media, an adapter, a hook or an array, for an `engine` without them."""
+    """Raises ValueError if a request has media, an adapter, a hook or an array, for an `engine` without them."""
     features = {"media": request.media, "adapter": request.adapter, "hook": request.hook, "array": request.array}
     if lacking := [name for name, value in features.items() if value]:
         raise ValueError(f"engine={engine} has no {', '.join(lacking)}")
 
 
 def require_room(request: Request, window: int) -> None:
-    """Raises ValueError when a request does not fit the model's window of `window` tokens, or has no prompt."""
+    """Raises ValueError if a request does not fit the model's window of `window` tokens, or has no prompt."""
     if not request.prompt_ids:
         raise ValueError("the prompt is empty: the model needs at least one token to start from")
     if request.max_tokens < 1 or len(request.prompt_ids) + request.max_tokens > window:
@@ -128,7 +128,7 @@ def require_room(request: Request, window: int) -> None:
 
 
 def require_fit(prompt_ids: Sequence[int], completion_ids: Sequence[int], window: int) -> None:
-    """Raises ValueError when a completion cannot be scored: it has no prompt, or is longer than the window."""
+    """Raises ValueError if a completion cannot be scored: it has no prompt, or is longer than the window."""
     if not prompt_ids or len(prompt_ids) + len(completion_ids) > window:
         raise ValueError(f"{len(prompt_ids)} + {len(completion_ids)} tokens: need 1 to {window}, with a prompt")
 
@@ -246,7 +246,7 @@ class Policy:
     def on(self, role: str) -> Policy:
         """The run's policy in another role, at that role's own version, with the same problem, scope and meter.
 
-        Calls are counted by role and scope, so repeated `on(role)` never reuses a seed. Raises ValueError when the
+        Calls are counted by role and scope, so repeated `on(role)` never reuses a seed. Raises ValueError if the
         method has no such role.
         """
         if role == self.role:
@@ -277,7 +277,7 @@ class Policy:
 
         An adapter is trained once for the n of them, and the meter counts the tokens that this reads as `tuned`.
 
-        Raises ValueError when the prompt leaves no room for a token in the model's window.
+        Raises ValueError if the prompt leaves no room for a token in the model's window.
         """
         ids = tuple(self.render(prompt))
         limit = self._limit(ids, max_tokens)

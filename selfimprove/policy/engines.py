@@ -33,7 +33,7 @@ def transformers(path: str, model: Model, hardware: Hardware, problems: Sequence
 
 
 def require_transformers(config: Config, trains: bool) -> None:
-    """Raises ConfigError when the config asks for a GPU and PyTorch finds none."""
+    """Raises ConfigError if the config asks for a GPU and PyTorch finds none."""
     from selfimprove.policy.models import require_device
 
     require_device(config.hardware.device)
@@ -67,7 +67,7 @@ def vllm(
 
 
 def require_vllm(config: Config, trains: bool) -> None:
-    """Raises ConfigError when vLLM is not installed or there are too few GPUs."""
+    """Raises ConfigError if vLLM is not installed or there are too few GPUs."""
     from selfimprove.policy.vllm import replicas_of, require
 
     require()
@@ -103,7 +103,7 @@ def openai(
 
 
 def require_openai(config: Config, trains: bool) -> None:
-    """Raises ConfigError when the server cannot be used as configured, or lacks what the run needs."""
+    """Raises ConfigError if the server cannot be used as configured, or lacks what the run needs."""
     from selfimprove.policy.openai import require
 
     node = config.engine
@@ -128,7 +128,7 @@ def ray(
 
 
 def require_ray(config: Config, trains: bool) -> None:
-    """Raises ConfigError when Ray is not installed, or the cluster is not found or has no room."""
+    """Raises ConfigError if Ray is not installed, or the cluster is not found or has no room."""
     from selfimprove.policy.ray import require
 
     require(config.engine, config.hardware)

@@ -14,7 +14,7 @@ from selfimprove.report import continual
 from selfimprove.report.statistics import Estimate
 from selfimprove.studies import Claim, Lab, Result, advantage, claim_sign, measured
 from selfimprove.studies.arms import arms_table
-from selfimprove.studies.streams import RATES, chosen, forgets, matrix
+from selfimprove.studies.continual import RATES, chosen, forgets, matrix
 
 JOINT = ("method.train.family=finetune", "+method.problems.before=true", "method.start=base")
 ALONE = ("method.train.family=finetune", "method.start=base")

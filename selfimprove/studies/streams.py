@@ -1,37 +1,58 @@
-"""What studies of continual learning share: the matrix of a run, and the choice of a learning rate."""
+"""What studies of streams measure, problem by problem: how well a task was learnt, and how much of it is lost."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
+from selfimprove import scores, store
+from selfimprove.studies import Lab, Result, overall
+from selfimprove.studies.staged import DEV_SEED
+from selfimprove.types import Problem
 
-from selfimprove import scores
-from selfimprove.report import continual
-from selfimprove.studies import Claim, Lab, Result
-from selfimprove.studies.draws import spread
-
-RATES = (1e-3, 3e-3)
+ByProblem = dict[str, float]
 
 
-def chosen(lab: Lab, words: Sequence[str]) -> float:
-    """The learning rate after which the tasks' mean accuracy is best on dev pictures."""
-    dev = ("eval.side=dev", "dataset.dev_size=100", "seed=100")
-    runs = {rate: lab.run(*words, *dev, f"method.train.learning_rate={rate}") for rate in RATES}
-    return max(runs, key=lambda rate: continual.average(matrix(runs[rate])))
+def by_round(result: Result) -> list[ByProblem]:
+    """Held-out problem id -> its score, after each round."""
+    folders = sorted(result.path.glob("rounds/*/evaluation"))
+    return [dict(scores.read(folder / scores.FILE).by_problem) for folder in folders]
 
 
-def forgets(text: str, less: list[Result], more: list[Result], control: str) -> Claim:
-    """A claim that forgetting is greater in some runs than in others, seed by seed; not clear where 0 is inside."""
-    pairs = zip(less, more, strict=True)
-    change = np.array([continual.forgetting(matrix(b)) - continual.forgetting(matrix(a)) for a, b in pairs])
-    interval = spread(change)
-    apart = interval and (interval[0] > 0 or interval[1] < 0)
-    return Claim(text, bool(change.mean() > 0) if apart else None, float(change.mean()), interval, control,
-                 more[0].command)  # fmt: skip
+def tasks(result: Result) -> dict[str, int]:
+    """Problem id -> its task."""
+    return {p.id: p.metadata["task"] for p in store.read_records(result.path / "problems.parquet", Problem)}
 
 
-def matrix(result: Result) -> np.ndarray:
-    """Accuracy by task of the base policy and after each round, shape (rounds + 1, tasks)."""
-    folders = [result.path / "base", *sorted(result.path.glob("rounds/*"))]
-    return continual.matrix([scores.read(folder / "evaluation" / scores.FILE) for folder in folders])
+def final(result: Result, old: bool = False) -> ByProblem:
+    """Scores after the last round; `old`: of all tasks but the last."""
+    found, task = by_round(result), tasks(result)
+    return {name: value for name, value in found[-1].items() if not old or task[name] < len(found) - 1}
+
+
+def learnt(result: Result) -> ByProblem:
+    """The score of each problem right after the round of its own task."""
+    found, task = by_round(result), tasks(result)
+    return {name: found[task[name]][name] for name in found[-1]}
+
+
+def forgotten(result: Result) -> ByProblem:
+    """How much each problem lost since the round of its own task; those of the last task cannot have lost any."""
+    after = learnt(result)
+    return {name: after[name] - value for name, value in final(result, old=True).items()}
+
+
+def metrics(result: Result) -> list[dict[str, float]]:
+    """The figures of each round's training."""
+    return [store.read_json(path)["metrics"] for path in sorted(result.path.glob("rounds/*/train.manifest.json"))]
+
+
+def chosen_rates(
+    lab: Lab, common: Sequence[str], arms: Mapping[str, Sequence[str]], rates: Sequence[float], dev_size: int
+) -> dict[str, float]:
+    """The learning rate of each arm, from the same few: the one with the highest score on dev problems at the end."""
+    dev = [f"dataset.dev_size={dev_size}", "eval.side=dev", f"seed={DEV_SEED}"]
+    best = {}
+    for arm, words in arms.items():
+        trials = {rate: lab.run(*common, *words, f"method.train.learning_rate={rate}", *dev) for rate in rates}
+        best[arm] = max(trials, key=lambda rate: overall([final(trials[rate])]))
+    return best

@@ -1,8 +1,8 @@
 """Does a policy that doubts answer better after learning from an example that it wrote itself?
 
 Claims of Acikgoz et al. 2025 (arXiv 2510.07841), on requests in wordings that the shipped caller has seldom read. Its
-margin and its first answer are the same in all arms, so that they are found once, and arms answer the inputs they learn
-at. That nothing changes at the others is checked.
+margin and its first answer are the same in all arms, so they are computed once. An arm answers only the inputs that it
+learns at. A check says that nothing changes at the others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from selfimprove.policy import Policy, Tuning
 from selfimprove.policy.hf import TransformersEngine
 from selfimprove.policy.models import PACKAGED
 from selfimprove.report.statistics import mean_over_problems
-from selfimprove.studies import Claim, Lab, difference
+from selfimprove.studies import Claim, Lab, as_check, difference
 from selfimprove.studies.arms import arms_table
 from selfimprove.studies.solving import ByProblem, solve
 from selfimprove.studies.staged import DEV_SEED, bounded
@@ -106,7 +106,7 @@ def study(lab: Lab) -> Iterator[Claim]:
     ]
     for claim, these, those, control in claims:
         yield bounded(claim, difference(these, those), 0.0, control, COMMAND)
-    lab.note(checks(engine, heldout, first, tau, rates["tt_si"], lab.seeds[0]))
+    yield from map(as_check, checks(engine, heldout, first, tau, rates["tt_si"], lab.seeds[0]))
 
 
 def solver(seed: int, **options: Any) -> Any:
@@ -209,8 +209,8 @@ def table(
 
 def checks(
     engine: TransformersEngine, problems: Sequence[Problem], first: Found, tau: float, rate: float, seed: int
-) -> Table:
-    """What must hold whatever the policy is: certain inputs keep their answers, and no adapter leaves a trace."""
+) -> Iterator[Claim]:
+    """What must hold for any policy: certain inputs keep their answers, and no adapter leaves a trace."""
     some = problems[:40]
 
     async def score(problem: Problem, policy: Policy) -> list[Trajectory]:
@@ -227,7 +227,7 @@ def checks(
     same = sum(
         found[p.id][-1].samples[-1].completion_ids == first[p.id][-1].samples[-1].completion_ids for p in certain
     )
-    made = Table("check", "found", title="The code does what it says")
-    made.add_row("certain inputs with the answer they had, to the token", f"{same} of {len(certain)}")
-    made.add_row("log-probabilities after adapters are those before, to the bit", "yes" if scores() == known else "NO")
-    return made
+    text, value = "certain inputs keep their answers, to the token", f"{same} of {len(certain)}"
+    yield Claim(text, same == len(certain), value, None, "their first answers", COMMAND)
+    text = "log-probabilities after adapters are those before, to the bit"
+    yield Claim(text, scores() == known, f"{len(known)} inputs", None, "before any adapter", COMMAND)

@@ -14,7 +14,7 @@ from selfimprove import store
 from selfimprove.report import continual
 from selfimprove.studies import Claim, Lab, Result, advantage, claim_sign
 from selfimprove.studies.arms import arms_table
-from selfimprove.studies.streams import RATES, chosen, forgets, matrix
+from selfimprove.studies.continual import RATES, chosen, forgets, matrix
 
 ARMS = {
     "V = 4": (),

@@ -1,11 +1,12 @@
 """TRL's GRPO loss on rows that were sampled and judged before. Imported only when training starts.
 
-TRL's trainer samples by itself; here `_prepare_inputs` hands on what the collator made. Of its names that begin with an
-underscore `_compute_loss`, `_get_per_token_logps_and_entropies`, `_prepare_inputs` and `_metrics` are used.
+TRL's trainer would sample answers itself. Here `_prepare_inputs` passes on the collator's rows instead. These private
+names of TRL are used: `_compute_loss`, `_get_per_token_logps_and_entropies`, `_prepare_inputs` and `_metrics`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, cast
@@ -20,15 +21,16 @@ from trl.trainer.utils import add_fused_lm_head
 from selfimprove.policy.models import load_model
 from selfimprove.train.trainers import _Planned, score_labelled_positions
 
-TRUNCATED = 2.0  # the figure `sampler_ratio` counts no ratio as more
+TRUNCATED = 2.0  # the figure `sampler_ratio` counts a larger ratio as this
 BEFORE = "before.safetensors"  # in the folder of unfinished work: log-probabilities from before the first step
 
 
 def collate(rows: Sequence[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
-    """Rows as tensors of shape (rows, longest), padded on the right; `counts` and `row` have shape (rows,).
+    """Rows as tensors of shape (rows, longest), padded on the right; `counts` and `row` have shape (rows,),
+    `clip_high` (rows, 1).
 
-    TRL wants prompts and completions apart: a row's first token, which is never predicted, is the prompt, and the rest
-    the completion, of which `tool_mask` says what bears loss.
+    TRL wants prompts and completions apart. So a row's first token, which is never predicted, is the prompt, and the
+    rest is the completion. `tool_mask` says which of its tokens bear loss.
     """
 
     def padded(key: str, value: float, dtype: torch.dtype) -> torch.Tensor:
@@ -45,13 +47,14 @@ def collate(rows: Sequence[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]
         "completion_mask": there[:, 1:],
         "tool_mask": padded("bears", 0, torch.long)[:, 1:],
         **{key: padded(key, 0.0, torch.float32)[:, 1:] for key in ("advantages", "logprobs", "kl")},
+        "clip_high": torch.tensor([row["clip_high"] for row in rows])[:, None],
         "counts": torch.tensor([row["counts"] for row in rows]),
         "row": torch.tensor([row["row"] for row in rows]),
     }
 
 
 class Begin(TrainerCallback):
-    """Has the trainer compute what it needs of the policy before the first step."""
+    """Lets the trainer compute the policy's log-probabilities before the first step."""
 
     def __init__(self, trainer: GradientTrainer) -> None:
         self.trainer = trainer
@@ -61,9 +64,9 @@ class Begin(TrainerCallback):
 
 
 class GradientTrainer(_Planned, GRPOTrainer):
-    """TRL's GRPO loss with our KL term, normalised over the rows or tokens of the optimizer step, not of a device step.
+    """TRL's GRPO loss with our KL term. It is normalised over the optimizer step, not over a device step.
 
-    `several`: there is more than one optimizer step, so that the ratio to the policy before the first is not 1.
+    `several` says that there is more than one optimizer step, so that the ratio to the starting policy is not 1.
     """
 
     def __init__(self, *, reference: str, several: bool, collator: Any, **kwargs: Any) -> None:
@@ -72,6 +75,7 @@ class GradientTrainer(_Planned, GRPOTrainer):
         self.reference, self.several = reference, several
         rows: Any = self.train_dataset
         self.penalised = any(any(row["kl"]) for row in rows)
+        self.bounded = any(math.isfinite(row["clip_high"]) for row in rows)  # rows with an upper clip of their own
         self.kept: dict[str, torch.Tensor] = {}  # "old.ROW", "reference.ROW": log-probabilities, (row's length - 1,)
         self._seen: list[torch.Tensor] = []  # log-probabilities of the forward pass that TRL's loss makes
         self._bears: torch.Tensor | None = None
@@ -83,7 +87,7 @@ class GradientTrainer(_Planned, GRPOTrainer):
         return Trainer._prepare_inputs(self, inputs)
 
     def look_back(self, model: Any) -> None:
-        """Fill `kept`, in the device steps that training will have, so that the first step's ratio is 1 exactly."""
+        """Fill `kept`, in the same device steps as training, so that the first step's ratio is exactly 1."""
         if not (self.several or self.penalised):
             return
         kept = self.context.parts and self.context.parts / f"{self.args.process_index}-{BEFORE}"
@@ -143,7 +147,7 @@ class GradientTrainer(_Planned, GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any
     ) -> Any:
-        """As TRL's, but only the tokens that bear loss are scored; TRL's would score the prompt's too."""
+        """As TRL's method, but it scores only the tokens that bear loss. TRL's would score the prompt too."""
         assert self._bears is not None
         labels = input_ids.masked_fill(attention_mask == 0, -100)
         labels[:, 1:][self._bears == 0] = -100
@@ -176,6 +180,11 @@ class GradientTrainer(_Planned, GRPOTrainer):
         given = inputs | {"num_items_in_batch": torch.tensor(items, device=mask.device)}
         if self.several:
             given["old_per_token_logps"] = self._known("old", inputs)
+        if self.bounded:  # torch clamps by two tensors or by none
+            own: torch.Tensor = inputs["clip_high"]
+            common = args.epsilon if args.epsilon_high is None else args.epsilon_high
+            self.epsilon_high = own.nan_to_num(common)
+            self.epsilon_low = torch.full_like(own, args.epsilon)
         share = 1.0 if self.loss_type == "dapo" else len(mask) * steps / self.step_rows
         loss = self._compute_loss(model, given) * share  # type: ignore[no-untyped-call]
         logps = self._seen.pop()
@@ -189,7 +198,7 @@ class GradientTrainer(_Planned, GRPOTrainer):
         return loss
 
     def _over_step(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """This device step's part of the optimizer step's mean, as the loss type takes it."""
+        """This device step's part of the optimizer step's mean, by the loss type."""
         if self.loss_type == "dapo":
             part = values.sum() / self.step_tokens
         elif self.loss_type == "dr_grpo":
@@ -206,7 +215,7 @@ class GradientTrainer(_Planned, GRPOTrainer):
         return found
 
     def _note(self, name: str, values: torch.Tensor, mask: torch.Tensor) -> None:
-        """A figure of the step: the mean over tokens, as TRL takes those of its own."""
+        """Record a figure of the step: the mean over tokens, as TRL does for its own figures."""
         bears = (mask > 0) & values.isfinite()
         sums = torch.stack([values[bears].sum(), bears.sum().float()])
         total, count = self.accelerator.reduce(sums, "sum").tolist()

@@ -1,4 +1,4 @@
-"""Maximum likelihood for policies that are no language models. Each example is one draw to fit."""
+"""Maximum likelihood for policies that are not language models. Each example is one draw to fit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from selfimprove.types import Batch, Epochs, Example, Rate
 
 
 def categorical(rows: Sequence[Example], context: TrainContext) -> dict[str, float]:
-    """The table of maximum likelihood: the share of each outcome. Of the last table only the length is used.
+    """Fit a table by maximum likelihood: the share of each outcome. Only the length of the last table is used.
 
     Returns `loss` (nats a draw), `steps`, `seconds` and `tokens` (draws). Raises ConfigError for several processes.
     """
@@ -38,7 +38,7 @@ def flow(
     learning_rate: Rate,
     batch_size: Batch,
 ) -> dict[str, float]:
-    """Train the last flow on, by gradient ascent on the points' log density. Adam's rate falls along a cosine.
+    """Train the last flow further, by gradient ascent on the points' log density. Adam's rate falls along a cosine.
 
     Returns `loss` (nats a point, mean over steps), `steps`, `seconds` and `tokens` (coordinates read). Raises
     ConfigError for several processes.

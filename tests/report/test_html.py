@@ -37,10 +37,10 @@ def sample(text, **more):
     return Sample([1, 2], ids, [-0.5] * len(ids), text, "stop", 0, **more)
 
 
-def node(number, parent, text, status=None, chosen=False, value=0.5):
+def node(number, parent, text, status=None, chosen=False, value=0.5, **metadata):
     return Node(
         number, parent, 0 if parent < 0 else 1, [1], [-1.0], text, "stop", 0, 0, prior=0.25, visits=3, q=0.5,
-        value=value, reward=0.0, terminal=status is not None, chosen=chosen, status=status,
+        value=value, reward=0.0, terminal=status is not None, chosen=chosen, status=status, metadata=metadata,
     )  # fmt: skip
 
 
@@ -137,7 +137,8 @@ def blocks(path):
 
 
 TREE = [
-    node(0, -1, ""), node(1, 0, "7 + 5 = 12", chosen=True, value=0.9), node(2, 0, "7 + 5 = 13", value=0.2),
+    node(0, -1, ""), node(1, 0, "7 + 5 = 12", chosen=True, value=0.9),
+    node(2, 0, "7 + 5 = 13", value=0.2, observed="A door."),
     node(3, 1, "It is 12", "correct", chosen=True), node(4, 2, "It is 13", "wrong"), node(5, 2, "It is 12?", "correct"),
 ]  # fmt: skip
 
@@ -195,6 +196,7 @@ def test_a_tree_a_dialogue_and_harmful_text_are_kept_as_they_are(one):
     (tree,) = block["trees"].values()
     assert [entry[0] for entry in tree] == [-1, 0, 0, 1, 2, 2]
     assert [STATUSES[entry[8]] for entry in tree[3:]] == ["correct", "wrong", "correct"]
+    assert [entry[10] >= 0 and block["texts"][entry[10]] for entry in tree] == [False] * 2 + ["A door."] + [False] * 3
     assert [block["texts"][turn[0]] for turn in turns[8]] == ["A draft 11", "Better 12"]
     assert block["texts"][turns[8][1][6]] == "Is that right?"
     assert block["texts"][harmful[8][0][0]] == EVIL
@@ -511,6 +513,7 @@ def test_a_tree_opens_step_by_step(page, one):
     until(browser, "[...document.querySelectorAll('.tree .step')].some((step) => step.textContent === 'It is 12?')")
     assert words(browser, ".tree .leaf .status") == ["✓ correct", "✗ wrong", "✓ correct"]
     assert "N 3 · Q 0.500 · v 0.200 · p 0.250" in closed.text
+    assert "→ A door." in closed.text
 
 
 @pytest.mark.browser

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from selfimprove import store
 from selfimprove.errors import ConfigError
-from selfimprove.report.tree import show
+from selfimprove.report.tree import draw, show
 from selfimprove.types import Node, Problem, Sample, Trajectory, Verdict
 
 
@@ -51,6 +51,18 @@ def drawn(run: Path, problem: str, number: int | None = None) -> list[str]:
     out = io.StringIO()
     show(run, problem, number, Console(file=out, width=120))
     return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+def test_what_was_observed_stands_below_its_step() -> None:
+    tree = [node(0, -1, "", visits=1), node(1, 0, "Action: go", visits=1, metadata={"observed": "\x1b[1mA door.\n"})]
+    out = io.StringIO()
+    drawing = draw(Problem("p", "Go", gold="4"), Trajectory("p", [], id="t", tree=tree), None)
+    Console(file=out, width=120).print(drawing)
+    *_, step, seen = [line.strip("│├└─ ").rstrip() for line in out.getvalue().splitlines() if line.strip()]
+    assert step.startswith("Action: go  N 1")
+    assert seen.startswith("→ ")
+    assert seen.endswith("A door.")
+    assert "\x1b" not in seen
 
 
 def test_a_tree_with_visits_q_prior_worth_and_chosen_path(run: Path) -> None:

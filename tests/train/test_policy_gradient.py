@@ -108,6 +108,26 @@ def test_with_several_steps_the_ratio_is_to_the_policy_before_the_first_and_is_c
     assert wide[-1]["loss"] < logged[-1]["loss"], "what is clipped is gained no more"
 
 
+def test_a_row_can_have_an_upper_clip_of_its_own(context: Make) -> None:
+    """As all rows' bound the same policy as the option gives; on some rows alone another one."""
+    found = {}
+    for name, bounded, clip_high in (("all", 8, None), ("option", 0, 5.0), ("half", 4, None), ("none", 0, None)):
+        data = advantaged(8)
+        for example in data[:bounded]:
+            example.metadata["clip_high"] = 5.0
+        target = context(name)
+        options: dict[str, Any] = {"batch_size": 4, "learning_rate": 3e-3, "epochs": 2, "clip": 0.1}
+        policy_gradient(data, target, clip_high=clip_high, **options)
+        found[name] = weights(target.out)
+
+    def apart(one: str, other: str) -> float:
+        return max((found[one][k] - found[other][k]).abs().max().item() for k in found[one])
+
+    assert apart("all", "option") < 1e-6
+    assert apart("half", "option") > 1e-5
+    assert apart("half", "none") > 1e-5
+
+
 def test_zero_advantages_leave_the_policy_as_it_is(base: str, context: Make) -> None:
     data = rows(4)
     for e in data:
