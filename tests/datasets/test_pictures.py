@@ -1,14 +1,17 @@
 """Streams of picture tasks."""
 
 import gzip
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from selfimprove.config import compose
 from selfimprove.datasets import passes, pictures
 from selfimprove.errors import ConfigError
 from selfimprove.plan import Pass
+from selfimprove.sides import load
 from selfimprove.types import Problem
 
 TWO = [pictures.Task([0, 1]), pictures.Task([2], turn=90)]
@@ -82,3 +85,11 @@ def test_fashion_without_its_files_is_refused_in_one_line(tmp_path: Path, harm: 
     file.unlink() if harm == "missing" else file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(ConfigError, match=r"dataset\.path=.*: (has no t10k|t10k.* is no IDX file)"):
         pictures.fashion(tasks=[pictures.Task([7])], train_size=4, heldout_size=2, path=str(tmp_path), seed=0)
+
+
+@pytest.mark.parametrize("name", ["digit_tasks", "digit_changes"])
+def test_the_default_sizes_are_there_for_every_task(name: str) -> None:
+    config = compose([f"dataset={name}", "engine=net", "model=digits_vit"])
+    problems = load(config.dataset, seed=0)
+    counts = Counter((p.split, p.metadata["task"]) for p in problems)
+    assert counts == {(split, k): n for split, n in (("train", 180), ("test", 90)) for k in range(5)}
