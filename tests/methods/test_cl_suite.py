@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,11 @@ from selfimprove.errors import ConfigError
 from selfimprove.filter.replay import labelled, reservoir
 from selfimprove.policy import nets
 from selfimprove.policy.vit import Vit
+from selfimprove.report.statistics import Estimate
 from selfimprove.studies import Result
-from selfimprove.studies.cl_suite import matrix
+from selfimprove.studies import continual as shared
+from selfimprove.studies.cl_suite import within
+from selfimprove.studies.continual import matrix
 from selfimprove.train import TrainContext, continual, own
 from selfimprove.types import Array, Attempt, Example, Memory, Problem, Sample, Trajectory, Verdict
 
@@ -200,3 +204,40 @@ def test_bad_input_is_refused_before_a_model_loads() -> None:
         compose([*SIZE, "rounds=6"])
     with pytest.raises(ConfigError, match="needs arrays, tasks"):
         compose([*SIZE, "dataset=arithmetic", "engine=transformers", "model=tiny"])
+
+
+def runs_of(*matrices: list[list[float]]) -> list[Any]:
+    return [SimpleNamespace(command="selfimprove run", matrix=np.array(a)) for a in matrices]
+
+
+@pytest.mark.parametrize(
+    ("more", "holds"),
+    [([0.1, 0.1, 0.2], True), ([0.9, 0.9, 0.8], False), ([0.1, 0.9, 0.5], None)],  # accuracy left on task 1
+)
+def test_forgetting_is_compared_seed_by_seed(monkeypatch: pytest.MonkeyPatch, more: list[float], holds: Any) -> None:
+    monkeypatch.setattr(shared, "matrix", lambda result: result.matrix)
+    less = runs_of(*[[[0, 0], [1, 0], [0.5 + noise, 1]] for noise in (0.0, 0.01, 0.02)])
+    worse = runs_of(*[[[0, 0], [1, 0], [left, 1]] for left in more])
+    claim = shared.forgets("FM", less, worse, "control")
+    assert claim.holds is holds
+    assert claim.value == pytest.approx(0.51 - np.mean(more))
+
+
+def test_a_rate_is_chosen_on_dev_by_the_tasks_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def done(*words: str) -> Any:
+        asked.append(words)
+        good = words[-1].endswith(str(shared.RATES[1]))
+        return SimpleNamespace(matrix=np.array([[0.0], [0.9 if good else 0.4]]))
+
+    monkeypatch.setattr(shared, "matrix", lambda result: result.matrix)
+    assert shared.chosen(SimpleNamespace(run=done), ["method=cl_suite"]) == shared.RATES[1]  # type: ignore[arg-type]
+    assert all({"eval.side=dev", "seed=100"} <= set(words) for words in asked)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "holds"), [(-0.04, 0.04, True), (-0.2, 0.04, None), (0.06, 0.2, False), (-0.2, -0.06, False)]
+)
+def test_about_as_good_needs_the_whole_interval(low: float, high: float, holds: Any) -> None:
+    assert within(Estimate((low + high) / 2, low, high, 100)) is holds
