@@ -1,4 +1,5 @@
-"""How often the 95 % intervals of selfimprove/report/statistics.py hold the truth: the table in docs/compare.md.
+"""The two tables in docs/compare.md: how often the 95 % intervals of selfimprove/report/statistics.py hold the truth,
+and how often a difference of the size that selfimprove/report/power.py says is seen, in a quarter as many simulations.
 
     python scripts/coverage.py [--simulations 2000]
 
@@ -14,6 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from selfimprove.report.power import Components
 from selfimprove.report.statistics import (
     Estimate,
     accuracy,
@@ -140,6 +142,29 @@ def coverage(case: str, n: int, simulations: int, seed: int = 0) -> tuple[float,
     return float(np.mean([e.low <= truth <= e.high for e in found])), float(np.mean([e.high - e.low for e in found]))
 
 
+POWERS = {  # standard deviations of problems, of seeds and of the rest; seeds
+    "1 seed": ((0.3, 0.0, 0.0), 1),
+    "2 seeds that do not differ": ((0.2, 0.0, 0.3), 2),
+    "3 seeds that do not differ": ((0.2, 0.0, 0.3), 3),
+    "3 seeds that differ": ((0.2, 0.05, 0.3), 3),
+    "5 seeds that differ": ((0.2, 0.05, 0.3), 5),
+    "10 seeds that differ": ((0.2, 0.05, 0.3), 10),
+}
+
+
+def power(case: str, n: int, simulations: int, part: float = 1.0, seed: int = 0) -> tuple[float, float]:
+    """Share of simulated comparisons that see a true difference of `part` of the size that is said, and that size."""
+    (problems, between, rest), seeds = POWERS[case]
+    said = Components(problems**2, between**2, rest**2, span=0.0).shows(n, seeds)
+    rng = np.random.default_rng(seed)
+
+    def draw() -> np.ndarray:
+        lots = rng.normal(0, between, (seeds, 1)) + rng.normal(0, rest, (seeds, n))
+        return part * said + rng.normal(0, problems, n) + lots
+
+    return float(np.mean([over_seeds(draw()).apart for _ in range(simulations)])), said
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulations", type=int, default=2000)
@@ -151,6 +176,11 @@ def main() -> None:
         print(
             f"| {case} | " + " | ".join(f"{100 * share:.1f} ({width:.3f})" for share, width in row) + " |", flush=True
         )
+    print("\n| seen, % (size) | " + " | ".join(f"{n:,} problems" for n in SIZES) + " |")
+    print("| --- |" + " --- |" * len(SIZES))
+    for case in POWERS:
+        row = (power(case, n, simulations // 4) for n in SIZES)
+        print(f"| {case} | " + " | ".join(f"{100 * share:.0f} ({size:.3f})" for share, size in row) + " |", flush=True)
 
 
 if __name__ == "__main__":

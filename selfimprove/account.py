@@ -1,7 +1,7 @@
-"""What a round spends outside of sampling and training: measured where it ran, estimated where it did not.
+"""The time that a round spends outside of sampling and training: measured after a run, or estimated before it.
 
-On several GPUs sampling and steps take less time, and all else as long as before: what is listed here is then a large
-part of a round.
+On several GPUs sampling and training steps take less time, and all else takes as long as before. Then the time listed
+here is a large part of a round.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _SAMPLES = ("adapt", "generate", "verify", "evaluate", "drift", "also")
 # Bytes a second of one process, and seconds; for `estimated`. None was measured on a GPU.
 READ, WRITE = 2.0e9, 1.5e9  # of weights, from and to the page cache
 HASH = 1.25e9  # sha256 on one core
-ADD = 1.0e9  # parameters a second, where an adapter is added to its base
+ADD = 1.0e9  # parameters a second when an adapter is added to its base
 PROCESS, PROCESSES = 18.0, 28.0  # one process until its first line of work, or several: imports, CUDA, NCCL
 SLEEP, WAKE = 1.0, 3.0  # of vLLM, without the weights
-READERS = 4  # processes that together read so many times as fast as one
+READERS = 4  # so many processes read READERS times as fast as one
 
 
 def measured(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds of a round by what they went into, from its metrics.json. Everything but the first two is serial."""
+    """Seconds of a round by what took them, from its metrics.json. Everything but the first two is serial."""
     found: dict[str, float] = dict.fromkeys((SAMPLING, STEPS), 0.0)
 
     def add(name: str, seconds: float) -> None:
@@ -60,8 +60,10 @@ def serial_share(spent: Mapping[str, float]) -> float:
 
 
 def estimated(config: Config) -> dict[str, float]:
-    """Seconds of one round outside of sampling and training on GPUs; {} where there are none, nothing is trained, or
-    the shape of the model is not known."""
+    """Seconds of one round on GPUs outside of sampling and training.
+
+    {} if there are no GPUs, nothing is trained, or the shape of the model is not known.
+    """
     from selfimprove.memory import engine_of, lora_parameters, shape_of
 
     shape, hardware = shape_of(config.model), config.hardware

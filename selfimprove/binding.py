@@ -1,6 +1,6 @@
-"""Functions that the configuration names: a mapping with `_target_` is a target, its other keys are keyword arguments.
+"""Functions that the configuration names. A mapping with `_target_` is a target. Its other keys are keyword arguments.
 
-The function's own type hints are the schema of those keys: there is no second registry.
+The function's own type hints are the schema of those keys. There is no second registry.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Target = dict[str, Any]  # a mapping with `_target_`
 
 
 def function(node: Target, where: str) -> Callable[..., Any]:
-    """The function that a node's `_target_` names. Raises ConfigError when there is none."""
+    """The function that a node's `_target_` names. Raises ConfigError if there is none."""
     target = node.get("_target_", "")
     module, _, name = str(target).rpartition(".")
     if said := trust.refusal({"_target_": target}, where):
@@ -86,7 +86,7 @@ def bind(node: Target, where: str) -> Callable[..., Any]:
 
 
 def require_arguments(target: Callable[..., Any], node: Target, where: str) -> None:
-    """Raises ConfigError for a function that does not take what the runner gives it, e.g. a filter as a verifier."""
+    """Raises ConfigError for a function that cannot take what the runner gives it, e.g. a filter as a verifier."""
     slot = where.rpartition(".")[2]
     if slot not in _POSITIONAL:
         return
@@ -96,13 +96,13 @@ def require_arguments(target: Callable[..., Any], node: Target, where: str) -> N
         own.bind(*range(_POSITIONAL[slot]), **dict.fromkeys(named))
     except (TypeError, ValueError):  # ValueError: of a function that is not written in Python
         said = (
-            f"what stands here is called with {_POSITIONAL[slot]} arguments by position, and this function takes others"
+            f"a function here is called with {_POSITIONAL[slot]} arguments by position, and this function takes others"
         )
         raise ConfigError(f"{where}._target_={node['_target_']}: {said}", where) from None
 
 
 def misread(given: Any, read: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Numbers that type hints let through: those that are not finite, and each `true` that was read as the number 1.
+    """Bad numbers that type hints let through: those that are not finite, and each `true` that was read as 1.
 
     Gives (".key" inside of `given`, what is wrong) for each.
     """
@@ -152,7 +152,7 @@ def _wrong(key: str, value: Any, problem: ValidationError) -> str:
     first = problem.errors()[0]
     for part in first["loc"]:
         if not isinstance(value, dict | list):
-            break  # what is left names a part of a union
+            break  # the rest of the path names a member of a union
         key = f"{key}.{part}"
         value = value.get(part) if isinstance(value, dict) else value[int(part)]
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):

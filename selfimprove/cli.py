@@ -75,17 +75,33 @@ def _parser() -> argparse.ArgumentParser:
         description="Runs and compares methods by which language models improve on their own output.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
     commands.add_parser(
         "run", help="run an experiment: selfimprove run method=... model=... dataset=... (--help for more)"
     )
+    _add_resume(commands)
+    _add_evaluate(commands)
+    _add_compare(commands)
+    _add_tune(commands)
+    _add_report(commands)
+    _add_verify(commands)
+    push.add(commands, _ALLOW)
+    serve.add(commands)
+    _add_study(commands)
+    _add_show(commands)
+    _add_methods(commands)
+    _add_doctor(commands)
+    return parser
 
+
+def _add_resume(commands: Any) -> None:
     resume = commands.add_parser("resume", help="continue an interrupted run, or what is missing of a sweep")
     resume.add_argument("run_dir", type=Path, metavar="RUN_DIR|SWEEP_DIR")
     resume.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="another budget, e.g. budget.seconds=7200")
     resume.add_argument("--allow", **_ALLOW)
     resume.set_defaults(do=others.resume, restricted=True)
 
+
+def _add_evaluate(commands: Any) -> None:
     evaluate = commands.add_parser(
         "eval", help="held-out accuracy of a run's last policy, or of a model; with method=NAME, of its solver"
     )
@@ -102,6 +118,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--allow", **_ALLOW)
     evaluate.set_defaults(do=others.eval)
 
+
+def _add_compare(commands: Any) -> None:
     compare = commands.add_parser("compare", help="runs side by side: paired differences, cost, equal compute")
     compare.add_argument(
         "runs",
@@ -120,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--sealed", action="store_true", help="read the sealed problems, once, for the verdict; each look is noted"
     )
+    compare.add_argument("--plan", action="store_true", help="which difference more problems and seeds would show")
     compare.add_argument("--out", type=Path, metavar="report.html", help="write the report: tables, curves, answers")
     compare.add_argument(
         "--export", type=Path, metavar="DIR", help="write tables (CSV, LaTeX, JSON) and plots (PDF, PNG)"
@@ -127,17 +146,23 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--allow", **_ALLOW)
     compare.set_defaults(do=others.compare, restricted=True)
 
+
+def _add_tune(commands: Any) -> None:
     tune = commands.add_parser("tune", help="each method's learning rate, by the dev problems of a sweep")
     tune.add_argument("folder", type=Path, metavar="SWEEP_DIR", help="of `selfimprove run -m eval.side=dev ...`")
     tune.add_argument("--out", type=Path, metavar="FILE.yaml", help="write the rates, e.g. to conf/rates/NAME.yaml")
     tune.set_defaults(do=others.tune, restricted=True, allow=[])
 
+
+def _add_report(commands: Any) -> None:
     report = commands.add_parser("report", help="one HTML file of a run: tables, curves, answers (of many: compare)")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     report.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in the run folder")
     report.add_argument("--allow", **_ALLOW)
     report.set_defaults(do=others.report, restricted=True)
 
+
+def _add_verify(commands: Any) -> None:
     verify = commands.add_parser(
         "verify", help="verdicts for a file of outputs (rows with id, gold, completion), or anew for a run's answers"
     )
@@ -149,25 +174,30 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--allow", **_ALLOW)
     verify.set_defaults(do=others.verify)
 
-    push.add(commands, _ALLOW)
-    serve.add(commands)
 
+def _add_study(commands: Any) -> None:
     study = commands.add_parser("study", help="does what a paper claims show at tiny scale? a table of claims")
     study.add_argument("name", metavar="METHOD")
     study.add_argument("--quick", action="store_true", help="the small form: one seed, few problems")
     study.add_argument("--out", type=Path, metavar="FILE", help="write the claims as JSON")
     study.set_defaults(do=others.study)
 
+
+def _add_show(commands: Any) -> None:
     show = commands.add_parser("show", help="the search tree of a problem, drawn in the terminal")
     show.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     show.add_argument("--problem", required=True, metavar="ID")
     show.add_argument("--round", type=int, metavar="N", help="default: the last one with a tree")
     show.set_defaults(do=others.show)
 
+
+def _add_methods(commands: Any) -> None:
     methods = commands.add_parser("methods", help="what can be chosen as method=...")
     methods.add_argument("--json", action="store_true", help="print JSON")
     methods.set_defaults(do=others.methods)
 
+
+def _add_doctor(commands: Any) -> None:
     doctor = commands.add_parser(
         "doctor", help="versions against the tested ones, hardware, engines; with KEY=VALUE the memory that a run needs"
     )
@@ -176,4 +206,3 @@ def _parser() -> argparse.ArgumentParser:
         "--probe", action="store_true", help="tokens, time, disk and cost, by a probe of a minute at most"
     )
     doctor.set_defaults(do=others.doctor)
-    return parser

@@ -1,6 +1,6 @@
-"""Whether a policy-gradient run has stopped learning: a line as soon as its figures say so.
+"""Whether a policy-gradient run has stopped learning. The log says so as soon as the figures show it.
 
-Each sign compares the figures of a pass with those of the stage's first pass. Nothing is stopped.
+Each sign compares the figures of a pass with those of the stage's first pass. The run is not stopped.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from selfimprove.plan import Pass
 
 Figures = Mapping[str, float]
 
-LITTLE = 0.1  # of the first pass's entropy
-LONGER = 2.0  # times the first pass's length
-CUT = 0.5  # share of answers that ran into the limit
+LITTLE = 0.1  # low entropy: less than this share of the first pass's
+LONGER = 2.0  # long answers: more than so many times the first pass's length
+CUT = 0.5  # and more than this share of answers cut at the limit
 
 
 def signs(first: Figures, now: Figures) -> dict[str, str]:
@@ -29,7 +29,7 @@ def signs(first: Figures, now: Figures) -> dict[str, str]:
         )
     if now["filter/explore/distinct_solutions"] <= 1 < first["filter/explore/distinct_solutions"]:
         found["distinct"] = "all answers to a problem have the same words"
-    if "generate/completion/mean_tokens" not in now:  # another stage's answers, which that stage's line is about
+    if "generate/completion/mean_tokens" not in now:  # the answers are another stage's, which has its own line
         return found
     length, before = now["generate/completion/mean_tokens"], first["generate/completion/mean_tokens"]
     cut = now["generate/completion/truncated"]
@@ -41,7 +41,7 @@ def signs(first: Figures, now: Figures) -> dict[str, str]:
 
 
 def collapsed(run: store.Run, passes: list[Pass], step: Pass) -> list[str]:
-    """The lines to say after a pass. Each is said once: not again where the stage's pass before showed the same.
+    """The lines to log after a pass. A line is logged once: not again if the stage's last pass showed the same.
 
     Only policy gradients get lines, since only their training has an entropy.
     """

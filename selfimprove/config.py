@@ -76,7 +76,7 @@ def compose_on(path: Path, overrides: Sequence[str]) -> Config:
         key, _, value = word.partition("=")
         group, _, package = key.lstrip("+").partition("@")
         if group == "experiment":
-            raise ConfigError(f"{word}: is for `selfimprove run`; here it would change what the run was")
+            raise ConfigError(f"{word}: is for `selfimprove run`; here it would change an existing run")
         if group not in (*NEEDED, *OPTIONAL):
             values.append(word)
             continue
@@ -109,7 +109,7 @@ def _literal(value: Any) -> Any:
 def check(composed: DictConfig | dict[str, Any], needs: bool = True) -> Config:
     """Validate a composed configuration. Raises ConfigError with one line that names the key.
 
-    `needs=False` does not ask whether the method's needs are met. That is for commands that run no method.
+    With `needs=False` the method's needs are not checked. That is for commands that run no method.
     """
     raw = composed
     if isinstance(composed, DictConfig):
@@ -161,7 +161,7 @@ def check(composed: DictConfig | dict[str, Any], needs: bool = True) -> Config:
     if config.control and any(asks_for(node) & {"check", "judge"} for node in asks):
         raise ConfigError(
             f"control={config.control}: the solver of method={config.method.name} asks its verifier as it goes, and "
-            "those verdicts are not dealt out; the control would change little and prove nothing",
+            "those verdicts cannot be shuffled; the control would change little and prove nothing",
             "control",
         )
     if config.dataset.score not in UNITS:
@@ -176,8 +176,10 @@ _WORDS = {"None": "null", "True": "true", "False": "false"}  # as they are writt
 
 
 def _require_text(value: Any, key: str = "") -> None:
-    """Raises ConfigError for a text that config.yaml cannot hold: one with half a surrogate pair. Bytes of a command
-    line that are not UTF-8 are read as such."""
+    """Raises ConfigError for a text that config.yaml cannot hold: one with half a surrogate pair.
+
+    Bytes of a command line that are not UTF-8 are read as such halves.
+    """
     if isinstance(value, dict | list):
         for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
             _require_text(inner, f"{key}.{name}" if key else str(name))
@@ -186,11 +188,11 @@ def _require_text(value: Any, key: str = "") -> None:
             value.encode()
         except UnicodeEncodeError:
             shown = value.encode(errors="backslashreplace").decode()
-            raise ConfigError(f"{key}={shown}: is no text of Unicode, so no file can hold it", key) from None
+            raise ConfigError(f"{key}={shown}: is not Unicode text, so no file can hold it", key) from None
 
 
 def require_window(limits: Mapping[str, Any], window: int) -> None:
-    """Raises ConfigError where a completion may have more tokens than the model's window. `limits`: key -> tokens."""
+    """Raises ConfigError if a completion may have more tokens than the model's window. `limits`: key -> tokens."""
     for key, limit in limits.items():
         if isinstance(limit, int) and limit > window:
             said = f"is more than the window of prompt and answer, model.max_length={window}"
@@ -200,7 +202,7 @@ def require_window(limits: Mapping[str, Any], window: int) -> None:
 def check_stages(config: Config, needs: bool) -> None:
     """Raises ConfigError for stages that do not fit together, or a slot whose function cannot be called as configured.
 
-    `needs`: the method is going to be run. A method that changes no weights is then refused.
+    `needs` says that the method is going to run. Then a method that changes no weights is refused.
     """
     own = config.method.name
     if needs and not any(stage.train and stage.filter for stage in config.stages.values()):
@@ -218,7 +220,9 @@ def check_stages(config: Config, needs: bool) -> None:
             if role is not None and role not in config.roles:
                 raise ConfigError(f"{where}.{key}={role}: no such role; there are {', '.join(config.roles)}", where)
         if stage.of is not None and stage.of not in list(config.stages)[:i]:
-            raise ConfigError(f"{where}.of={stage.of}: is no stage before this one", where)
+            raise ConfigError(f"{where}.of={stage.of}: there is no such stage before this one", where)
+        if stage.start not in ("last", "base") and getattr(config.stages.get(stage.start), "role", None) != stage.role:
+            raise ConfigError(f"{where}.start={stage.start}: must be last, base or a stage of the same role", where)
         other = config.stages[stage.of] if stage.of else stage
         if other.parts not in (1, stage.parts) and config.verifier_of(stage) != config.verifier_of(other):
             raise ConfigError(
@@ -250,9 +254,13 @@ def check_stages(config: Config, needs: bool) -> None:
                 require_window(limits, config.model_of(stage.by or stage.role or "policy").max_length)
         if stage.train and stage.train.get("carry"):
             check_carry(config, stage, where)
+        if stage.train:
+            from selfimprove.train import schedules  # the list of methods needs no training
+
+            schedules.require(stage.train, f"{where}.train")
         if stage.train and stage.role and needs:
             fits = getattr(inspect.getmodule(function(stage.train, where)), "require_stage", None)
-            if fits:  # what a train function's module asks of the stage that it stands in
+            if fits:  # what a train function's module requires of its stage
                 fits(config, stage, where)
         if stage.verifier:
             fits = getattr(module_of(stage.verifier), "require_stage", None)
@@ -261,7 +269,7 @@ def check_stages(config: Config, needs: bool) -> None:
 
 
 def require_tools(config: Config, node: Target) -> None:
-    """Raises ConfigError where the method lacks a tool that a function calls: one of `TOOLS` of its module."""
+    """Raises ConfigError if the method lacks a tool that a function calls: one of `TOOLS` of its module."""
     called = getattr(module_of(node), "TOOLS", ()) if "tools" in asks_for(node) else ()
     for name in called:
         if name not in config.method.tools:
@@ -270,7 +278,7 @@ def require_tools(config: Config, node: Target) -> None:
 
 
 def check_carry(config: Config, stage: Stage, where: str) -> None:
-    """Raises ConfigError where training cannot go on from the last phase's moments."""
+    """Raises ConfigError if training cannot go on from the last phase's moments."""
     if stage.start == "base":
         raise ConfigError(
             f"{where}.train.carry=true: goes on from the last policy, and {where}.start=base does not", where
@@ -284,10 +292,10 @@ def check_carry(config: Config, stage: Stage, where: str) -> None:
 
 
 def check_solver(config: Config) -> None:
-    """Raises ConfigError where engine and data set do not give what a solver or a training verifier needs.
+    """Raises ConfigError if engine and data set do not give what a solver or a training verifier needs.
 
-    A solver's needs are `NEEDS` of its module, or what the module's `needs` says of the solver's options. A module's
-    `require_verifier` may refuse a training verifier.
+    A solver's needs are `NEEDS` of its module, or what the module's `needs` returns for the solver's options. A
+    module's `require_verifier` may refuse a training verifier.
     """
     for name, tool in config.method.tools.items():
         _require(config, f"method.tools.{name}={tool['_target_']}", getattr(module_of(tool), "NEEDS", ()))
@@ -304,7 +312,7 @@ def check_solver(config: Config) -> None:
                 own = getattr(module_of(node), "needs", None)
                 needs = own(**options_of(node)) if own else getattr(module_of(node), "NEEDS", ())
                 _require(config, f"{where}={node['_target_']}", needs)
-                if fits := getattr(module_of(node), "require_verifier", None):  # what it can ask for scores
+                if fits := getattr(module_of(node), "require_verifier", None):  # verifiers that it can ask for scores
                     fits(verifier)
 
 
@@ -325,8 +333,11 @@ def _require(config: Config, who: str, needs: Iterable[str]) -> None:
 
 
 def reads_gold(verifier: Target) -> bool:
-    """Whether a verifier compares with gold answers. A check does, unless its module says otherwise. A group verifier
-    does where it shows them to a model, or its module's `reads_gold` says so of its options."""
+    """Whether a verifier compares with gold answers.
+
+    A check does, unless its module says otherwise. A group verifier does if it shows them to a model, or if its
+    module's `reads_gold` says so for its options.
+    """
     if is_group(verifier):
         own = getattr(module_of(verifier), "reads_gold", None)
         return bool(own(**options_of(verifier))) if own else "{gold}" in str(options_of(verifier))
@@ -365,7 +376,7 @@ def _secret_values() -> list[str]:
 
 
 def redact(value: Any) -> Any:
-    """A copy with secrets replaced: values of keys such as `api_key`, and what such environment variables hold."""
+    """A copy with secrets replaced: values of keys such as `api_key`, and the values of such environment variables."""
     secrets = _secret_values()
 
     def clean(item: Any) -> Any:
@@ -389,7 +400,7 @@ def dump(config: Config) -> str:
 def read(path: Path, needs: bool = True) -> Config:
     """The configuration of an existing run, checked as `check` does.
 
-    Raises ConfigError where the folder is no run's, or where its configuration may not be used as it is
+    Raises ConfigError if the folder is not a run's, or if its configuration may not be used as it is
     (`selfimprove.trust`).
     """
     raw = load(path)
@@ -401,17 +412,19 @@ _SECTIONS = {"method": dict, "model": dict, "dataset": dict, "eval": dict, "seed
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A run's config.yaml as plain data. Raises ConfigError where it is missing or no configuration."""
+    """A run's config.yaml as plain data. Raises ConfigError if it is missing or no configuration."""
     found = _renamed(read_config(path))
     for key, kind in _SECTIONS.items():
         if not isinstance(found.get(key), kind):
-            raise Damaged(path, f"is no configuration of a run: it has no {key}")
+            raise Damaged(path, f"is not the configuration of a run: it has no {key}")
     return found  # type: ignore[no-any-return]
 
 
 def absolute(config: Config) -> Config:
-    """The same configuration with absolute paths of model, data, and the models that verifiers ask. So a run folder
-    means the same from any folder."""
+    """The same configuration with absolute paths of the model, the data, and the models that verifiers ask.
+
+    So a run folder means the same from any working folder.
+    """
     raw = config.model_dump(by_alias=True)
     for section in ("model", "dataset", "verifier", "method", "generate", "eval"):
         _make_absolute(raw[section])
@@ -429,7 +442,7 @@ def _make_absolute(node: Any) -> None:
 
 
 def _renamed(raw: Any) -> Any:
-    """The configuration of an earlier version's run, with today's names of its keys."""
+    """The configuration of an earlier version's run, with the current names of its keys."""
     if isinstance(raw, dict) and isinstance(raw.get("method"), dict):
         raw.pop("on_empty", None)
         if "refresh" in raw["method"]:

@@ -1,7 +1,7 @@
-"""Hashes of values and files. Those of files are remembered, so that weights of 15 GB are read once.
+"""Hashes of values and files. File hashes are remembered, so that weights of 15 GB are read once.
 
-The memory is in the user's cache, a file for each folder. It is never in the folder itself, so a folder that was copied
-or sent is read again. A remembered hash holds while the file's size, times and inode are the same.
+They are remembered in the user's cache, in a file for each folder, and never in the folder itself. So a folder that was
+copied or sent is read again. A remembered hash is valid while the file's size, times and inode are the same.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 from selfimprove.errors import Damaged
 
-LET_GO = ".let_go"  # behind a folder's name: the mark that it was removed to make room, and can be made again
-SETTLED = 1.0  # seconds since its last change after which a file is remembered: until then its times may stay the same
+LET_GO = ".let_go"  # behind a folder's name: a mark that it was removed to free disk space, and can be made again
+SETTLED = 1.0  # a file is remembered so many seconds after its last change; earlier, a change may not show in its times
 
 
 def digest(value: Any) -> str:
@@ -39,7 +39,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 class Digests:
-    """`file_digest` of the files of one folder, with what earlier processes found out about them."""
+    """`file_digest` for the files of one folder. It remembers the hashes that earlier processes computed."""
 
     def __init__(self, root: Path) -> None:
         from selfimprove.policy.models import cache_root
@@ -58,7 +58,7 @@ class Digests:
         return found if whole else {}
 
     def of(self, path: Path) -> str:
-        """As `file_digest`. Raises OSError for what is not there."""
+        """As `file_digest`. Raises OSError for a missing file."""
         if path.is_dir():
             return digest({str(f.relative_to(path)): self.of(f) for f in files_below(path)})
         found = path.stat()
@@ -74,7 +74,7 @@ class Digests:
         return made
 
     def save(self) -> None:
-        """Keep what was found out. A cache that cannot be written is done without."""
+        """Write new hashes to the cache. If it cannot be written, they are not kept."""
         if not self._new:
             return
         self._new = False
@@ -89,13 +89,15 @@ class Digests:
 
 
 def hashes(folder: Path, outputs: Sequence[str], digests: Digests) -> dict[str, dict[str, str]]:
-    """What a manifest says of a phase's files and folders: a hash of each in `outputs`, and in `files` one of each file
-    in the folders. The second names a damaged file."""
+    """A manifest's hashes: `outputs` has one of each file and folder of a phase, and `files` one of each file inside.
+
+    By the second a damaged file can be named.
+    """
     inside: dict[str, str] = {}
     found: dict[str, str] = {}
     for name in outputs:
         path = folder / name
-        if path.is_dir():  # its hash is of those of its files, each of which is read once
+        if path.is_dir():  # a folder's hash is made from its files' hashes, so each file is read once
             files = {str(f.relative_to(path)): digests.of(f) for f in files_below(path)}
             inside |= {f"{name}/{file}": value for file, value in files.items()}
             found[name] = digest(files)
@@ -105,7 +107,7 @@ def hashes(folder: Path, outputs: Sequence[str], digests: Digests) -> dict[str, 
 
 
 def unfit(folder: Path, manifest: Mapping[str, Any], digests: Digests) -> Damaged | None:
-    """The first file of `folder` that is missing or differs from its manifest. None: all are whole."""
+    """The first file of `folder` that is missing or differs from its manifest. None if all are as written."""
     outputs, inside = manifest["outputs"], manifest.get("files", {})
     for name in outputs:
         if (folder / f"{name}{LET_GO}").exists():

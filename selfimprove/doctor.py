@@ -39,7 +39,7 @@ _ENGINES = {"transformers": "transformers", "vllm": "vllm"}
 
 
 def report() -> int:
-    """Print the report. Returns 1 when a package that every run needs is missing, else 0."""
+    """Print the report. Returns 1 if a package that every run needs is missing, else 0."""
     console = Console()
     tested = locked()
     table = Table("package", "tested", "here", "", box=None, pad_edge=False)
@@ -71,7 +71,7 @@ def report() -> int:
 def memory(overrides: Sequence[str]) -> int:
     """Print the memory that a run with these overrides needs, by part, and whether it fits. Loads no model.
 
-    Returns 0 where it fits or where that is unknown, else 1. Raises ConfigError for overrides that make no run.
+    Returns 0 if it fits or if that is unknown, else 1. Raises ConfigError for overrides that do not make a run.
     """
     from selfimprove.config import compose
     from selfimprove.fit import require_there
@@ -82,7 +82,7 @@ def memory(overrides: Sequence[str]) -> int:
     console = Console(soft_wrap=True, highlight=False)
     model, hardware = config.model, config.hardware
     if found is None or whole is None:
-        console.print(f"model={model.name}: what it needs is not known, for there is no config.json of a decoder")
+        console.print(f"model={model.name}: what it needs is not known, since it has no config.json of a decoder")
         return 0
     place = "a GPU" if hardware.device == "cuda" else "this machine"
     kind = "full" if model.lora is None else f"LoRA r={model.lora.r}{', nf4 base' if model.lora.quantize else ''}"

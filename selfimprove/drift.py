@@ -1,6 +1,6 @@
 """Side effects of learning: how far the policy moves from the base policy, and what it forgets.
 
-Both are measured at a round's end where `eval.drift` and `eval.also` ask for it. They change nothing in the run.
+Both are measured at a round's end if `eval.drift` and `eval.also` ask for it. They change nothing in the run.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from selfimprove.types import Problem, Sample, Trajectory
 def drift(session: Session, step: Pass, policies: Policies) -> None:
     """KL(pi_v || pi_0), estimated on one answer at temperature 1 to each of the first `eval.drift` held-out problems.
 
-    drift/scores.parquet: of each answer its tokens and nats, the sum over tokens of r - 1 - log r with
-    r = pi_0(token) / pi_v(token): unbiased, never negative, and far less noisy than -log r alone, since E(r - 1) = 0
-    under pi_v (the third estimator of Schulman 2020, "Approximating KL divergence"; eq. 4 of arXiv 2402.03300).
-    Figures: `kl_per_token` (all nats / all tokens) and `kl_per_answer`, of answers up to the limit of tokens, with
-    intervals over problems. The base policy's weights take the engine's place for one pass over the answers; the next
-    phase loads its own.
+    drift/scores.parquet has each answer's tokens and nats. The nats are the sum over tokens of r - 1 - log r with r =
+    pi_0(token) / pi_v(token). This estimate is unbiased, never negative, and far less noisy than -log r alone, since
+    E(r - 1) = 0 under pi_v (the third estimator of Schulman 2020, "Approximating KL divergence"; eq. 4 of arXiv
+    2402.03300). Figures are `kl_per_token` (all nats / all tokens) and `kl_per_answer`, for answers up to the limit of
+    tokens, with intervals over problems. The engine holds the base policy's weights for one pass over the answers. The
+    next phase loads its own.
     """
     config, folder = session.config, session.run.folder(step) / "drift"
     if not config.eval.drift or step.number < 0:
@@ -80,7 +80,7 @@ def kl(logprobs: Sequence[float], base: Sequence[float]) -> float:
 def forgetting(session: Session, step: Pass, policies: Policies) -> None:
     """Greedy accuracy on the held-out problems of the second data set, `eval.also`, and its paired change from base.
 
-    also/: trajectories and verdicts, as of an evaluation.
+    The folder also/ has trajectories and verdicts, like an evaluation.
     """
     config, folder = session.config, session.run.folder(step) / "also"
     if config.eval.also is None:

@@ -1,4 +1,4 @@
-"""Where and how a run is done, for environment.json."""
+"""On what machine and how a run is done, for environment.json."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ def environment() -> dict[str, Any]:
 
 
 def note_resume(path: Path, more: Mapping[str, Any] | None = None) -> None:
-    """Add this process to environment.json of a run folder. Where that file is missing, write what is known of the
-    start, and `more`."""
+    """Add this process to environment.json of a run folder.
+
+    If that file is missing, write what is known of the start, and `more`.
+    """
     known = store.read_or_none(path / "environment.json") or {**environment(), **(more or {})}
     known.setdefault("resumed", []).append(environment())
     store.write_sealed(path / "environment.json", known)

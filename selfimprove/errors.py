@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: the CLI prints their message as one line and exits with code 2."""
+"""Errors that the user can fix. The CLI prints their message as one line and exits with code 2."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 class ConfigError(Exception):
     """What is wrong, where (file and key), and what would be right, in one line.
 
-    `key` is the configuration key that is to blame, where there is one: the CLI adds the file it is in.
+    `key` is the configuration key that is to blame, if there is one: the CLI adds the file it is in.
     """
 
     def __init__(self, message: str, key: str = "") -> None:
@@ -18,7 +18,7 @@ class ConfigError(Exception):
 
 
 class Damaged(ConfigError):
-    """A file is not what was written there: cut short, changed, missing, or of a newer version."""
+    """A file is not what was written there: it is cut short, changed, missing, or of a newer version."""
 
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(f"{path}: {why}")
@@ -26,7 +26,7 @@ class Damaged(ConfigError):
 
 
 class RunError(Exception):
-    """A run cannot go on for a reason that is no defect of ours, e.g. too many checks timed out. Exit code 1."""
+    """A run cannot go on for a reason that is not a bug, e.g. too many checks timed out. Exit code 1."""
 
 
 class Stopped(BaseException):
@@ -41,8 +41,10 @@ _NOT_ALLOWED = {
 
 
 def of_the_disk(problem: BaseException) -> ConfigError | RunError | None:
-    """One line for an error that is the machine's and not ours: a ConfigError where a file may not be written, a
-    RunError where the disk is full. None for any other error."""
+    """One line for an error of the machine: a ConfigError if a file may not be written, a RunError if the disk is full.
+
+    None for any other error.
+    """
     number = problem.errno if isinstance(problem, OSError) else None
     if number is None and (found := re.search(r"\bOs \{ code: (\d+)|\[errno (\d+)\]", str(problem))):
         number = int(found[1] or found[2])  # of safetensors and of Arrow, which give it in words alone

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What is evaluated, and on what. `base` is the model as it was before any training."""
+    """What is evaluated, and on which problems. `base` is the model before any training."""
 
     config: Config
     problems: list[Problem]
@@ -34,11 +34,11 @@ class Chosen:
 
 
 def choose(policy: str | None, overrides: Sequence[str], solver: bool = False) -> Chosen:
-    """What to evaluate. `policy` is a run folder, a name of conf/model, a model folder or a hub id; None: what
+    """What to evaluate. `policy` is a run folder, a name of conf/model, a model folder or a hub id. None: as
     `overrides` say.
 
     Of a run folder it is the last policy, on the run's own held-out problems unless a data set is named. `solver`: the
-    method's solver is going to be run. Raises ConfigError, where possible before the data set is read.
+    method's solver is going to be run. Raises ConfigError if possible before the data set is read.
     """
     from selfimprove.policy.models import is_adapter
     from selfimprove.ready import prepare, require_engine
@@ -51,7 +51,7 @@ def choose(policy: str | None, overrides: Sequence[str], solver: bool = False) -
         trained = configuration.read(folder / "config.yaml")
         for word in overrides:
             if re.match(r"\+*model(\.path|\.name)?=", word):
-                raise ConfigError(f"{word}: {policy} is a run, whose own policy is evaluated; leave the word out")
+                raise ConfigError(f"{word}: {policy} is a run, and its own policy is evaluated; leave the word out")
         config = configuration.compose_on(folder / "config.yaml", overrides)
         if solver:
             configuration.check_solver(config)
@@ -60,7 +60,7 @@ def choose(policy: str | None, overrides: Sequence[str], solver: bool = False) -
         _require_whole(folder, base, policies)
         began, last = Path(base["policy"].path), policies["policy"]
         if began.is_absolute() and not began.exists() and not is_adapter(last.path):
-            base = base | {"policy": last}  # what it began with is gone, and needed no more
+            base = base | {"policy": last}  # the policy that the run began with is gone, and not needed any more
         require_engine(config, trains=policies != base)
         if any(key.split(".")[0] == "dataset" for key in chosen):
             problems, _ = prepare(config)
@@ -81,7 +81,7 @@ def choose(policy: str | None, overrides: Sequence[str], solver: bool = False) -
 
 
 def _require_whole(folder: Path, base: Policies, policies: Policies) -> None:
-    """Raises Damaged where the policy or the problems of a run folder are not what the run wrote."""
+    """Raises Damaged if the policy or the problems of a run folder are not what the run wrote."""
     files = integrity.Checked(folder)
     summary = folder / "summary.json"
     files.require(store.read_json(summary) if summary.exists() or integrity.begun(folder) else {})
@@ -96,7 +96,7 @@ def _require_whole(folder: Path, base: Policies, policies: Policies) -> None:
 def evaluate_policy(policy: str | None, overrides: Sequence[str]) -> dict[str, Any]:
     """Greedy accuracy, and mean@k, pass@k and maj@k of `eval.samples` (8 unless said otherwise), printed and returned.
 
-    The arguments are as of `choose`.
+    The arguments are those of `choose`.
     """
     from selfimprove.report.display import setup_logging
 

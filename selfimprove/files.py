@@ -1,6 +1,6 @@
-"""Files that are whole or not there, and JSON and YAML that show whether they were changed.
+"""Files that are complete or not there, and JSON and YAML that show whether they were changed.
 
-A file appears by atomic rename. JSON objects end in a checksum; a run's configuration begins with one.
+A file appears by atomic rename. A JSON object ends in a checksum, and a run's configuration begins with one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger("selfimprove")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file at once. A reader, or a process killed in the middle, sees the old one or the new one."""
+    """Write a file at once. A reader sees the old file or the new one, even if this process is killed meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -39,7 +39,7 @@ _SEAL = re.compile(r',\n  "checksum": "([0-9a-f]{16})"\n}\n\Z')
 
 
 def sealed(text: str) -> str:
-    """The text of a JSON object, as `write_json` has it, with the schema's version and a checksum of all before it."""
+    """The text of a JSON object, as `write_json` writes it, with the schema's version and a checksum of the rest."""
     body = text.removesuffix("\n}\n") + f',\n  "schema": {types.SCHEMA}'
     return f'{body},\n  "checksum": "{_checksum(body)}"\n}}\n'
 
@@ -54,7 +54,7 @@ def _checksum(text: str) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises Damaged where it is no JSON, or not what `write_sealed` wrote."""
+    """The value in a JSON file. Raises Damaged if it is not JSON, or not what `write_sealed` wrote."""
     try:
         text = path.read_text(encoding="utf-8")
         value = json.loads(text)
@@ -79,7 +79,7 @@ def write_config(path: Path, text: str) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A run's configuration as plain data. Raises Damaged where it is no YAML, or not what `write_config` wrote."""
+    """A run's configuration as plain data. Raises Damaged if it is not YAML, or not what `write_config` wrote."""
     try:
         text = path.read_text(encoding="utf-8")
         head = _HEAD.match(text)
@@ -98,7 +98,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_or_none(path: Path) -> Any:
-    """As `read_json`, for what can be made again. None where the file is missing, or damaged, which is said."""
+    """As `read_json`, for a file that can be made again. None if it is missing or damaged; the log says the latter."""
     if not path.exists():
         return None
     try:
@@ -123,7 +123,7 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder. What an interrupted attempt left is removed first."""
+    """The same for a folder. The rest of an interrupted attempt is removed first."""
     temporary = path.with_name(f".{path.name}.new")
     for leftover in (temporary, path):
         shutil.rmtree(leftover, ignore_errors=True)

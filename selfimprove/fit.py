@@ -1,11 +1,13 @@
-"""Whether a model is all there, and whether its window holds the problems.
+"""Whether a model is complete, and whether its window holds the problems.
 
-Asked before a run begins, of the model's configuration, its tokenizer and the headers of its files.
+This is checked before a run begins, from the model's configuration, its tokenizer and the headers of its files.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
+import logging
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from selfimprove.policy import chat
 from selfimprove.policy.models import adapter_base, is_adapter, load_tokenizer, not_found, resolve
 from selfimprove.schema import Config
 from selfimprove.types import Problem
+
+_log = logging.getLogger("selfimprove")
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,9 @@ class Reader:
 
 
 def open_reader(config: Config, trains: bool) -> Reader | None:
-    """The configured model's reader; None where the policy is no language model. `trains`: its weights are needed here.
+    """The configured model's reader. None if the policy is not a language model. `trains`: its weights are needed here.
 
-    Raises ConfigError where a file of the model is missing or cannot be read.
+    Raises ConfigError if a file of the model is missing or cannot be read.
     """
     if not {"weights", "logprobs"} <= set(config.engine["gives"]):
         return None
@@ -42,16 +46,21 @@ def open_reader(config: Config, trains: bool) -> Reader | None:
     own = _own_config(adapter_base(path) if is_adapter(path) else path, model.trust_remote_code)
     text = own.get_text_config(decoder=True)
     window = min(model.max_length, getattr(text, "max_position_embeddings", None) or model.max_length)
-    name = f"{model.name} ({model.path})" if model.path != "package" else model.name
+    name = f"{model.name} ({model.path})" if model.path not in ("package", "made") else model.name
     return Reader(name, tokenizer, window, ends=tokenizer.eos_token_id is not None or text.eos_token_id is not None)
 
 
 def require_there(config: Config, weights: bool = False) -> str:
-    """The folder or hub id that the configured model is loaded from. Raises ConfigError where a folder on this machine
-    lacks a file. The models of other roles are checked too."""
+    """The folder or hub id that the configured model is loaded from. The models of other roles are checked too.
+
+    A model that the package makes is made now, once. Raises ConfigError if a folder on this machine lacks a file.
+    """
     others = [role.model for role in config.method.roles.values() if role.model and role.kind in ("causal", "sequence")]
     for model in (*others, config.model):
         path = resolve(model.name, model.path)
+        if model.path == "made" and not Path(path).exists():
+            _log.info("model=%s is trained now, once: about a minute", model.name)
+            importlib.import_module(f"selfimprove.studies.made.{model.name}").make(Path(path))
         if Path(path).is_dir() and "logprobs" in config.engine["gives"]:
             require_files(Path(path), weights)
     return path
@@ -67,8 +76,10 @@ def _own_config(path: str, trust_remote_code: bool) -> Any:
 
 
 def require_files(folder: Path, weights: bool = True) -> None:
-    """Raises ConfigError that names the missing file of a model's folder. `weights` False: only configuration and
-    tokenizer are needed."""
+    """Raises ConfigError that names the missing file of a model's folder.
+
+    Without `weights`, only configuration and tokenizer are needed.
+    """
     if is_adapter(folder):
         if weights:
             _require_weights(folder, ("adapter_model.safetensors", "adapter_model.bin"))
@@ -93,7 +104,7 @@ def _read_json(file: Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"model.path: {file} cannot be read ({reason})", "model.path") from None
     if not isinstance(found, dict):
-        raise ConfigError(f"model.path: {file} cannot be read (it is no JSON object)", "model.path")
+        raise ConfigError(f"model.path: {file} cannot be read (it is not a JSON object)", "model.path")
     return found
 
 
@@ -124,7 +135,7 @@ def _require_whole(file: Path) -> None:
 
 
 def _shapes(file: Path) -> dict[str, list[int]] | str:
-    """The shape of each tensor by its name, from the file's header; or why it cannot be read."""
+    """Tensor name -> shape, from the file's header. A text if it cannot be read: the reason."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -135,7 +146,7 @@ def _shapes(file: Path) -> dict[str, list[int]] | str:
 
 
 def _require_shape(folder: Path, config: dict[str, Any]) -> None:
-    """Raises ConfigError where the size of the embedding differs from config.json: the weights are another model's."""
+    """Raises ConfigError if the size of the embedding differs from config.json: the weights are another model's."""
     file = folder / "model.safetensors"
     wanted = [config.get("vocab_size"), config.get("hidden_size")]
     shapes = _shapes(file) if file.exists() and None not in wanted and "quantization_config" not in config else {}
@@ -146,11 +157,11 @@ def _require_shape(folder: Path, config: dict[str, Any]) -> None:
 
 
 def unfit(reader: Reader, problems: Sequence[Problem], max_tokens: int) -> tuple[dict[str, str], int]:
-    """Problems whose prompt leaves no room for an answer, with the reason; and the number of those that leave less than
+    """Problems whose prompt leaves no room for an answer, with the reason, and how many prompts leave less than
     `max_tokens`.
 
-    Raises ConfigError where the chat template refuses the roles of a prompt's messages. A prompt in ASCII has at most
-    as many tokens as letters, and those of the template. So most prompts need not be tokenized.
+    Raises ConfigError if the chat template refuses the roles of a prompt's messages. An ASCII prompt has at most as
+    many tokens as it has letters, plus those of the template. So most prompts need not be tokenized.
     """
     found: dict[str, str] = {}
     frames: dict[tuple[str, ...], int] = {}

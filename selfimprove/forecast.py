@@ -1,10 +1,10 @@
 """`selfimprove doctor --probe KEY=VALUE...`: what a run will cost, from a small run on this machine.
 
-The small run is the same configuration on a few problems, for two rounds: the first has what is done once (weights are
-loaded, processes started), the second what is done for each problem. Both are scaled to the whole run's problems.
+The small run has the same configuration, a few problems and two rounds. The first round shows the cost of what is done
+once, such as loading weights. The second shows the cost of each problem. Both are scaled to the whole run's problems.
 
-Not in the figures: answers that get longer or shorter as the policy learns, and batches that are fuller in the whole
-run than in the small one, so that seconds are rather too many. Methods with stages are not forecast.
+The figures do not know that answers get longer or shorter as the policy learns. Nor do they know that batches are
+fuller in the whole run, so the seconds are rather too high. Methods with stages have no forecast.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from selfimprove.schema import Config
 from selfimprove.types import Example
 
 PROBLEMS = 16  # of each side, in the small run
-SECONDS = 60.0  # for all of it
+SECONDS = 60.0  # limit of the whole probe
 PHASES = ("generate", "verify", "filter", "train", "handover", "evaluate")
 _WORDS = {
     "dataset.train_size": PROBLEMS,
@@ -43,21 +43,21 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Forecast:
-    """tokens: what a run samples, reads and trains on. seconds: by phase. disk: bytes of the run folder at its end."""
+    """tokens: sampled, read and trained on. seconds: by phase. disk: bytes of the run folder at its end."""
 
     tokens: dict[str, Estimate]
     seconds: dict[str, Estimate]
     disk: float
 
     def price(self, an_hour: float) -> tuple[float, float, float]:
-        """What the seconds cost, with the ends of the interval."""
+        """The price of the seconds, with the ends of its interval."""
         ends = ([getattr(e, end) for e in self.seconds.values()] for end in ("value", "low", "high"))
         value, low, high = (an_hour * sum(each) / 3600 for each in ends)
         return value, low, high
 
 
 def probe(overrides: Sequence[str], folder: Path, seconds: float = SECONDS) -> RunData:
-    """The small run. Raises ConfigError where it is refused, RunError where it does not end in time."""
+    """The small run. Raises ConfigError if it is refused, and RunError if it does not end in time."""
     given = [word for word in overrides if word.partition("=")[0] not in _WORDS]
     words = [*given, *(f"{key}={value or folder}" for key, value in _WORDS.items())]
     program = [sys.executable, "-c", "from selfimprove.cli import main; main()", "run", *words]
@@ -82,7 +82,7 @@ def forecast(run: RunData, config: Config, train: int, heldout: int) -> Forecast
     Raises ConfigError for a method with stages.
     """
     if config.method.stages:
-        raise ConfigError(f"method={config.method.name} has stages, of which no forecast is made")
+        raise ConfigError(f"method={config.method.name} has stages, and there is no forecast for stages")
     rounds, last = config.rounds, run.passes[1][0]
     here = answers(last)
     own = run.prompts("train")
@@ -96,7 +96,7 @@ def forecast(run: RunData, config: Config, train: int, heldout: int) -> Forecast
         "prompt": _scaled(read, train * rounds),
         "trained": _scaled(trained, train * rounds),
     }
-    if scored := run.tokens[1]["scored"]:  # known for the round as a whole: as uncertain as what is sampled
+    if scored := run.tokens[1]["scored"]:  # only known for the whole round, so as uncertain as the sampled tokens
         all_of_it, share = scored * train / PROBLEMS * rounds, _shares(sampled)
         tokens["scored"] = Estimate(all_of_it, share[0] * all_of_it, share[1] * all_of_it, PROBLEMS)
     evaluated = answers(run.evaluations[-1])
@@ -129,13 +129,13 @@ def _scaled(values: np.ndarray, count: int) -> Estimate:
 
 
 def _shares(values: np.ndarray) -> tuple[float, float]:
-    """The ends of the interval of a mean, as shares of it."""
+    """The ends of a mean's interval, as shares of the mean."""
     one = mean(values, None)
     return (one.low / one.value, one.high / one.value) if one.value else (1.0, 1.0)
 
 
 def _disk(run: RunData, rounds: int, train: int, heldout: int) -> float:
-    """Policies are of one size; answers grow with the problems."""
+    """Bytes of the run folder at its end. All policies have one size, and answers grow with the problems."""
     last = run.passes[1][0]
     policy = sum(file.stat().st_size for file in (last / "policy").rglob("*") if file.is_file())
     learned = sum(file.stat().st_size for file in last.glob("*.parquet"))
@@ -166,6 +166,6 @@ def show(found: Forecast, config: Config) -> None:
         value, low, high = found.price(price)
         console.print(f"cost at {price:g} an hour: {value:,.2f} [{low:,.2f}, {high:,.2f}]", highlight=False)
     console.print(
-        f"By a probe of {PROBLEMS} problems and two rounds on this machine. Intervals are over its problems alone.",
+        f"From a probe of {PROBLEMS} problems and two rounds on this machine. Intervals are over its problems alone.",
         highlight=False,
     )

@@ -49,8 +49,8 @@ def grade(
 ) -> dict[str, int]:
     """Verdicts for every trajectory of `source` (None: of `folder`), written to `name`.parquet in `folder`.
 
-    `role` made the trajectories. `deal` is a seed: the verdicts are then dealt out at random, as a control. Returns the
-    number of verdicts of each status, and what a group verifier asked of models. Raises RunError with three examples
+    `role` made the trajectories. `deal` is a seed. With it the verdicts are shuffled, as a control. Returns the number
+    of verdicts of each status, and what a group verifier asked of models. Raises RunError with three examples
     where more checks end as `timeout` or `error` than the configuration allows.
     """
     limits = session.config.verify
@@ -87,10 +87,11 @@ def grade(
 
 
 def beside_gold(session: Session, folder: Path, source: Path, problems: list[Problem]) -> dict[str, float]:
-    """How right the verdicts in `folder` are on the trajectories of `source`: figures that nothing learns from.
+    """How right the verdicts in `folder` are on the trajectories of `source`. Nothing learns from these figures.
 
-    `gold/right` is the share of answers that the data set's own check finds correct, `gold/precision` the same of those
-    with the verdict `correct`. Answers without a gold answer are in neither; a figure over nothing is left out.
+    `gold/right` is the share of answers that the data set's own check finds correct. `gold/precision` is that share
+    among the answers with the verdict `correct`. Answers without a gold answer do not count. A figure over no answers
+    is left out.
     """
     node = session.config.dataset.verifier
     if is_group(node):
@@ -105,7 +106,7 @@ def beside_gold(session: Session, folder: Path, source: Path, problems: list[Pro
 
 
 def _grade_each(pool: Pool, rows: Rows, parts: store.Parts, advance: Advance) -> None:
-    """Verdicts by a check, each trajectory by itself, in the pool."""
+    """Verdicts by a check in the pool, for each trajectory separately."""
     for batch in store.batches(rows, _VERDICTS_A_PART):
         asked = ((trajectory.text, problem.gold, problem.metadata) for problem, trajectory in batch)
         verdicts = []
@@ -126,7 +127,7 @@ def _grade_groups(
     policies: Policies,
     advance: Advance,
 ) -> None:
-    """Verdicts by a group verifier, all trajectories of a problem at once, a shard of problems at a time."""
+    """Verdicts by a group verifier. It gets all trajectories of a problem at once, a shard of problems at a time."""
     verifier = supplied(session, step, node, "verifier", "verifier", node)
     if "scorers" in asks_for(node):
         verifier = partial(verifier, scorers=session.scorers(policies))
@@ -159,7 +160,7 @@ def _by_problem(rows: Rows) -> Iterator[tuple[Problem, list[Trajectory]]]:
 def effects(
     groups: Iterator[list[Attempt]], outcomes: Mapping[Any, str | float], dropped: Counter[str]
 ) -> Iterator[list[Attempt]]:
-    """The attempts as a filter sees them. Those whose status is to be dropped are left out, and counted."""
+    """The attempts as a filter sees them. Those with a status that is dropped are left out, and counted."""
     for group in groups:
         seen = []
         for attempt in group:
@@ -175,7 +176,7 @@ def effects(
 
 
 def _dealt(table: pa.Table, seed: int) -> pa.Table:
-    """The same verdicts, dealt out to the trajectories at random."""
+    """The same verdicts, shuffled among the trajectories."""
     order = np.random.default_rng(seed).permutation(table.num_rows)
     dealt = table.take(order)
     return dealt.set_column(0, "trajectory_id", table.column("trajectory_id"))

@@ -1,7 +1,7 @@
-"""The trained policy in the sampler's place, and whether it arrived.
+"""Gives trained weights to the sampler, and checks that they arrived.
 
-A sampler that goes on with old weights, or with some of them, raises no error. Its answers are those of another policy.
-So trainer and sampler both give the log-probabilities of the same few answers.
+A sampler that keeps all or some of its old weights raises no error, but answers like another policy. So trainer and
+sampler both give the log-probabilities of the same few answers.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from selfimprove.train.probed import HANDOVER, Answer
 
 
 def hand_over(session: Session, step: Pass, policies: Policies) -> None:
-    """Have the sampler take what a pass trained, and compare.
+    """Load what a pass trained into the sampler, and compare.
 
-    Figures, in nats a token: `gap` and `gap_max` between sampler and trainer, `moved` between the trainer before and
-    after training. Raises RunError where the mean gap is above `handover.tolerance`, or where the sampler is nearer to
-    the old weights by more than rounding. A policy that scores no answers (tables, flows) is not asked.
+    Figures, in nats a token: `gap` and `gap_max` are between sampler and trainer, and `moved` is between the trainer
+    before and after training. Raises RunError if the mean gap is above `handover.tolerance`, or if the sampler is
+    nearer to the old weights by more than rounding. A policy that scores no answers (tables, flows) is not asked.
     """
     file, role = session.run.folder(step) / "policy" / HANDOVER, session.stage(step).role
     if role is None or not file.exists() or not store.read_json(file)["answers"]:
@@ -62,5 +62,5 @@ def hand_over(session: Session, step: Pass, policies: Policies) -> None:
 def _tolerance(config: Config) -> float:
     """The mean gap that rounding can make, in nats a token."""
     if config.model.lora and config.model.lora.quantize:
-        return 0.5  # the trainer's base has 4 bits, the sampler's all
+        return 0.5  # the trainer's base has 4 bits a weight, the sampler's has all
     return 0.001 if config.model.dtype == "float32" else 0.1

@@ -37,9 +37,9 @@ OUTPUTS = ("evaluation/trajectories.parquet", "evaluation/verdicts.parquet")
 
 
 def evaluate(session: Session, step: Pass, policies: Policies) -> dict[str, Any]:
-    """The policy on the held-out problems, graded by the data set's own verifier: evaluation/. Returns the metrics.
+    """Evaluate the policy on the held-out problems, by the data set's own verifier: evaluation/. Returns the metrics.
 
-    The solver is `method.evaluate`; without it, one greedy answer, and `eval.samples` sampled ones.
+    The solver is `method.evaluate`. Without it the policy gives one greedy answer and `eval.samples` sampled ones.
     """
     config, method = session.config, session.config.method
     node, options, own = config.dataset.verifier, config.eval, method.evaluate
@@ -55,7 +55,7 @@ def evaluate(session: Session, step: Pass, policies: Policies) -> dict[str, Any]
             scoring.write(temporary, found)
         return {**_figures(session, step, found), **verdicts, **cost}
 
-    aside = {"drift", "also", "side", *(() if options.by else ("by",))}  # phases of their own, or known by the problems
+    aside = {"drift", "also", "side", *(() if options.by else ("by",))}  # other phases, or part of the problems' hash
     asked = options.model_dump(exclude=aside)
     if options.consistency and not options.consistency.layers:
         del asked["consistency"]["layers"]  # so that runs of earlier versions keep their keys
@@ -71,7 +71,7 @@ def evaluate(session: Session, step: Pass, policies: Policies) -> dict[str, Any]
 
 
 def plain(config: Config) -> Any:
-    """One greedy answer, and sampled ones and other decodings where they are asked for."""
+    """One greedy answer, and sampled ones and other decodings if the configuration asks for them."""
     options = config.eval
 
     async def solver(problem: Problem, policy: Policy) -> list[Trajectory]:
@@ -93,9 +93,9 @@ def plain(config: Config) -> Any:
 
 
 def score(config: Config, problems: list[Problem], groups: Iterator[list[Attempt]]) -> Scores:
-    """The score of each held-out problem: of the attempt that `method.answer` chooses, or the first.
+    """The score of each held-out problem: that of the attempt that `method.answer` chooses, or of the first one.
 
-    Raises RunError where a problem has no answer and its unit has no worst score.
+    Raises RunError if a problem has no answer and its unit has no worst score.
     """
     unit, rule = unit_of(config), answer_rule(config)
     by_problem = {group[0].problem.id: group for group in groups}
@@ -114,7 +114,7 @@ def score(config: Config, problems: list[Problem], groups: Iterator[list[Attempt
 
 
 def value_of(attempt: Attempt | None, unit: Unit) -> float:
-    """The score of a problem's answer; without one, the worst there is."""
+    """The score of a problem's answer. Without an answer: the worst score of the unit."""
     if attempt is None:
         assert unit.scale is not None
         return unit.scale[0]
@@ -126,7 +126,7 @@ def unit_of(config: Config) -> Unit:
 
 
 def answer_rule(config: Config) -> Rule:
-    """The rule of `method.answer`; the first candidate where there is none."""
+    """The rule of `method.answer`. Without a rule it takes the first candidate."""
     node = config.method.answer
     return bind(node, "method.answer") if node else lambda group: 0 if group else None
 
@@ -174,10 +174,10 @@ def _figures(session: Session, step: Pass, found: Scores) -> dict[str, Any]:
 
 
 def _by_stage(groups: Iterator[list[Attempt]], unit: Unit) -> dict[str, float]:
-    """NAME@tK: the mean score of the first candidate of stage K, where a solver's candidates have stages; and of an
-    accuracy what each stage made of the one before (`report.revisions`).
+    """NAME@tK: the mean score of the first candidate of stage K, if a solver's candidates have stages.
 
-    Each figure is over the same problems: where a problem has no candidate of stage K, that of the stage before stands.
+    For an accuracy, also how each stage changed the one before (`report.revisions`). All figures are over the same
+    problems: if a problem has no candidate of stage K, the one of the stage before counts.
     """
     firsts: list[dict[int, Attempt]] = []
     for group in groups:

@@ -1,8 +1,8 @@
-"""Whether a run folder still is what was written there. Readers check it; `resume` mends it.
+"""Whether a run folder still is what was written there. Readers check it, and `resume` repairs it.
 
 Each phase's manifest has the hashes of the phase's files. JSON files have a checksum of their own, parts have a hash in
-their name, and config.yaml has one in its first line. So a file that is missing, cut short or changed is found.
-`docs/safety.md` says what becomes of it.
+their name, and config.yaml has one in its first line. So a file that is missing, cut short or changed is noticed.
+`docs/safety.md` says what happens then.
 """
 
 from __future__ import annotations
@@ -37,16 +37,17 @@ def phases(path: Path) -> list[str]:
 
 
 def begun(path: Path) -> bool:
-    """Whether a phase of the run in this folder is done. It has then had a summary.json. False for folders of older
-    versions."""
+    """Whether a phase of the run in this folder is done, so that there was a summary.json.
+
+    False for folders of older versions.
+    """
     return (path / f"prepare{MANIFEST}").exists() and len(manifests(path)) > 1
 
 
 def lost(path: Path, summary: dict[str, Any]) -> list[Path]:
-    """Files that are missing although the run has ended and its summary knows of them: manifests, and figures of
-    rounds.
+    """Files that are missing though the run has ended and its summary implies them: manifests, and figures of rounds.
 
-    None of an interrupted run: its summary is of an earlier moment.
+    Empty for an interrupted run, since its summary is older than its last files.
     """
     if summary.get("status", "running") == "running":
         return []
@@ -67,7 +68,7 @@ class Checked:
 
     @cached_property
     def _expected(self) -> dict[Path, tuple[Path, str, dict[str, Any]]]:
-        """For each file that a manifest names: the manifest's folder, the file's name there, and the manifest."""
+        """File -> the folder of the manifest that names it, the file's name there, and the manifest."""
         found = {}
         for file in manifests(self.path):
             manifest = store.read_json(file)
@@ -76,7 +77,7 @@ class Checked:
         return found
 
     def file(self, path: Path) -> Path:
-        """`path`, a file or folder below the run's. Raises Damaged where it differs from its manifest.
+        """`path`, a file or folder below the run's. Raises Damaged if it differs from its manifest.
 
         A file that no manifest names is not checked. It belongs to a phase that is not done, or to an older version.
         """
@@ -91,7 +92,7 @@ class Checked:
         return path
 
     def require(self, summary: dict[str, Any]) -> None:
-        """Raises Damaged where a file of a run that has ended is missing."""
+        """Raises Damaged if a file of a run that has ended is missing."""
         if missing := lost(self.path, summary):
             raise Damaged(missing[0], f"is missing; {MEND}")
 
@@ -100,9 +101,9 @@ class Checked:
 
 
 def mend(path: Path, order: Sequence[str]) -> bool:
-    """Prepare a run folder for `resume`. What is not whole is removed with one line each, and the run makes it again.
+    """Prepare a run folder for `resume`. Damaged files are removed, with a log line each. The run makes them again.
 
-    metrics.jsonl is written again here. `order` is that of the phases of a pass. Returns whether all was whole.
+    metrics.jsonl is written again here. `order` has the phases of a pass in order. Returns whether nothing was damaged.
     """
     digests = Digests(path)
     summary, problems = _read_figures(path)
@@ -116,7 +117,7 @@ def mend(path: Path, order: Sequence[str]) -> bool:
             continue
         found = unfit(file.parent, manifest, digests)
         if found and not (complete and _made_room(file, found)):
-            own = file.name == f"prepare{MANIFEST}"  # stays: what is made again has to be equal
+            own = file.name == f"prepare{MANIFEST}"  # it stays, since what is made again has to be equal
             problems.append((found, Path(found.path) if own else file))
     digests.save()
     for said, file in problems:
@@ -126,7 +127,7 @@ def mend(path: Path, order: Sequence[str]) -> bool:
 
 
 def _read_figures(path: Path) -> tuple[dict[str, Any], list[tuple[Damaged, Path]]]:
-    """summary.json, and the JSON files beside the manifests that are not whole."""
+    """The damaged ones of summary.json and the JSON files beside the manifests."""
     summary, problems = dict[str, Any](), list[tuple[Damaged, Path]]()
     own = (path / name for name in ("summary.json", "environment.json", WEIGHTS))
     for file in (*own, *path.glob("rounds/*/metrics.json")):
@@ -147,8 +148,7 @@ def _made_room(manifest: Path, problem: Damaged) -> bool:
 
 
 def mend_log(path: Path, order: Sequence[str]) -> bool:
-    """Write metrics.jsonl again from the manifests, unless each line of a phase and of its training steps is in its
-    place.
+    """Write metrics.jsonl again from the manifests, unless every line of a phase and of its steps is in its place.
 
     Returns whether all lines were there.
     """
@@ -177,8 +177,10 @@ def _read_line(line: bytes) -> dict[str, Any] | None:
 
 
 def _lines(manifest: dict[str, Any], there: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lines of a phase: its training steps, then its figures. Manifests of older versions do not have the steps, so
-    those of `there` are taken."""
+    """The lines of a phase: its training steps, then its figures.
+
+    Manifests of older versions do not have the steps. Then the steps of `there` are taken.
+    """
     where = {**manifest["where"], "phase": manifest["phase"]}
     if "steps" in manifest:
         steps = [{**where, **step} for step in manifest["steps"]]
@@ -201,7 +203,7 @@ PREPARED = ("problems.parquet", "also.parquet", "dropped_problems.json")
 
 
 def problem_files(path: Path) -> list[Path]:
-    """The files with a run's problems: its own, and those of its second data set where it has one."""
+    """The files with a run's problems: its own, and those of its second data set if it has one."""
     return [path / name for name in PREPARED[:2] if (path / name).exists()]
 
 
@@ -223,11 +225,11 @@ WEIGHTS = "weights.json"
 
 
 def base_digests(path: Path, models: Mapping[str, str]) -> dict[str, str]:
-    """The hash of each policy that a run starts from, by role. Phases know the policies by it.
+    """Role -> the hash of the policy that a run starts from. The keys of phases have it.
 
     `models` is what `resolve` gave. A hash is of the content of all model files. weights.json keeps it with the hashes
-    of the files. A model that is not on this machine yet is known by its name, and its files are noted once they are
-    here. Raises Damaged where a file is not the one that the run began with.
+    of the files. For a model that is not on this machine yet, the hash is of its name, and its files are noted once
+    they are here. Raises Damaged if a file is not the one that the run began with.
     """
     known: dict[str, Any] = store.read_or_none(path / WEIGHTS) or {}
     for role, model in models.items():
@@ -242,25 +244,27 @@ def base_digests(path: Path, models: Mapping[str, str]) -> dict[str, str]:
 
 
 def require_base(path: Path, role: str, model: str) -> None:
-    """Raises Damaged where a file of the base policy is not the one that the run began with."""
+    """Raises Damaged if a file of the base policy is not the one that the run began with."""
     known = store.read_json(path / WEIGHTS) if (path / WEIGHTS).exists() else {}
     _require_same(path, model, known.get(role, {}).get("files"), model_files(model))
 
 
 def _require_same(path: Path, model: str, before: dict[str, str] | None, files: dict[str, str] | None) -> None:
-    if before is None or files is None:  # what is not known, or not on this machine, is not compared
+    if before is None or files is None:  # unknown, or not on this machine, so there is nothing to compare
         return
     if changed := {*before.items()} ^ {*files.items()}:
         name = min(name for name, _ in changed)
-        raise Damaged((local(model) or path) / name, f"is not what {path} began with: put it back, or begin a new run")
+        raise Damaged((local(model) or path) / name, f"is not what {path} began with: put it back, or start a new run")
 
 
 _MODEL_FILES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".json", ".model", ".txt", ".tiktoken", ".jinja", ".py"}
 
 
 def model_files(model: str) -> dict[str, str] | None:
-    """The hash of each file of a model: weights, configuration and tokenizer. An adapter's base counts too. None: they
-    are not on this machine."""
+    """The hash of each file of a model: weights, configuration and tokenizer. An adapter's base counts too.
+
+    None if they are not on this machine.
+    """
     folder = local(model)
     if folder is None:
         return None

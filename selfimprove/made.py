@@ -1,4 +1,4 @@
-"""What earlier passes of a run left for later ones beside weights: memories, made problems and examples."""
+"""What earlier passes of a run leave for later ones besides weights: memories, made problems and examples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from selfimprove.types import Example, Memory, Problem
 
 @dataclass
 class Memories:
-    """The snapshot that the last pass left. A pass reads it as it was when the pass began."""
+    """The memory that the last pass left. A pass reads it as it was when the pass began."""
 
     path: Path | None = None
     digest: str = ""
@@ -25,17 +25,17 @@ class Memories:
 class Made:
     """Problems and examples that stages of this run have made so far, the newest pass last."""
 
-    digest: str = ""  # of all files below: what a phase that reads them depends on
+    digest: str = ""  # a hash of all files below, for the keys of phases that read them
     _problems: list[tuple[str, Path]] = field(default_factory=list)  # stage, file
     _examples: list[tuple[str, Path]] = field(default_factory=list)
 
     def problems(self, stage: str | None = None) -> list[Problem]:
-        """The problems that the last pass of a stage made. None: of the stage that made some last."""
+        """The problems that the last pass of a stage made. None: the stage that made some last."""
         files = [path for name, path in self._problems if stage in (None, name)]
         return list(store.read_records(files[-1], Problem)) if files else []
 
     def examples(self, stage: str | None = None) -> Iterator[Example]:
-        """All examples that a stage's passes trained on, in order. None: of all stages."""
+        """All examples that a stage's passes trained on, in order. None: all stages."""
         for name, path in self._examples:
             if stage in (None, name):
                 yield from store.read_records(path, Example)

@@ -1,13 +1,14 @@
 """How much memory a run will need, from the shape of its model and its configuration: a rough estimate, in bytes.
 
-Per GPU, or per machine without one. `estimate` says what the sampler and the trainer hold, by part; `warning` what does
-not fit, and what would. Nothing is loaded and nobody is asked, but for a model whose shape conf/model does not have.
+The figures are per GPU, or per machine without one. `estimate` says what the sampler and the trainer hold, by part.
+`warning` says what does not fit, and what would. No model is loaded. A model's files are read only if conf/model does
+not have its shape.
 
 Notation of the formulas: P parameters, L layers, h hidden size, i intermediate size, q = heads x head size,
 k = key-value heads x head size, V vocabulary, e bytes of a number in `model.dtype`, T tokens of a device step.
 
-What is not modelled: fragmentation beyond the fixed overheads, mixtures of experts (all experts count as if each token
-used them), windows of sliding attention (the cache is an upper bound), models that are not decoders with gated MLPs.
+Not modelled are fragmentation beyond the fixed overheads, mixtures of experts (all experts count as if each token used
+them), windows of sliding attention (the cache is an upper bound), and models that are not decoders with gated MLPs.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from selfimprove.train import BATCH_SIZE
 
 GB = 1e9
 
-# What no formula gives, in bytes.
+# Overheads that no formula gives, in bytes.
 SAMPLER = 2.0e9  # vLLM on a GPU: CUDA context, compiled graphs, one batch of prompts being read
 SAMPLER_CPU = 1.0e9  # vLLM on a CPU: its process
-SLEEPING = 2.5e9  # a vLLM that sleeps: CUDA context, cuBLAS, the pools of graphs, buffers outside of its own allocator
-MOVED = 0.6e9  # a model that was on the device: its process keeps the CUDA context
+SLEEPING = 2.5e9  # a sleeping vLLM: CUDA context, cuBLAS, pools of graphs, buffers outside of its own allocator
+MOVED = 0.6e9  # a model that has left the device: its process keeps the CUDA context
 TRAINER = 1.5e9  # CUDA context, workspaces, fragments
 PROCESS = 0.65e9  # Python with torch, transformers and TRL, without a GPU
-PREFILL = 8192  # tokens of one forward pass without sampling (PREFILL_TOKENS in policy/hf.py)
+PREFILL = 8192  # tokens of one forward pass without sampling (PREFILL_TOKENS in policy/hf_reader.py)
 PREFIXES = 2**28  # of the transformers engine (KEPT_BYTES in policy/slots.py)
 
 # TRL 1.16's fused head scores tiles of so many tokens by so much vocabulary (trl/kernels/chunked_logprob.py)
@@ -50,11 +51,11 @@ class Estimate:
 
     sampler: dict[str, float]
     trainer: dict[str, float]  # {} where nothing is trained
-    second: dict[str, float]  # models that a verifier opens, such as a judge; {} where none does
-    room: float | None  # what the GPU or machine has; None: not known
+    second: dict[str, float]  # models that a verifier opens, such as a judge; {} if it opens none
+    room: float | None  # memory of the GPU or machine; None: not known
     share: float  # of the room that the sampler may take
-    together: bool  # sampler and trainer hold their memory at the same time
-    asked: bool  # sampler and second models do: solvers ask these as they go
+    together: bool  # whether sampler and trainer hold their memory at the same time
+    asked: bool  # whether sampler and second models do, because solvers ask these as they go
     row: int  # tokens of a training row
     sequences: int | None  # full-length sequences that the sampler's cache holds; None: it grows as needed
 
@@ -67,17 +68,17 @@ class Estimate:
 
     @property
     def fits(self) -> bool:
-        """Whether all of it is there; True where the room is not known."""
+        """Whether all of it fits. True if the room is not known."""
         if self.room is None:
             return True
         return self.peak <= self.room and sum(self.sampler.values()) <= self.share * self.room * (1 + 1e-9)
 
 
 def estimate(config: Config, row: int | None = None) -> Estimate | None:
-    """What a run needs; None where the model's shape is not known, or the policy is no language model.
+    """What a run needs. None if the model's shape is not known, or the policy is not a language model.
 
-    A device step is taken to have `row` tokens a row; by default 2 x `model.max_tokens`, a completion at its limit
-    behind a prompt as long, and never more than the model's window.
+    A device step is assumed to have `row` tokens a row. The default is 2 x `model.max_tokens` (a completion at its
+    limit behind a prompt of the same length), and at most the model's window.
     """
     if not {"weights", "logprobs"} <= set(config.engine["gives"]):  # no language model, or one without weights
         return None
@@ -132,8 +133,10 @@ def _shape_in(path: str) -> Shape | None:
 
 
 def read_shape(found: Any) -> Shape | None:
-    """The shape in a transformers configuration, its parameters counted on a model without weights; None for a model
-    that is no decoder with a gated MLP."""
+    """The shape in a transformers configuration. Parameters are counted on a model without weights.
+
+    None for a model that is not a decoder with a gated MLP.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -160,7 +163,7 @@ def read_shape(found: Any) -> Shape | None:
 
 
 def kv_bytes(shape: Shape, dtype: str, parallel: int = 1) -> int:
-    """Bytes of one token's keys and values: 2 L k e, its heads spread over `parallel` GPUs as far as there are some."""
+    """Bytes of one token's keys and values: 2 L k e. The heads are spread over up to `parallel` GPUs."""
     return 2 * shape.layers * max(1, shape.kv_heads // parallel) * shape.head_size * _size(dtype)
 
 
@@ -192,9 +195,9 @@ def _sampler(
 
 
 def _second(config: Config, row: int) -> dict[str, float]:
-    """The parts of the models that verifiers open beside the sampler, of the stage whose are the largest.
+    """The parts of the models that verifiers open beside the sampler, for the stage whose models are the largest.
 
-    Their rows are read in batches of PREFILL tokens; only a judge that writes has a slot for each of its answers.
+    Rows are read in batches of PREFILL tokens. Only a judge that writes has a slot for each of its answers.
     """
     found: list[dict[str, float]] = []
     for stage in config.stages.values():
@@ -245,10 +248,10 @@ def lora_parameters(shape: Shape, r: int, target_modules: str | list[str]) -> in
 
 
 def _trainer(config: Config, shape: Shape, row: int) -> dict[str, float]:
-    """The trainer's parts at the peak of a step: after the forward pass, with the optimizer's states there.
+    """The trainer's parts at the peak of a step: after the forward pass, with the optimizer's states.
 
-    DPO's reference is scored before the first step, when there are no gradients and no states: that needs less, also
-    where the reference is a second model.
+    DPO's reference is scored before the first step, without gradients and states. That needs less, even if the
+    reference is a second model.
     """
     node = config.train or config.method.train
     if node is None:
@@ -275,14 +278,14 @@ def _trainer(config: Config, shape: Shape, row: int) -> dict[str, float]:
     if whole > 1:  # gathered: the layer at work, the next one, and the embeddings, which stay
         largest = sum(a * b for a, b in matrices(shape).values())
         parts["gathered"] = e * (2 * largest + 2 * shape.vocabulary * shape.hidden)
-    # What compares with a reference reads two completions a row, both in one step.
+    # A loss that compares with a reference reads two completions a row, both in one step.
     completions = 2 if "beta" in inspect.signature(function(node, "train")).parameters or "beta" in node else 1
     rows = completions * max(1, min(hardware.micro_batch, node.get("batch_size", BATCH_SIZE) // training.processes))
     tokens = rows * row
     parts["activations"] = tokens * _activations(shape, e, lora is not None, hardware.gradient_checkpointing)
     parts["vocabulary"] = _head(shape, e, tokens, rows * min(row, model.max_tokens), gpu, lora is None)
     parts["overhead"] = TRAINER if gpu else PROCESS
-    if not gpu:  # one machine has all the processes
+    if not gpu:  # all processes are on one machine
         parts = {name: size * training.processes for name, size in parts.items()}
     return parts
 

@@ -1,4 +1,4 @@
-"""The KEY=VALUE words of a command line, as Hydra wants them. What Hydra refuses in many lines is one line here.
+"""The KEY=VALUE words of a command line, in the form that Hydra wants. Hydra's long errors become one line here.
 
 Hydra reads a value as a small language: a comma sweeps, and braces make mappings. So a path with `=`, a comma or
 letters beyond ASCII needs quotes. The shell takes one pair of quotes away, so there have to be two.
@@ -26,10 +26,9 @@ EXTRAS = {"joblib": "sweeps", "submitit_local": "sweeps", "submitit_slurm": "swe
 
 
 def read(words: Sequence[str], sweeps: bool = False) -> list[str]:
-    """The words, each as Hydra wants it. Raises ConfigError for a word that Hydra could not read, or that would do
-    nothing.
+    """The words in the form that Hydra wants. With `sweeps`, values may be sweeps, as behind `run -m`.
 
-    `sweeps`: values may be sweeps, as behind `run -m`.
+    Raises ConfigError for a word that Hydra could not read, or that would do nothing.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -38,7 +37,7 @@ def read(words: Sequence[str], sweeps: bool = False) -> list[str]:
     for word in words:
         key, _, value = word.partition("=")
         if "=" not in word and not word.startswith("~"):
-            raise ConfigError(f"{word}: what is it to be? KEY=VALUE is needed")
+            raise ConfigError(f"{word}: has no value; KEY=VALUE is needed")
         if not key.lstrip("+~"):
             raise ConfigError(f"{word}: the key is missing before '='")
         try:
@@ -56,8 +55,10 @@ def read(words: Sequence[str], sweeps: bool = False) -> list[str]:
 
 
 def brought(words: Sequence[str]) -> list[str]:
-    """The choices of other groups that the words' method brings, by `brings` in its file. What is typed wins, and so
-    does an experiment. Raises ConfigError where a sweep's methods bring unlike ones."""
+    """The choices of other groups that the words' method brings, by `brings` in its file.
+
+    What is typed wins, and so does an experiment. Raises ConfigError if a sweep's methods bring different ones.
+    """
     typed = dict(word.partition("=")[::2] for word in words)
     if "method" not in typed or "experiment" in typed:
         return []
@@ -67,12 +68,12 @@ def brought(words: Sequence[str]) -> list[str]:
     for group in sorted({group for brings in own for group in brings} - typed.keys()):
         found[group] = {brings.get(group) for brings in own}
         if len(found[group]) > 1:
-            raise ConfigError(f"method={typed['method']}: they are made for unlike choices; give {group}=...", group)
+            raise ConfigError(f"method={typed['method']}: they bring different choices; give {group}=...", group)
     return [f"{group}={choice}" for group, choices in found.items() for choice in choices]
 
 
 def _chosen(word: str, key: str, value: object) -> str:
-    """The word. Where it chooses an option of a group, the choice is checked."""
+    """The word. If it chooses an option of a group, the choice is checked."""
     if (key in NEEDED and value is None) or word.removeprefix("~") in NEEDED:
         more = "; tracker=none logs to files alone" if "tracker" in word else ""
         raise ConfigError(f"{word}: a run needs one; leave the word out for the default{more}")
@@ -104,7 +105,7 @@ def quoted(key: str, value: str) -> str:
 
 
 def notes(words: Iterable[str]) -> list[str]:
-    """A line for each word that can be read, and most likely says something else than was meant."""
+    """A line for each word that can be read but probably does not say what was meant."""
     return [
         f"{word.partition('=')[0]}: \\n is a backslash and an n here, not a line break, which bash writes as $'\\n': "
         f"\"{word.partition('=')[0]}='one line\"$'\\n'\"another'\""
@@ -119,7 +120,7 @@ _LATEX = "abla|atural|e[^a-z]|eq|eg|ot|u[^a-z]|less|leq|gtr|geq|mid|sim|cong|par
 def one_line(problem: Exception) -> str:
     """Hydra's message in one line, without its lists and hints."""
     group, _, name = str(getattr(problem, "missing_cfg_file", None) or "").rpartition("/")
-    if group.startswith("hydra/sweeper/"):  # what a sweeper's own choices hang on
+    if group.startswith("hydra/sweeper/"):  # a choice that depends on a sweeper
         group, name = "hydra/sweeper", "optuna"
     if group.startswith("hydra/") and name in EXTRAS:
         return f"{group}={name}: not installed; pip install 'selfimprove[{EXTRAS[name]}]'"

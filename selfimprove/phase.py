@@ -23,7 +23,10 @@ from selfimprove.types import Problem
 def once(
     session: Session, step: Pass, name: str, depends: list[Any], outputs: list[str], work: Callable[[str], Any]
 ) -> dict[str, Any]:
-    """The metrics of a phase. They come from its manifest where that still fits, and else from `work`, done now."""
+    """The metrics of a phase.
+
+    They come from its manifest if that still fits, and else from `work`, which is done now.
+    """
     run, key = session.run, store.digest(depends)
     if (manifest := run.done(step, name, key)) is not None:
         return manifest["metrics"]  # type: ignore[no-any-return]
@@ -38,16 +41,18 @@ def once(
 
 
 def policy_key(config: Config) -> list[Any]:
-    """What decides a policy's samples besides its weights. Batch size and device are not in it."""
+    """What decides a policy's samples besides its weights. Batch size and device are not part of it."""
     return [config.seed, configuration.engine_options(config.engine), config.model.max_length, config.model.max_tokens]
 
 
 def problems_key(problems: list[Problem]) -> str:
-    return store.digest([[p.id, p.prompt, p.gold, p.metadata] for p in problems])
+    arrays = [[p.array.shape, p.array.data] if p.array else None for p in problems]
+    rows = [[p.id, p.prompt, p.gold, p.metadata] for p in problems]
+    return store.digest([*rows, *(arrays if any(arrays) else ())])
 
 
 def version(node: Target) -> str:
-    """A hash of the verifiers' code. Verdicts of another version are not taken over."""
+    """A hash of the verifiers' code. Verdicts of another version are not used again."""
     code = sorted(Path(verifying.__file__ or "").parent.glob("*.py"))
     return store.digest([*map(store.file_digest, code), inspect.getsource(module_of(node))])
 

@@ -11,16 +11,16 @@ from selfimprove.schema import Config
 class Pass:
     """generate → verify → filter → train once. A pass is a part of a stage of a round."""
 
-    number: int  # from 0 over the whole run: seeds and policy versions go by it
+    number: int  # from 0 over the whole run; seeds and policy versions use it
     round: int
-    stage: str = ""  # "" where the method is one stage
-    part: int = 0  # of
+    stage: str = ""  # "" if the method is one stage
+    part: int = 0  # the part of the round, from 0, of
     parts: int = 1
-    turn: int = 0  # how often this stage has been gone through before; of
+    turn: int = 0  # how many passes this stage had before, of
     turns: int = 1
     ends_round: bool = True
-    label: str = "base"  # of its folder: "000", "000.3", "000.1_rl.03"; labels sort in the order of passes
-    prefix: str = "base"  # of the ids of its trajectories: "r0", "r0.3", "r0.rl.03"
+    label: str = "base"  # its folder's name: "000", "000.3", "000.1_rl.03"; labels sort in the order of passes
+    prefix: str = "base"  # what its trajectories' ids begin with: "r0", "r0.3", "r0.rl.03"
 
 
 BASE = Pass(number=-1, round=-1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-# Control characters but line end and tab (an escape sequence starts with one of them), what changes the direction of
-# text, line separators that only some programs know, and halves of surrogate pairs, which cannot be encoded.
+# Control characters except line end and tab (an escape sequence starts with one of them), characters that change the
+# direction of text, line separators that only some programs know, and halves of surrogate pairs.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 

@@ -1,4 +1,4 @@
-"""Processes that end when those end which started them, however that happens."""
+"""Processes that end when the process that started them ends, however that happens."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ LOOK = 0.5  # seconds between two looks at whether a process is still there
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel kill this process when the thread ends that started it, or its whole process, however that
-    happens."""
+    """Let the kernel kill this process when the thread or the process that started it ends, however that happens."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before it could be watched
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def parent_of(pid: int) -> int:
-    """The process that a process was started by, or that took its place; 0 where it is gone."""
+    """A process's parent: the process that started it, or that took its place. 0 if the process is gone."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except (FileNotFoundError, ProcessLookupError):
@@ -31,7 +30,7 @@ def parent_of(pid: int) -> int:
 
 
 def children_of(pid: int, name: str) -> list[int]:
-    """The processes that a process started whose names begin so."""
+    """The processes that a process started and whose names begin with a text."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -43,8 +42,11 @@ def children_of(pid: int, name: str) -> list[int]:
 
 
 def end_together(child: int, parent: int, others: Sequence[int] = ()) -> None:
-    """Watch `child`, which may be this process, from a thread: when `parent` is no longer its parent, kill `others`,
-    `child` and this process. Unlike `die_with` it does not matter which thread of `parent` started it."""
+    """Watch `child`, which may be this process, from a thread.
+
+    When `parent` is no longer its parent, kill `others`, `child` and this process. Unlike in `die_with` it does not
+    matter which thread of `parent` started it.
+    """
 
     def watch() -> None:
         while parent_of(child) == parent:

@@ -1,7 +1,7 @@
-"""What has to hold before a run begins.
+"""What is checked before a run begins.
 
 Gold answers pass their verifier, and problems fit the model's window. Train and held-out problems do not overlap. The
-model is whole, and this machine has what the run needs.
+model is complete, and this machine has what the run needs.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def prepare(
 ) -> tuple[list[Problem], dict[str, str]]:
     """The problems to use, and those that are dropped, with the reason.
 
-    A problem is dropped where its gold answer fails its own verifier, where its prompt does not fit the model's window,
-    or where it is a train problem like a held-out one. `trains`: a run is going to learn from them. Lines that refuse
-    nothing go to `notes`, or without it to the log. Raises ConfigError for data that cannot be used, or a model that
-    lacks a file.
+    A problem is dropped if its gold answer fails its own verifier, or if its prompt does not fit the model's window. A
+    train problem is also dropped if it is like a held-out one. `trains`: a run is going to learn from them. Warnings go
+    to `notes`, or without it to the log. Raises ConfigError for data that cannot be used, or a model that lacks a file.
     """
     require_verifiers(config)
     problems = sides.load(config.dataset, config.seed)
+    require_arrays(config, problems)
     reader = fit.open_reader(config, trains)
     dropped: dict[str, str] = {}
     said: list[str] = []
@@ -55,7 +55,7 @@ def prepare(
 
 
 def require_sides(config: Config, problems: list[Problem], dropped: dict[str, str], trains: bool) -> None:
-    """Raises ConfigError where a side that is needed has no problem left."""
+    """Raises ConfigError if a side that is needed has no problem left."""
     there = {problem.split for problem in problems}
     why = f" (of {len(dropped)} left out, {next(iter(dropped))}: {next(iter(dropped.values()))})" if dropped else ""
     if trains and "train" not in there:
@@ -72,9 +72,21 @@ def require_sides(config: Config, problems: list[Problem], dropped: dict[str, st
         raise ConfigError(f"dataset={config.dataset.name} has no held-out problem left{why}", "dataset.heldout_size")
 
 
+def require_arrays(config: Config, problems: list[Problem]) -> None:
+    """Raises ConfigError where problems have arrays and the engine reads none, or the other way round."""
+    reads = "arrays" in config.engine["gives"]
+    if any((problem.array is not None) != reads for problem in problems):
+        what = "problems without arrays, which it needs" if reads else "problems with arrays, which it does not read"
+        said = f"engine={config.engine['name']}: dataset={config.dataset.name} has {what}"
+        raise ConfigError(said, "engine" if not reads else "dataset")
+
+
 def require_verifiers(config: Config) -> dict[str, Any]:
-    """Facts about this machine that verifiers and tools report. Raises ConfigError where a check or a tool of the
-    method lacks what it needs: a verifier's module has `require`, a tool has `require_<name>` beside its function."""
+    """Facts about this machine that verifiers and tools report.
+
+    Raises ConfigError if a check or a tool of the method lacks what it needs. A verifier's module says so by `require`,
+    and a tool by `require_<name>` beside its function.
+    """
     said: dict[str, Any] = {}
     nodes = [config.verifier_of(stage) for stage in config.stages.values()]
     for node in (*nodes, config.dataset.verifier):
@@ -88,7 +100,7 @@ def require_verifiers(config: Config) -> dict[str, Any]:
 
 
 def require_engine(config: Config, trains: bool) -> None:
-    """Raises ConfigError where this machine or a server lacks what the engine needs. `require_<name>` beside the
+    """Raises ConfigError if this machine or a server lacks what the engine needs. `require_<name>` beside the
     engine's function says so.
 
     `trains`: the policy is going to get new weights.
@@ -99,7 +111,7 @@ def require_engine(config: Config, trains: bool) -> None:
 
 
 def require_training(config: Config) -> None:
-    """Raises ConfigError where this machine cannot train as configured."""
+    """Raises ConfigError if this machine cannot train as configured."""
     from selfimprove import train
 
     how = config.hardware.training
@@ -124,7 +136,7 @@ def also_heldout(config: Config) -> list[Problem]:
 def check_gold(config: Config, problems: list[Problem], said: list[str]) -> dict[str, str]:
     """The problems whose gold answer fails its own verifier, with the reason. They are dropped.
 
-    Raises ConfigError where their share is above `verify.drop_gold_above`.
+    Raises ConfigError if their share is above `verify.drop_gold_above`.
     """
     own = f"dataset={config.dataset.name}: {{}} of {{}} gold answers fail their own verifier"
     found = _failing(config, config.dataset.verifier, problems, own, said)
@@ -132,7 +144,7 @@ def check_gold(config: Config, problems: list[Problem], said: list[str]) -> dict
     several = sum(isinstance(p.metadata.get("answers"), list) and len(p.metadata["answers"]) > 1 for p in problems)
     if several and not node.startswith("text."):
         said.append(
-            f"{several} problems have several gold answers, of which {node} reads the first; exact and f1 accept any: "
+            f"{several} problems have several gold answers, and {node} reads the first; exact and f1 accept any: "
             "verifier@dataset.verifier=exact"
         )
     return found
@@ -160,7 +172,7 @@ def _failing(config: Config, node: Target, problems: list[Problem], what: str, s
 
 
 def _limited(found: dict[str, str], of: int, what: str, limit: str, config: Config, said: list[str]) -> dict[str, str]:
-    """Problems to leave out. Raises ConfigError where their share is above `verify.<limit>`."""
+    """Problems to leave out. Raises ConfigError if their share is above `verify.<limit>`."""
     most = getattr(config.verify, limit)
     line = what.format(len(found), of)
     if len(found) > most * of:
@@ -175,7 +187,7 @@ def _limited(found: dict[str, str], of: int, what: str, limit: str, config: Conf
 def check_fit(config: Config, problems: list[Problem], reader: fit.Reader, said: list[str]) -> dict[str, str]:
     """The problems whose prompt leaves no room for an answer in the model's window, with the reason. They are dropped.
 
-    Raises ConfigError where their share is above `verify.drop_long_above`.
+    Raises ConfigError if their share is above `verify.drop_long_above`.
     """
     most = max(config.model.max_tokens, config.eval.max_tokens or 0)
     found, tight = fit.unfit(reader, problems, most)
@@ -202,7 +214,7 @@ def failing_gold(config: Config, problems: list[Problem], node: Target | None = 
 
 
 def like_heldout(config: Config, own: list[Problem], heldout: list[Problem]) -> dict[str, str]:
-    """Problem id -> which held-out problem it is like."""
+    """Problem id -> the held-out problem that it is like, and how much."""
     from selfimprove.datasets.overlap import overlap
 
     options = config.overlap
@@ -230,9 +242,9 @@ def repeated(problems: list[Problem]) -> list[str]:
 
 
 def check_overlap(config: Config, problems: list[Problem], said: list[str]) -> dict[str, str]:
-    """The train and dev problems that are like a held-out one, with the reason; none where they are only reported.
+    """The train and dev problems that are like a held-out one, with the reason. Empty if they are only reported.
 
-    Raises ConfigError where the configuration refuses such problems.
+    Raises ConfigError if the configuration refuses such problems.
     """
     options = config.overlap
     kept = sides.apart(config, problems)

@@ -41,7 +41,7 @@ def write_records(
 
 @contextmanager
 def opened(path: Path) -> Iterator[pq.ParquetFile]:
-    """A Parquet file. Raises Damaged where it cannot be read, also inside the block."""
+    """A Parquet file. Raises Damaged if it cannot be read, also inside the block."""
     try:
         with pq.ParquetFile(path) as file:
             require_schema(path, file.schema_arrow.metadata)
@@ -77,8 +77,10 @@ def read_records(path: Path, kind: type, chunk: int = 1024, start: int = 0) -> I
 
 
 def read_columns(path: Path, kind: type, columns: Sequence[str]) -> pa.Table:
-    """Some columns of a file of records. A column that an older version did not write has its field's default. Raises
-    Damaged."""
+    """Some columns of a file of records. A column that an older version did not write has its field's default.
+
+    Raises Damaged.
+    """
     with opened(path) as file:
         table = file.read(columns=list(columns), use_threads=False)
         return completed(table, kind, columns)
@@ -120,15 +122,15 @@ class Parts:
     """A Parquet file that is made in parts. Each part holds the outputs of consecutive inputs, in a folder beside the
     final file.
 
-    A part is named `from-to-hash.parquet`. Only whole parts count that follow each other from 0.
+    A part is named `from-to-hash.parquet`. Only complete parts count, and only as far as they follow each other from 0.
     """
 
     def __init__(self, path: Path, key: str, kind: type) -> None:
-        """`key` is the phase's: parts that another configuration left are thrown away, as are those behind a gap."""
+        """`key` is the phase's key. Parts of another configuration are removed, and so are those behind a gap."""
         self.path, self.kind = path, kind
         self.folder = path.with_suffix(".parts")
         if self.folder.exists() and self._key() != key:
-            log.warning("%s: what is there belongs to another configuration; it is done again", self.folder)
+            log.warning("%s: its parts belong to another configuration; they are done again", self.folder)
             shutil.rmtree(self.folder)
         if not self.folder.exists():
             with new_folder(self.folder) as folder:
@@ -181,7 +183,7 @@ class Parts:
         return dict(total)
 
     def finish(self, change: Callable[[pa.Table], pa.Table] | None = None) -> None:
-        """Make one file of the parts. `change` is applied to the whole table."""
+        """Join the parts into one file. `change` is applied to the whole table."""
         schema = types.schemas()[self.kind]
         files = [file for _, file in self._parts]
         with new_file(self.path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:

@@ -1,4 +1,4 @@
-"""`selfimprove verify RUN_DIR`: a run's answers graded again, and what is different. The folder stays as it is."""
+"""`selfimprove verify RUN_DIR`: grades a run's answers again and shows what changed. The folder stays as it is."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class AsksModel(Exception):
 
 @dataclass
 class Regraded:
-    """What came of one folder of answers. `moved` counts answers by their status before and after."""
+    """The changes in one folder of answers. `moved` counts answers by their status before and after."""
 
     label: str
     moved: Counter[tuple[str, str]] = field(default_factory=Counter)
-    other: int = 0  # answers whose status is the same and whose reward is not
+    other: int = 0  # answers with the same status and another reward
     shares: list[tuple[float, float]] = field(default_factory=list)  # of a problem's answers, right before and after
 
     @property
@@ -62,12 +62,12 @@ class Regraded:
 
 
 def regrade(path: Path, overrides: Sequence[str], out: Path | None = None) -> tuple[list[Regraded], list[str]]:
-    """Grades every answer of the run in `path` again; what came of each folder of answers, and lines to say.
+    """Grade every answer of the run in `path` again. Returns the changes in each folder of answers, and lines to log.
 
-    With `verifier=NAME` among `overrides` it is by that verifier. Without it held-out answers are graded by the data
-    set's own verifier and training answers by the one that the run used, as they are in this version. `out` gets a
-    JSON line for each answer whose status or reward is another. Raises ConfigError where the folder is damaged, the
-    verifier lacks what it needs, or the verifier that was asked for has to ask a model.
+    `verifier=NAME` among `overrides` chooses the verifier. Without it held-out answers are graded by the data set's own
+    verifier, and training answers by the one that the run used, both as they are in this version. `out` gets a JSON
+    line for each answer whose status or reward changed. Raises ConfigError if the folder is damaged, the verifier lacks
+    what it needs, or the chosen verifier has to ask a model.
     """
     run = RunData(path)
     config = configuration.compose_on(path / "config.yaml", overrides)

@@ -1,7 +1,8 @@
-"""One pass: generate → verify → make → filter → remember → train. Each phase reads the run folder and writes it.
+"""One pass: generate → verify → make → filter → remember → train. Each phase reads the run folder and writes to it.
 
-A phase has a key, the hash of all it depends on: its part of the configuration, and the outputs of the phases before
-it. Batch sizes, devices and worker counts are not in it. A phase whose manifest has the same key is not done again.
+A phase has a key. It is the hash of all that the phase depends on: its part of the configuration, and the outputs of
+the phases before it. Batch sizes, devices and worker counts are not part of it. A phase whose manifest has the same key
+is not done again.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ log = logging.getLogger("selfimprove")
 
 
 def run_pass(session: Session, step: Pass, policies: Policies) -> Policies:
-    """All phases of one pass but the evaluation. Returns the policies that the next pass starts from."""
+    """All phases of one pass except the evaluation. Returns the policies that the next pass starts from."""
     stage = session.stage(step)
     slots = adapt(session, step, policies)
     if stage.of is None:
@@ -53,7 +54,7 @@ def run_pass(session: Session, step: Pass, policies: Policies) -> Policies:
 
 
 def sampler(session: Session, step: Pass, policies: Policies) -> tuple[str, Policies]:
-    """The role whose samples a pass takes, and all policies as that role sees them."""
+    """The role that samples in a pass, and all policies as that role sees them."""
     stage = session.stage(step)
     role = stage.by or stage.role or "policy"
     return role, policies if stage.sampler == "last" else policies | {role: session.base[role]}
@@ -98,7 +99,7 @@ def adapt(session: Session, step: Pass, policies: Policies) -> dict[str, Target 
 
 
 def problems_of(session: Session, step: Pass) -> list[Problem]:
-    """The problems of a pass: its part of the training problems, or what the stage's rule says."""
+    """The problems of a pass: its part of the training problems, or those that the stage's rule chooses."""
     rule = session.stage(step).problems
     if rule is None:
         problems = session.train_problems
@@ -162,8 +163,8 @@ def verify(session: Session, step: Pass, policies: Policies) -> None:
 def make(session: Session, step: Pass, node: Target) -> None:
     """New problems from verified attempts: made.parquet.
 
-    A problem is left out, and counted, where it is like a dev or held-out problem, or where its stated gold answer
-    fails the data set's verifier.
+    A problem is left out, and counted, if it is like a dev or held-out problem, or if its stated gold answer fails the
+    data set's verifier.
     """
     from selfimprove.ready import failing_gold, like_heldout
 
@@ -225,7 +226,7 @@ def keep(session: Session, step: Pass, node: Target) -> int:
 
 
 def remember(session: Session, step: Pass, node: Target) -> None:
-    """What later passes know besides weights: memory.parquet, made of the last one and this pass's attempts."""
+    """What later passes know besides weights: memory.parquet, from the last memory and this pass's attempts."""
     config, path = session.config, session.run.folder(step) / "memory.parquet"
     verifier = config.verifier_of(session.stage(step))
 

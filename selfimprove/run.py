@@ -1,4 +1,4 @@
-"""A run: rounds in order in one folder, from the start or from where an interrupted one was left."""
+"""A run: rounds in order in one folder, from the start or from the point where it was interrupted."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from selfimprove import config as configuration
 from selfimprove import integrity, memory, store
+from selfimprove.attempt import pair
 from selfimprove.binding import function
 from selfimprove.collapse import collapsed
 from selfimprove.drift import drift, forgetting
@@ -32,6 +33,7 @@ from selfimprove.sides import evaluated
 from selfimprove.summary import PHASES, Summary, round_metrics
 from selfimprove.types import Problem
 from selfimprove.update import restore
+from selfimprove.variety import alarm, variety
 
 log = logging.getLogger("selfimprove")
 
@@ -39,7 +41,7 @@ log = logging.getLogger("selfimprove")
 def start(config: Config, path: Path, notes: Sequence[str] = ()) -> dict[str, Any]:
     """Begin a run in an empty folder. Returns its summary. Raises ConfigError before any model is loaded.
 
-    `notes` are said once it is sure that the run begins.
+    `notes` are logged once it is sure that the run begins.
     """
     if (path / "config.yaml").exists():
         raise ConfigError(f"{path} already holds a run: continue it with `selfimprove resume {path}`")
@@ -100,12 +102,12 @@ def _resume(config: Config, run: store.Run, overrides: Sequence[str]) -> dict[st
 def with_budget(config: Config, overrides: Sequence[str]) -> Config:
     """The configuration with other budgets, e.g. `budget.seconds=7200` or `budget.rounds=null`.
 
-    Raises ConfigError for any other key, because nothing else of a run may change on its way.
+    Raises ConfigError for any other key, because nothing else of a run may change after its start.
     """
     for word in overrides:
         if not re.fullmatch(r"budget\.\w+=.+", word):
             budgets = ", ".join(f"budget.{name}=..." for name in Budget.model_fields)
-            raise ConfigError(f"{word}: resume takes {budgets} only; whatever else is to be different is a new run")
+            raise ConfigError(f"{word}: resume takes {budgets} only; any other change needs a new run")
     given = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
     assert isinstance(given, dict)
     budget = config.budget.model_dump() | given.get("budget", {})
@@ -128,7 +130,7 @@ def _write_problems(run: store.Run, prepared: tuple[list[Problem], dict[str, str
 def _have_problems(config: Config, run: store.Run) -> None:
     """Make a missing file of the run's problems again. It was damaged, or the run was killed before writing it.
 
-    Raises Damaged where the data set gives other problems by now.
+    Raises Damaged if the data set gives other problems by now.
     """
     key, whole = integrity.sealed(run.path)
     if whole and key is not None:
@@ -194,7 +196,7 @@ def _passes(session: Session, summary: Summary, tracker: Any) -> str | None:
     run = session.run
     summary.write("running")
     _evaluate(session, BASE, session.base)
-    _base(session.config, run)  # by now all its files are on this machine
+    _base(session.config, run)  # now all its files are on this machine
     _after_round(session, summary, tracker, [BASE])
     policies = session.base
     this_round: list[Pass] = []
@@ -210,6 +212,8 @@ def _passes(session: Session, summary: Summary, tracker: Any) -> str | None:
         reached = summary.over_budget() if step is not session.passes[-1] else None
         if step.ends_round or reached:
             _evaluate(session, step, policies)
+            if session.config.eval.samples and (line := _variety(session, step)):
+                log.warning("round %s: %s", run.prefix(step)[1:], line)
             _after_round(session, summary, tracker, this_round)
             reached = summary.over_budget() if step is not session.passes[-1] else None
         else:
@@ -219,8 +223,14 @@ def _passes(session: Session, summary: Summary, tracker: Any) -> str | None:
     return None
 
 
+def _variety(session: Session, step: Pass) -> str | None:
+    """The line to say where this evaluation's samples have lost variety against the base policy's."""
+    folders = [session.run.folder(at) / "evaluation" for at in (BASE, step)]
+    return alarm(*(variety(pair(folder, session.heldout)) for folder in folders))
+
+
 def _write_report(path: Path) -> None:
-    """Write report.html, whatever the run came to. A report that fails does not fail the run."""
+    """Write report.html, however the run ended. If this fails, the run does not fail."""
     from selfimprove.report.html import write_report
     from selfimprove.report.runs import RunData
 

@@ -1,7 +1,7 @@
-"""scores.parquet: one number for each held-out problem, the only thing that a difference is tested on.
+"""scores.parquet: one number for each held-out problem. Differences are tested on these numbers alone.
 
-A score is 1 or 0 where the unit is accuracy, and else the verdict's reward: a return, a negative error, a length score.
-Higher is better. What a unit is called and how it is written stands in selfimprove.units.
+A score is 1 or 0 if the unit is accuracy. Else it is the verdict's reward: a return, a negative error, a length score.
+Higher is better. selfimprove.units has the units' names and formats.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FILE = "scores.parquet"
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Of one evaluation, in the order of the problems: ids, values, the answers that were read, and groups."""
+    """The scores of one evaluation, in the order of the problems: ids, values, extracted answers, and groups."""
 
     problem_ids: Sequence[str]
     values: Sequence[float]
@@ -41,7 +41,7 @@ def write(path: Path, scores: Scores) -> None:
 
 
 def read(path: Path) -> Scores:
-    """Raises Damaged for a file that is none."""
+    """Raises Damaged for a file that does not hold scores."""
     with opened(path) as file:
         found = file.read(use_threads=False).to_pydict()
         return Scores(found["problem_id"], found["value"], found["answer"], found["group"])

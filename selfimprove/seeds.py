@@ -1,4 +1,4 @@
-"""Every random number of a run comes from one seed and the name of what it is for."""
+"""Every random number of a run comes from one seed and a name that says what the number is for."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """`selfimprove serve method=NAME model=...`: a method that thinks longer, behind OpenAI's chat interface.
 
-One request is one problem: the method's solver runs on it, `method.answer` chooses among its candidates, and the text
-of the chosen one is the reply. Requests that are there together are answered in one batch, as in `selfimprove eval`.
-It listens on this machine alone. No prompt and no answer is logged or kept.
+One request is one problem. The method's solver runs on it, `method.answer` chooses among its candidates, and the chosen
+text is the reply. Requests that wait at the same time are answered in one batch, as in `selfimprove eval`. The server
+listens on this machine alone. It logs and keeps no prompt and no answer.
 
-Served are methods that know nothing but the question: one that reads gold answers, rewards, options or a memory is
+A method can be served if it needs only the question. If it reads gold answers, rewards, options or a memory, it is
 refused before the model loads.
 """
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 BODY = 1 << 20  # bytes of a request
 _GIVEN = {"seed", "text", "step"}  # what a solver may ask for here
-_RULES = ("first", "vote", "last")  # of method.answer: those that look at no reward
+_RULES = ("first", "vote", "last")  # the rules of method.answer that need no reward
 _READ = {"model", "messages", "seed", "n", "stream", "user"}
 
 
@@ -58,18 +58,21 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """most: requests at once; above it they get 429. seconds: for one request; above it 504."""
+    """`most` is how many requests are answered at once; more get 429.
+
+    `seconds` is the limit of one; then it gets 504.
+    """
 
     most: int = 256
     seconds: float = 600.0
 
 
 def require(config: Config) -> None:
-    """Raises ConfigError for a method whose solver cannot answer a question of which nothing else is known."""
+    """Raises ConfigError for a method whose solver needs more than the question."""
     node, rule = config.solver, config.method.answer
     name = f"serve: method={config.method.name}"
     if config.method.stages or any(stage.train for stage in config.stages.values()):
-        raise ConfigError(f"{name} learns; served are methods that think longer (kind in `selfimprove methods`)")
+        raise ConfigError(f"{name} learns; serve takes methods that think longer (kind in `selfimprove methods`)")
     if lacking := sorted(asks_for(node) - _GIVEN):
         raise ConfigError(f"{name} asks for {', '.join(lacking)}, which only a run has")
     own = getattr(module_of(node), "needs", None)
@@ -175,7 +178,7 @@ class Service:
         except ValueError as error:  # of the engine: the prompt does not fit the window
             raise Refused(400, str(error), "messages") from None
         finally:
-            for task in (work, gone):  # a client that went away, or waits no longer, holds no place in a batch
+            for task in (work, gone):  # a client that went away or stopped waiting keeps no place in a batch
                 task.cancel()
 
     def _problem(self, asked: dict[str, Any]) -> Problem:
@@ -189,7 +192,10 @@ class Service:
         return Problem(name, messages, metadata={"question": messages[-1]["content"]})
 
     async def solve(self, problem: Problem) -> dict[str, Any]:
-        """OpenAI's reply to one problem. `selfimprove` in it has what was read as the answer, and of how many."""
+        """OpenAI's reply to one problem.
+
+        Its field `selfimprove` has the extracted answer and the number of candidates.
+        """
         own = self._policy.for_problem(problem)
         given = {"seed": seeds.derive(self.config.seed, "serve", problem.id)} if "seed" in self._asks else {}
         found: list[Trajectory] = await self._solve(problem, own, **given)
@@ -219,13 +225,13 @@ class Service:
 
 
 async def _unjudged(problem: Problem, trajectory: Trajectory) -> Verdict:
-    """What is known of a candidate without a check: the answer that stands in it."""
+    """The verdict of a candidate without a check. It has only the answer that the text states."""
     said = await answer(problem, trajectory.text, None, "last_number")
     return Verdict(trajectory.id, "unparseable" if said is None else "wrong", 0.0, said)
 
 
 async def _body(request: Request) -> bytes:
-    """The request's body. Raises Refused for one that is too long, as soon as it is."""
+    """The request's body. Raises Refused as soon as it is too long."""
     found = b""
     async for chunk in request.stream():
         found += chunk
@@ -241,7 +247,7 @@ async def _gone(request: Request) -> None:
 
 
 def read(body: bytes) -> dict[str, Any]:
-    """A request as JSON. Raises Refused, naming the field, for what is not asked so or is not to be had here."""
+    """A request as JSON. Raises Refused, with the field's name, for a wrong or unsupported field."""
     try:
         asked = json.loads(body)
     except ValueError:
@@ -250,25 +256,25 @@ def read(body: bytes) -> dict[str, Any]:
         raise Refused(400, "the body is not an object")
     asked = {key: value for key, value in asked.items() if value is not None}
     if asked.get("stream"):
-        raise Refused(400, "stream: is off, for an answer is chosen when all candidates are there", "stream")
+        raise Refused(400, "stream: must be off, since an answer is chosen when all candidates are there", "stream")
     if asked.get("n", 1) != 1:
-        raise Refused(400, "n: is 1; how many candidates there are is the method's own option", "n")
+        raise Refused(400, "n: must be 1; the number of candidates is an option of the method", "n")
     if other := sorted(asked.keys() - _READ):
         raise Refused(
             400, f"{other[0]}: the method's own options decide (selfimprove serve method.generate....)", other[0]
         )
     if not isinstance(asked.get("seed", 0), int):
-        raise Refused(400, "seed: is no whole number", "seed")
+        raise Refused(400, "seed: must be a whole number", "seed")
     messages = asked.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise Refused(400, "messages: is no list of messages", "messages")
+        raise Refused(400, "messages: must be a list of messages", "messages")
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
             raise Refused(400, "messages: a message has a role and a text as its content", "messages")
         if message.get("role") not in ("system", "user", "assistant") or set(message) - {"role", "content"}:
-            raise Refused(400, "messages: roles are system, user and assistant, with a content and no more", "messages")
+            raise Refused(400, "messages: roles are system, user and assistant, with nothing but a content", "messages")
     if messages[-1]["role"] != "user":
-        raise Refused(400, "messages: the last one is the user's", "messages")
+        raise Refused(400, "messages: the last one must be the user's", "messages")
     return {"model": "", **asked}
 
 

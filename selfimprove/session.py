@@ -31,7 +31,7 @@ from selfimprove.verify.pool import Pool
 
 log = logging.getLogger("selfimprove")
 
-MERGED = "merged"  # in the run folder: adapters in their bases, for engines that read whole weights
+MERGED = "merged"  # in the run folder: adapters merged into their bases, for engines that read full weights
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Session:
     base: Policies
     dev: list[Problem] = field(default_factory=list)
     also: list[Problem] = field(default_factory=list)  # held-out problems of eval.also
-    apart: list[Problem] = field(default_factory=list)  # what made problems may not be like: dev, held-out, sealed
+    apart: list[Problem] = field(default_factory=list)  # made problems must not be like these: dev, held-out, sealed
     log_step: Callable[[int, dict[str, float]], None] = lambda number, record: None  # a training step, for the tracker
     phase_done: Callable[[], object] = lambda: None  # called after each phase that was done now
     restore: Callable[[Weights], object] = lambda weights: None  # makes a policy's folder again that was not kept
@@ -76,7 +76,7 @@ class Session:
 
     @cached_property
     def workers(self) -> Workers:
-        """The processes that train, where they stay from pass to pass."""
+        """The processes that train, if they stay from pass to pass."""
         return Workers()
 
     @cached_property
@@ -89,8 +89,8 @@ class Session:
     def sources(self, step: Pass) -> list[Pass]:
         """The passes whose attempts a pass learns from.
 
-        That is the pass itself. With `of` it is the same part of that stage in this round, or all its parts where the
-        two have different numbers of parts.
+        That is the pass itself. With `of` it is the same part of that stage in this round, or all its parts if the two
+        have different numbers of parts.
         """
         of = self.stage(step).of
         if of is None:
@@ -128,8 +128,11 @@ class Session:
         return Policy(self._engines[role], config.seed, weights.version, role, model.max_tokens, scope)
 
     def _whole(self, role: str, weights: Weights) -> str:
-        """The folder that an engine reads. For one that takes no adapters they are merged into the base here, once for
-        all its replicas and actors, into the run folder; the newest stays there until the session ends."""
+        """The folder that an engine reads.
+
+        If the engine takes no adapters, the adapter is merged into its base here, once for all replicas and actors. The
+        result is in the run folder, and the newest one stays there until the session ends.
+        """
         if not getattr(self._engines[role], "merges", False) or not models.is_adapter(weights.path):
             return weights.path
         model, base = self.config.model_of(role), self.base[role].path
@@ -142,14 +145,17 @@ class Session:
         return str(folder)
 
     def rest(self) -> None:
-        """Before training, with `hardware.sleep`: engines free their memory until they are asked again."""
+        """With `hardware.sleep`, let engines free their memory before training, until their next request."""
         if self.config.hardware.sleep:
             self.close_resources()
             self._room()
 
     def _room(self) -> None:
-        """Before another model is opened, with `hardware.sleep`: the same, unless engines are at work, where a solver
-        asks for that model as it goes. Then both hold memory, as `memory.estimate` says."""
+        """With `hardware.sleep`, let engines free their memory before another model is opened.
+
+        Engines that are at work do not sleep. That is so if a solver asks for the model as it goes. Then both hold
+        memory, as `memory.estimate` says.
+        """
         if self.config.hardware.sleep and self._task is None:
             for engine in self._engines.values():
                 self.wait(engine.sleep())
@@ -163,7 +169,7 @@ class Session:
 
     @cached_property
     def text(self) -> chat.Text:
-        """render, turn, encode and end of the policy. Its tokenizer alone does them where there is one."""
+        """render, turn, encode and end of the policy. If it has a tokenizer, no engine is opened for them."""
         path = self.base["policy"].path
         if Path(path).is_dir() and not (Path(path) / "tokenizer_config.json").exists():
             return self._policy("policy", self.base["policy"], ()).engine
@@ -179,7 +185,7 @@ class Session:
     def check_by(self, verifier: Target) -> Check:
         """A function that gives the outcome of one text, for solvers and group verifiers that ask as they go.
 
-        It is this verifier's, or the data set's where this one judges groups.
+        It is this verifier's, or the data set's if this one judges groups.
         """
         node = self.config.dataset.verifier if is_group(verifier) else verifier
 
@@ -206,8 +212,10 @@ class Session:
         return judge
 
     def resource(self, verifier: Target, problems: list[Problem], policies: Policies) -> Any:
-        """What a group verifier's module opens; None where it opens nothing. It stays open for later passes, until a
-        policy that it may read has a new version."""
+        """What a group verifier's module opens. None if it opens nothing.
+
+        It stays open for later passes, until a policy that it may read has a new version.
+        """
         open_resource = getattr(module_of(verifier), "resource", None)
         if open_resource is None:
             return None
@@ -225,7 +233,7 @@ class Session:
         return self._resources[name][1]
 
     def scorers(self, policies: Policies) -> dict[str, Any]:
-        """The method's reward models by role, open, without those that no pass has trained yet."""
+        """Role -> open reward model of the method, without those that no pass has trained yet."""
         from selfimprove.verify.reward_model import open_model
 
         found = {}
@@ -256,7 +264,7 @@ class Session:
         return self._tools
 
     def take_calls(self) -> dict[str, int]:
-        """The calls of tools since this was last asked, by how they ended: `tools/NAME/ok` and the like."""
+        """The calls of tools since the last time, by how they ended: `tools/NAME/ok` and so on."""
         found = {name: tool.take() for name, tool in self._tools.items() if hasattr(tool, "take")}
         return {f"tools/{name}/{end}": count for name, ends in found.items() for end, count in ends.items()}
 
@@ -266,7 +274,7 @@ class Session:
             resource.close()
 
     def wait(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Run a coroutine to its end in the session's event loop. Raises Stopped when a signal came meanwhile."""
+        """Run a coroutine to its end in the session's event loop. Raises Stopped if a signal came meanwhile."""
         loop = self.loop.get_loop()
         self._task = loop.create_task(work)
         try:
@@ -277,7 +285,7 @@ class Session:
             self._task = None
 
     def interrupt(self, name: str) -> None:
-        """For a signal handler: cancels the coroutines, which they can take anywhere; other code gets Stopped."""
+        """For a signal handler: cancel the coroutines, which can be cancelled anywhere. Other code gets Stopped."""
         self._signal = name
         if self._task is None:
             raise Stopped(name)
@@ -305,8 +313,10 @@ def base_policies(config: Config) -> Policies:
 
 
 def open_engine(config: Config, path: str, problems: tuple[Problem, ...], model: Model | None = None) -> Engine:
-    """The configured engine with the weights in `path`. `model` is their section of the configuration, where it is not
-    the run's own."""
+    """The configured engine with the weights in `path`.
+
+    `model` is the weights' section of the configuration, if it is not the run's own.
+    """
     make = bind(configuration.engine_options(config.engine), "engine")
     return make(path, model or config.model, config.hardware, problems)  # type: ignore[no-any-return]
 
@@ -330,7 +340,7 @@ class Ending:
 def ending(session: Session, end: Ending, what: str) -> Iterator[None]:
     """Note in `end` how the work in the block ends: `complete`, `stopped` or `failed`.
 
-    `stopped` is by a signal, or by a reason that the work gave. What a failed block raised is raised on.
+    `stopped` means by a signal, or for a reason that the work gave. An exception of a failed block is raised again.
     """
     try:
         with _signals(session):
@@ -352,7 +362,7 @@ def ending(session: Session, end: Ending, what: str) -> Iterator[None]:
 
 @contextmanager
 def _signals(session: Session) -> Iterator[None]:
-    """SIGINT and SIGTERM interrupt the session, once; a second one ends the process as usual."""
+    """SIGINT and SIGTERM interrupt the session once. A second one ends the process as usual."""
 
     def stop(number: int, frame: object) -> None:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""The sides of a data set: `train` is learned from, `dev` is for choices, `test` (held out) gives a run's curve.
+"""The sides of a data set. Methods learn from `train`, choices are made on `dev`, and `test` (held out) gives curves.
 
 `sealed` problems are the last of the held-out side. No run samples an answer to them. `selfimprove compare --sealed`
 reads them, for the verdict between finished runs.
@@ -16,10 +16,10 @@ from selfimprove.types import Problem
 
 
 def load(dataset: Dataset, seed: int) -> list[Problem]:
-    """A data set's problems, of which the last `sealed_size` held-out ones are sealed.
+    """A data set's problems. The last `sealed_size` held-out ones are sealed.
 
-    Held-out problems stay as they are without sealed ones where `heldout_size` is a number; null divides all there are.
-    Raises ConfigError where no held-out problem is left.
+    If `heldout_size` is a number, the held-out problems are the same as without sealed ones. If it is null, the
+    held-out side is divided between the two. Raises ConfigError if no held-out problem is left.
     """
     node, sealed = dataset.model_dump(by_alias=True), dataset.sealed_size
     if sealed and node.get("heldout_size") is not None:
@@ -28,7 +28,7 @@ def load(dataset: Dataset, seed: int) -> list[Problem]:
     heldout = [problem for problem in problems if problem.split == "test"]
     if sealed and len(heldout) <= sealed:
         raise ConfigError(
-            f"dataset.sealed_size={sealed}: the held-out side has {len(heldout)} problems, of which some must stay",
+            f"dataset.sealed_size={sealed}: the held-out side has {len(heldout)} problems, and some of them must stay",
             "dataset.sealed_size",
         )
     hidden = {problem.id for problem in heldout[len(heldout) - sealed :]}
@@ -42,6 +42,6 @@ def evaluated(config: Config, problems: Sequence[Problem]) -> list[Problem]:
 
 
 def apart(config: Config, problems: Sequence[Problem]) -> list[Problem]:
-    """What no problem to learn from may be like: held-out and sealed problems, and those a run is evaluated on."""
+    """Problems that no training problem may be like: held-out and sealed ones, and those that a run is evaluated on."""
     sides = {"test", "sealed", *(("dev",) if config.eval.side == "dev" else ())}
     return [problem for problem in problems if problem.split in sides]

@@ -1,12 +1,12 @@
-"""`selfimprove eval method=NAME`: a method's solver on held-out problems, beside plain samples of as many tokens.
+"""`selfimprove eval method=NAME`: a method's solver on held-out problems, compared with plain samples at equal tokens.
 
-The folder is a run's in small: phases that are known by what they depend on, parts that survive a kill.
+The folder is like a small run folder. Its phases have keys, and its parts survive a kill.
 
-    solver/    what the solver found, with verdicts by the training verifier, and grades by the data set's own where
-               that is another one
-    baseline/  plain samples of the same policy: of each problem as few as have the solver's mean sampled tokens
+    solver/    what the solver found, with verdicts by the training verifier, and with grades by the data set's own
+               verifier if that is another one
+    baseline/  plain samples of the same policy: for each problem the fewest with the solver's mean sampled tokens
 
-A problem's answer is what `method.answer` chooses; whether it is right is said by the data set's own verifier alone.
+A problem's answer is what `method.answer` chooses. Only the data set's own verifier says whether it is right.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Folder(store.Run):
 def evaluate_solver(policy: str | None, overrides: Sequence[str], path: Path | None) -> dict[str, Any]:
     """Begin an evaluation in `path`, or a new folder below outputs/eval. Returns its summary.
 
-    `policy` and `overrides` are as of `evaluation.choose`. Raises ConfigError before any model is loaded.
+    `policy` and `overrides` are as in `evaluation.choose`. Raises ConfigError before any model is loaded.
     """
     setup_logging(None)
     chosen = choose(policy, overrides, solver=True)
@@ -94,7 +94,7 @@ def is_evaluation(path: Path) -> bool:
 
 
 def _identity(weights: Weights) -> dict[str, Any]:
-    """What says that a folder is an evaluation's, and of what: in environment.json and in summary.json."""
+    """Fields that mark a folder as an evaluation's and say what is evaluated: in environment.json and summary.json."""
     return {"kind": "eval", "policy": asdict(weights)}
 
 
@@ -105,7 +105,7 @@ def _known(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def resume(path: Path) -> dict[str, Any]:
-    """Continue an interrupted evaluation; a complete one is shown again. Returns its summary."""
+    """Continue an interrupted evaluation, or show a complete one again. Returns its summary."""
     config = configuration.read(path / "config.yaml", needs=False)
     folder = Folder(path)
     setup_logging(None)
@@ -132,7 +132,7 @@ def _resume(config: Config, folder: Folder) -> dict[str, Any]:
 
 
 def _problems(config: Config, path: Path) -> list[Problem]:
-    """The evaluation's problems; made again where their file was damaged. Raises Damaged where they are others now."""
+    """The evaluation's problems. If their file is damaged, it is made again. Raises Damaged if they are others now."""
     key, whole = integrity.sealed(path)
     file = path / "problems.parquet"
     if not whole:
@@ -180,7 +180,7 @@ def _run(config: Config, folder: Folder, problems: list[Problem], weights: Weigh
 
 
 def compare(session: Session, policies: Policies) -> dict[str, Any]:
-    """The solver, the baseline at equal tokens, and what came of both, for summary.json."""
+    """Run the solver and the baseline at equal tokens. Returns their figures, for summary.json."""
     config, problems = session.config, session.heldout
     node = config.solver
     mine = attempt(session, "solver", node, policies)
@@ -206,7 +206,7 @@ def compare(session: Session, policies: Policies) -> dict[str, Any]:
 
 
 def attempt(session: Session, name: str, solver: Target, policies: Policies) -> dict[str, Any]:
-    """A phase: what a solver finds for each held-out problem, with verdicts and grades. Returns what it cost.
+    """One phase: what a solver finds for each held-out problem, with verdicts and grades. Returns what it cost.
 
     Tokens and calls are those of the solver and of a verifier that asks a model.
     """
@@ -251,16 +251,19 @@ def attempt(session: Session, name: str, solver: Target, policies: Policies) -> 
 
 
 def graders(config: Config) -> dict[str, Target]:
-    """The verifiers of an evaluation by the file they write: the training verifier's, whose rewards a choice goes by,
-    and the data set's own, which says what is right. They are one where they are the same."""
+    """File -> verifier of an evaluation.
+
+    The training verifier gives the rewards for the choice of an answer, and the data set's own says what is right. If
+    they are the same, there is one file.
+    """
     nodes = {"verdicts": config.training_verifier, "grades": config.dataset.verifier}
     return nodes if nodes["verdicts"] != nodes["grades"] else {"verdicts": nodes["verdicts"]}
 
 
 def candidates(session: Session, name: str) -> Iterator[tuple[list[Attempt], list[bool]]]:
-    """Each held-out problem's attempts and whether they are right, streamed; two empty lists where there is none.
+    """Each held-out problem's attempts and whether they are right, streamed; two empty lists if there is none.
 
-    A verdict has the answer that the data set's own verifier read where the training verifier reads none.
+    If the training verifier reads no answer, a verdict has the one that the data set's own verifier read.
     """
     folder = session.run.path / name
     graded = folder / ("grades.parquet" if "grades" in graders(session.config) else "verdicts.parquet")
@@ -298,7 +301,7 @@ def selection(config: Config) -> str:
 
 
 def _beside(session: Session, traces: list[Trace], solved: list[bool], spent: float) -> dict[str, Any]:
-    """What plain samples do with the tokens of each stage, and with all of them, beside the solver."""
+    """The accuracy of plain samples at the tokens of each stage, and at all of them, next to the solver's."""
     node = session.config.method.answer
     rules: dict[str, Rule] = {"maj": vote}
     if node and node["_target_"].endswith(".best"):

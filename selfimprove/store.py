@@ -1,8 +1,8 @@
 """The run folder: every file in and out goes through here.
 
-A phase is done when its manifest is there and still fits: the manifest holds a hash of what the phase depends on and
-the hashes of what it wrote. Long phases write numbered parts, so that a kill loses at most one part; the parts become
-one file when the phase ends. Files are in `selfimprove.files`, records and parts in `selfimprove.records`.
+A phase is done when its manifest is there and still fits. The manifest holds a hash of what the phase depends on and
+the hashes of what it wrote. Long phases write numbered parts, so that a kill loses at most one part. The parts become
+one file when the phase ends. `selfimprove.files` has files, and `selfimprove.records` has records and parts.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ __all__ = [
 ]
 
 
-WHERE = ("round", "part", "pass", "stage", "phase")  # of a line of metrics.jsonl: whose it is
+WHERE = ("round", "part", "pass", "stage", "phase")  # fields of a line of metrics.jsonl that say where it belongs
 
 
 class Run:
@@ -82,9 +82,9 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.found: list[str] = []  # phases that this process found whole
-        self._manifests: dict[tuple[str, str], dict[str, Any]] = {}  # those read so far; none changes but by `discard`
-        self._steps: list[dict[str, Any]] = []  # what the phase that is under way logged of its training steps
+        self.found: list[str] = []  # phases that this process found complete
+        self._manifests: dict[tuple[str, str], dict[str, Any]] = {}  # those read so far; only `discard` changes them
+        self._steps: list[dict[str, Any]] = []  # the training steps that the current phase has logged
 
     def __str__(self) -> str:
         return str(self.path)
@@ -95,7 +95,7 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder for this process. Raises ConfigError when it is held already."""
+        """Hold the folder for this process. Raises ConfigError if it is held already."""
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("a+", errors="replace") as file:
             try:
@@ -111,10 +111,10 @@ class Run:
                 file.flush()
                 yield
             finally:
-                fcntl.flock(file, fcntl.LOCK_UN)  # closing does not do where a forked process has the file too
+                fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough if a forked process has the file open too
 
     def folder(self, step: Pass) -> Path:
-        """The folder of a pass; that of the base policy, which is only evaluated, is `base`."""
+        """The folder of a pass. The base policy, which is only evaluated, has the folder `base`."""
         return self.path / "base" if step.number < 0 else self.path / "rounds" / step.label
 
     def prefix(self, step: Pass) -> str:
@@ -122,7 +122,7 @@ class Run:
         return step.prefix
 
     def where(self, step: Pass) -> dict[str, int | str]:
-        """Which pass a line of metrics.jsonl is about."""
+        """The fields that say which pass a line of metrics.jsonl is about."""
         found: dict[str, int | str] = {"round": step.round, "pass": step.number}
         if step.stage:
             found["stage"] = step.stage
@@ -137,7 +137,7 @@ class Run:
         return known
 
     def made(self, step: Pass, phase: str) -> dict[str, str]:
-        """The hashes of what a finished phase wrote: what the phases after it depend on."""
+        """The hashes of what a finished phase wrote. Later phases depend on them."""
         manifest = self.manifest(step, phase)
         assert manifest is not None, f"{phase} of pass {step.label} is not done"
         return manifest["outputs"]  # type: ignore[no-any-return]
@@ -151,7 +151,7 @@ class Run:
             yield from ((phase, name, value) for name, value in manifest["metrics"].items())
 
     def discard(self, step: Pass, phase: str) -> None:
-        """Forget what an earlier configuration made of a phase, before it is done again."""
+        """Remove what a phase wrote under an earlier configuration, before it is done again."""
         if (manifest := self.manifest(step, phase)) is not None:
             (self.folder(step) / f"{phase}.manifest.json").unlink()
             for name in manifest["outputs"]:
@@ -160,7 +160,7 @@ class Run:
             self.trim_log(lambda record: (record.get("pass"), record["phase"]) != (step.number, phase))
 
     def done(self, step: Pass, phase: str, key: str) -> dict[str, Any] | None:
-        """The manifest of a phase that is whole and was made from the same things; else None."""
+        """The manifest of a phase that is complete and has the same key. Else None."""
         manifest = self.manifest(step, phase)
         if manifest is None or manifest["key"] != key:
             return None
@@ -172,7 +172,7 @@ class Run:
         return manifest
 
     def let_go(self, step: Pass, phase: str) -> None:
-        """Remove the folders that a finished phase wrote; it stays done. Each leaves a mark, NAME.let_go."""
+        """Remove the folders that a finished phase wrote. The phase stays done. Each leaves a mark, NAME.let_go."""
         for name in self.made(step, phase):
             mark = self._mark(step, name)
             if not mark.exists():
@@ -180,7 +180,10 @@ class Run:
             shutil.rmtree(self.folder(step) / name, ignore_errors=True)
 
     def whole(self, step: Pass, phase: str) -> bool:
-        """Whether all that a finished phase wrote is there. What was let go of and made again is compared by hash."""
+        """Whether all that a finished phase wrote is there.
+
+        A folder that was removed and made again is compared by hash.
+        """
         return all(
             self._is(step, name, expected) if self._mark(step, name).exists() else (self.folder(step) / name).exists()
             for name, expected in self.made(step, phase).items()
@@ -213,19 +216,19 @@ class Run:
             manifest["steps"], self._steps = self._steps, []
         write_sealed(folder / f"{phase}.manifest.json", manifest)
         self._manifests[step.label, phase] = manifest
-        for name in outputs:  # until now the parts were what a resume would have started from
+        for name in outputs:  # until now a resume would have started from the parts
             shutil.rmtree((folder / name).with_suffix(".parts"), ignore_errors=True)
         return manifest
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl. One of a training step is kept for the phase's manifest too."""
+        """Append one line to metrics.jsonl. The line of a training step is also kept for the phase's manifest."""
         if "step" in record:
             self._steps.append({k: v for k, v in record.items() if k not in WHERE})
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def trim_log(self, keeps: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop the lines of metrics.jsonl that `keeps` is false of, and one that a kill cut short."""
+        """Drop the lines of metrics.jsonl for which `keeps` is false, and a line that a kill cut short."""
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return

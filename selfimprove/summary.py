@@ -1,7 +1,7 @@
-"""summary.json and the figures of a round, made from the manifests of the phases that are done.
+"""summary.json and the figures of a round, made from the manifests of finished phases.
 
-A pass is looked at while it is the last one; once the next begins, what it counted is added to its round's totals, so
-that the cost of a summary does not grow with the passes that are done.
+Only the last pass is read from its manifests. When the next pass begins, its counts are added to the round's totals. So
+the cost of a summary does not grow with the number of finished passes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ AFTER = ("evaluate", "drift", "also")  # the phases at a round's end, which are 
 
 
 class Summary:
-    """summary.json of a run, written as the run goes on."""
+    """summary.json of a run, which is written again after each pass."""
 
     def __init__(self, config: Config, run: store.Run) -> None:
         self.config, self.run = config, run
@@ -108,7 +108,7 @@ class Summary:
         return None
 
     def _count(self, step: Pass) -> dict[str, Any]:
-        """What the finished phases of a pass counted."""
+        """The counts of a pass's finished phases."""
         found = {phase: m for phase in PHASES if (m := self.run.manifest(step, phase))}
         metrics = {phase: manifest["metrics"] for phase, manifest in found.items()}
         tokens = Counter[str]()
@@ -144,7 +144,7 @@ def _spending(counted: dict[str, Any]) -> Counter[str]:
 
 
 def _added(passes: list[dict[str, Any]]) -> dict[str, Any]:
-    """The counts of several passes as one: sums, and of evaluations and their like the last."""
+    """The counts of several passes as one. They are summed, but of evaluations and the like the last one counts."""
     found = dict(passes[0]) if passes else {}
     for one in passes[1:]:
         for key, value in one.items():
@@ -164,7 +164,7 @@ def _indented(row: dict[str, Any]) -> str:
 
 
 def last_policies(run: store.Run, config: Config, base: Policies) -> Policies:
-    """The newest policy of each role; the base where no pass has trained one."""
+    """The newest policy of each role, or the base if no pass has trained one."""
     found = dict(base)
     for step in plan(config):
         role = config.stages[step.stage].role
@@ -174,10 +174,10 @@ def last_policies(run: store.Run, config: Config, base: Policies) -> Policies:
 
 
 def round_metrics(config: Config, run: store.Run, passes: list[Pass]) -> dict[str, Any]:
-    """Everything measured in these passes of one round, flat: `<phase>/<metric>` and `seconds/<phase>`, behind the name
-    of a named stage, e.g. `rl.train/loss`.
+    """Everything measured in these passes of one round: `<phase>/<metric>` and `seconds/<phase>` -> value.
 
-    Where a stage has several passes, counts, tokens and seconds are sums over them, other figures are means.
+    A stage's name stands in front, e.g. `rl.train/loss`. If a stage has several passes, counts, tokens and seconds are
+    sums over them, and other figures are means.
     """
     gathered: dict[str, list[float]] = {}
     for step in passes:

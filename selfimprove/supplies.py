@@ -3,8 +3,8 @@
 | keyword | is |
 | --- | --- |
 | seed | int, for this phase (for a solver: of this problem too) |
-| check | async (text, problem) -> Outcome: the training verifier's, or the data set's where that one judges groups |
-| judge | async (problem, trajectories) -> list[Outcome]: the training verifier's, also where it judges groups |
+| check | async (text, problem) -> Outcome: the training verifier's, or the data set's if that one judges groups |
+| judge | async (problem, trajectories) -> list[Outcome]: the training verifier's, of either kind |
 | prepared | what the module's `prepare` returned |
 | roles | Mapping[str, Policy]: the method's other policies, each at its own version |
 | text | render, turn, encode and end of the policy's tokenizer |
@@ -15,7 +15,7 @@
 | scorers | Mapping[str, Scorer]: the method's reward models that have been trained so far, each at its newest weights |
 | figures | list of mappings: the figures of each earlier pass, `phase/name` -> value |
 
-What is asked for joins the phase's key with all that it depends on, so that nothing stale is taken over.
+A supply and all that it depends on are part of the phase's key, so that no stale result is used again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from selfimprove.session import Policies, Session
 
 
 def key(session: Session, step: Pass, node: Target, verifier: Target) -> list[Any]:
-    """What a phase depends on through that which the node's function asks for."""
+    """What a phase depends on through the supplies of the node's function."""
     asked, found = asks_for(node), list[Any]()
     if asked & {"check", "judge", "prepared"}:
         found += [verifier, version(verifier)]
@@ -55,7 +55,7 @@ def key(session: Session, step: Pass, node: Target, verifier: Target) -> list[An
 
 
 def key_of_roles(config: Config, policies: Policies) -> list[Any]:
-    """What sampling depends on through the method's other policies; nothing where there is one."""
+    """What sampling depends on through the method's other policies. Empty if there is only one."""
     if len(config.roles) == 1:
         return []
     models = {role: own.model and own.model.model_dump() for role, own in config.roles.items()}
@@ -63,7 +63,7 @@ def key_of_roles(config: Config, policies: Policies) -> list[Any]:
 
 
 def supplied(session: Session, step: Pass, node: Target, slot: str, where: str, verifier: Target) -> Callable[..., Any]:
-    """The node's function with its options and all that it asks for, but for what differs from problem to problem."""
+    """The node's function with its options and all that it asks for, without what differs from problem to problem."""
     asked = asks_for(node)
     given: dict[str, Any] = {}
     if "seed" in asked and slot != "generate":
@@ -86,7 +86,10 @@ def supplied(session: Session, step: Pass, node: Target, slot: str, where: str, 
 
 
 def earlier_figures(session: Session, step: Pass) -> list[dict[str, Any]]:
-    """The figures of the phases of each pass before this one; times are left out, for they change nothing."""
+    """The figures of the phases of each pass before this one.
+
+    Times are left out, since results do not depend on them.
+    """
     return [
         {f"{phase}/{name}": value for phase, name, value in session.run.figures(earlier) if "seconds" not in name}
         for earlier in session.passes[: step.number]

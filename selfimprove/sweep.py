@@ -1,14 +1,14 @@
-"""A sweep: one folder of runs, its members, which one of Hydra's launchers starts.
+"""A sweep: one folder of runs, called its members. One of Hydra's launchers starts them.
 
     <sweep>/
       sweep.json       the arguments, and the overrides of each member, written before the first one starts
       <number>_.../    a member: a run folder, and member.json with its number, overrides and, if it failed, why
 
-Each member runs in a process of its own, whichever launcher starts it: one that crashes takes nothing along and leaves
-no memory behind. What it comes to is read from its folder, so it does not matter where it ran. A resumed sweep goes
-through Hydra again with the same arguments: a member that is done answers at once, one that was interrupted is
-continued, one that never began is started. An Optuna sampler with a seed asks for the same members again, as their
-results are the same.
+Each member runs in a process of its own, whichever launcher starts it. So a crash stops no other member, and its memory
+is free afterwards. A member's result is read from its folder, so it does not matter where it ran. A resumed sweep goes
+through Hydra again with the same arguments. A member that is done answers at once, an interrupted one is continued, and
+one that never began is started. An Optuna sampler with a seed asks for the same members again, since their results are
+the same.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _open(config: DictConfig) -> None:
 
 
 def _members(config: DictConfig) -> list[list[str]] | None:
-    """The overrides of each member; None where they depend on results (Optuna)."""
+    """The overrides of each member; None if they depend on results (Optuna)."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -117,7 +117,7 @@ def _members(config: DictConfig) -> list[list[str]] | None:
 
 
 def _require_one(members: Sequence[Sequence[str]]) -> None:
-    """Raises ConfigError where all members would be refused: then the sweep is."""
+    """Raises ConfigError if every member would be refused."""
     first: ConfigError | None = None
     for words in members:
         try:
@@ -131,7 +131,7 @@ def _require_one(members: Sequence[Sequence[str]]) -> None:
 
 
 def _same(known: dict[str, Any], ours: dict[str, Any]) -> bool:
-    """Whether two manifests ask for the same members; how the folder was written does not matter."""
+    """Whether two manifests ask for the same members. The spelling of the folder does not matter."""
 
     def asked(manifest: dict[str, Any]) -> list[str]:
         return [word for word in manifest["arguments"] if not word.startswith(("hydra.sweep.dir=", "hydra/launcher"))]
@@ -145,7 +145,7 @@ def is_sweep(folder: Path) -> bool:
 
 
 def arguments(folder: Path) -> list[str]:
-    """What `selfimprove run` is to be given to go on with a sweep."""
+    """The arguments of `selfimprove run` that continue a sweep."""
     known: list[str] = store.read_json(folder / MANIFEST)["arguments"]
     trust.require_words(known, folder / MANIFEST)
     quoted = str(folder.absolute()).replace("\\", "\\\\").replace("'", "\\'")
@@ -158,7 +158,7 @@ def is_open() -> bool:
 
 
 def close(failed: bool) -> int | None:
-    """End the sweep that this process drives: its table, report.html, and the exit code. None where it drives none.
+    """End the sweep that this process drives: its table, report.html, and the exit code. None if it drives none.
 
     `failed`: the launcher or sweeper ended before its time.
     """
@@ -192,7 +192,7 @@ def _write_report(runs: Sequence[Path], path: Path) -> None:
 
     try:
         write_report([RunData(run) for run in runs], path)
-    except ConfigError as problem:  # the members' results are there all the same
+    except ConfigError as problem:  # the members' results are there anyway
         say(f"{_shown(path)} is not written: {problem}")
     else:
         print(f"report        {printable(_shown(path))}")
@@ -205,7 +205,7 @@ def _remove_if_empty(folder: Path) -> None:
         return
 
 
-# What a sweep came to, from its folder alone
+# A sweep's results, from its folder alone
 
 
 @dataclass
@@ -216,7 +216,7 @@ class Member:
     overrides: list[str]
     folder: Path | None = None
     failure: str = ""
-    code: int = 1  # 0: done; else as exit codes are
+    code: int = 1  # an exit code; 0: done
     summary: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -229,7 +229,7 @@ class Member:
 
 
 def members(folder: Path) -> list[Member]:
-    """The members of a sweep in order, those that never began among them."""
+    """The members of a sweep in order, with those that never began."""
     manifest = store.read_json(folder / MANIFEST)
     found = {number: Member(number, overrides) for number, overrides in enumerate(manifest["members"] or [])}
     for path in folder.glob(f"*/{MEMBER}"):
@@ -243,7 +243,7 @@ def members(folder: Path) -> list[Member]:
 
 
 def _show(folder: Path, found: Sequence[Member]) -> None:
-    """The table of members on standard output, then what failed and why, and what to do next."""
+    """Print the table of members, then what failed and why, and what to do next."""
     from rich.table import Table
     from rich.text import Text
 
@@ -280,7 +280,7 @@ def _show(folder: Path, found: Sequence[Member]) -> None:
 
 
 def _label(overrides: Sequence[str], asked: Sequence[str]) -> str:
-    """What tells a member apart: its overrides without those that stand in the sweep's own arguments."""
+    """What distinguishes a member: its overrides without those in the sweep's own arguments."""
     return " ".join(word for word in overrides if word not in asked) or "-"
 
 
@@ -297,8 +297,8 @@ def _shown(path: Path | None) -> str:
 def member(composed: DictConfig) -> float | None:
     """Hydra's task function in a sweep: run one member to its end.
 
-    Returns the held-out accuracy of its final policy (where a budget is set: at that budget), which is the objective
-    of Optuna; None where there is none. Nothing that happens to a member is raised.
+    Returns the held-out accuracy of its final policy (with a budget: at that budget), which is Optuna's objective. None
+    if there is none. It raises nothing, whatever happens to a member.
     """
     from selfimprove.summary import exit_code
 
@@ -309,7 +309,7 @@ def member(composed: DictConfig) -> float | None:
         _remove_if_empty(path)
         return None
     slurm = hydra.launcher["_target_"].endswith(".SlurmLauncher")
-    if not slurm:  # which sends a job signals when its time is up or its node is wanted; submitit then queues it again
+    if not slurm:  # Slurm signals a job when its time is up or its node is needed, and submitit queues it again
         _stop_on_signals(folder)
     number, overrides = int(hydra.job.num), list(hydra.overrides.task)
     record = {"number": number, "overrides": configuration.redact(overrides), "failure": None, "code": 1}
@@ -390,8 +390,8 @@ def _run_apart(
     config: Config, path: Path, sweep: Path, command: list[str], choices: dict[str, str | None], quiet: bool
 ) -> tuple[int, str | None]:
     """Run in a new process, and wait for it. Returns an exit code, and the reason of a failure."""
-    # A fork of a process that has only imported; but a library may have asked CUDA something as it was imported, and
-    # then CUDA does not work in a fork.
+    # The new process is a fork of one that has only imported modules. But a library may ask CUDA something while it is
+    # imported, and then CUDA does not work in a fork.
     multiprocessing.set_start_method(None, force=True)  # joblib's workers have one that no other process knows
     if config.engine["name"] == "transformers":
         multiprocessing.set_forkserver_preload(PRELOADED)
@@ -430,7 +430,7 @@ def _child(
     from selfimprove import run
     from selfimprove.summary import exit_code
 
-    os.setpgrp()  # Ctrl-C reaches the whole foreground group; here it is to come once, from the waiting process
+    os.setpgrp()  # Ctrl-C reaches the whole foreground group, but a member gets it once, from the waiting process
     threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
     sys.orig_argv = [*command, f"hydra.run.dir={path}"]  # for environment.json: this very run, without the sweep
     if quiet:  # several members at once: each to a file of its own
@@ -452,6 +452,6 @@ def _child(
 
 
 def _end_with(pipe: Connection) -> None:
-    """Stop this process when the one that waits for it is gone: the other end of the pipe closes."""
+    """Stop this process when the one that waits for it is gone. The other end of the pipe closes then."""
     pipe.poll(None)
     os.kill(os.getpid(), signal.SIGTERM)

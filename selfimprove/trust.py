@@ -1,9 +1,9 @@
-"""What a run folder may have called: reading a folder is not running what is in it.
+"""Which functions a run folder may call. A command that reads a folder does not run what is in it.
 
-A configuration names functions. One that the user composes names what the user wants; one that lies in a run folder may
-be a stranger's. So commands that read a folder work in `reading`: there, and in the processes started there, nothing is
-called but the functions that this package's own configurations name, and those of modules that the user names
-(`--allow`). docs/safety.md says what else a folder can do.
+A configuration names functions. A configuration that the user composes names what the user wants. One in a run folder
+may be a stranger's. So commands that read a folder work in `reading`. There, and in processes started there, only two
+kinds of function can be called: those that this package's own configurations name, and those of modules that the user
+names (`--allow`). docs/safety.md says what else a folder can do.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from urllib.parse import urlsplit
 from selfimprove.errors import ConfigError
 from selfimprove.packaged import CONF
 
-_VARIABLE = "SELFIMPROVE_ALLOW"  # of the environment: what the user allows, by commas; not there: everything
-REMOTE_CODE, NO_SANDBOX, HYDRA = "trust_remote_code", "unsafe_subprocess", "hydra"  # what --allow takes beside modules
+_VARIABLE = "SELFIMPROVE_ALLOW"  # environment variable: what the user allows, with commas; not set: everything
+REMOTE_CODE, NO_SANDBOX, HYDRA = "trust_remote_code", "unsafe_subprocess", "hydra"  # words of --allow besides modules
 
 
 @contextmanager
 def reading(allow: Sequence[str]) -> Iterator[None]:
-    """In this block, configurations call own functions and those of the modules in `allow` alone."""
+    """In this block, configurations can call only this package's functions and those of the modules in `allow`."""
     before = os.environ.get(_VARIABLE)
     os.environ[_VARIABLE] = ",".join(allow)
     try:
@@ -39,7 +39,7 @@ def reading(allow: Sequence[str]) -> Iterator[None]:
 
 
 def allowed(name: str) -> bool:
-    """Whether the user allows this: a module, something in it, or a word such as `trust_remote_code`."""
+    """Whether the user allows `what`: a module, something in it, or a word such as `trust_remote_code`."""
     if _VARIABLE not in os.environ:
         return True
     return any(name == own or name.startswith(f"{own}.") for own in os.environ[_VARIABLE].split(","))
@@ -50,11 +50,12 @@ def may_call(target: str) -> bool:
     return allowed(target) or target in _own()
 
 
-_SHARED = (  # what methods of one's own are made of, and no configuration of the package names
+_SHARED = (  # parts for users' own methods, which no configuration of the package names
     *(f"selfimprove.datasets.passes.{name}" for name in ("part", "drawn", "made_by", "fold")),
     *(f"selfimprove.generate.turns.{name}" for name in ("turns", "by_turn")),
     "selfimprove.verify.turns.each",
     *(f"selfimprove.tools.python.{name}" for name in ("python", "cell")),
+    *(f"selfimprove.env.worlds.{name}" for name in ("worlds", "play")),
     "selfimprove.filter.advantages.advantages",
     "selfimprove.train.policy_gradient.policy_gradient",
     *(f"selfimprove.train.reward.{name}" for name in ("reward", "classifier")),
@@ -63,14 +64,16 @@ _SHARED = (  # what methods of one's own are made of, and no configuration of th
 
 @cache
 def _own() -> frozenset[str]:
-    """The functions that this package's configurations name, and shared ones. Not all that are in the package: some
-    call what they are given."""
+    """The functions that this package's configurations name, and shared ones.
+
+    Not all functions of the package are among them, since some call what they are given.
+    """
     texts = (path.read_text(encoding="utf-8") for path in sorted(CONF.rglob("*.yaml")))
     return frozenset(name for text in texts for name in re.findall(r"\b_target_: *([\w.]+)", text)).union(_SHARED)
 
 
 def refusal(value: Any, where: str = "") -> str:
-    """Why a part of a configuration may not be used, in a line that says what would allow it; "" where it may."""
+    """Why a part of a configuration may not be used, in a line that says what would allow it. "" if it may be used."""
     if isinstance(value, list):
         value = {str(number): item for number, item in enumerate(value)}
     if not isinstance(value, Mapping):
@@ -106,7 +109,7 @@ def require(config: Mapping[str, Any], path: Path) -> None:
         raise ConfigError(f"{path}: {said}")
 
 
-# A sweep's folder: its arguments go to Hydra, which calls what its own section names
+# A sweep's folder has arguments for Hydra, and Hydra calls what its own section of them names
 
 _HARMLESS = re.compile(
     r"(hydra\.sweep\.(dir|subdir)|hydra/(launcher|sweeper|sweeper/sampler)"

@@ -1,8 +1,8 @@
 """`selfimprove tune SWEEP_DIR`: each method's learning rate, from one grid, by dev problems.
 
-A learning rate is a part of a method, and moves its result more than the choice of the method does. So all methods of
-a comparison get the same grid, the same seeds and the same dev problems. The sweep is one of `selfimprove run -m` with
-`eval.side=dev`; what is chosen here is a file for conf/rates/, which `rates=NAME` gives to later runs.
+A learning rate is a part of a method. It can change the result more than the choice of the method does. So all methods
+of a comparison get the same grid, the same seeds and the same dev problems. The sweep is made by `selfimprove run -m`
+with `eval.side=dev`. The chosen rates are a file for conf/rates/, which `rates=NAME` gives to later runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Trials = dict[float, dict[int, float]]  # learning rate -> seed -> final score o
 
 @dataclass(frozen=True)
 class Choice:
-    """What a sweep says of one method. `means`: rate -> mean final score over seeds; `start`: of the base policy."""
+    """A sweep's result for one method. `means` is rate -> mean final score over seeds. `start` is the base's score."""
 
     method: str
     rate: float
@@ -36,15 +36,15 @@ class Choice:
 
     @property
     def at_edge(self) -> bool:
-        """Whether the best rate is the least or the greatest of the grid, so that a better one may lie outside."""
+        """Whether the best rate is at an end of the grid, so that a better one may lie outside."""
         return len(self.means) > 1 and self.rate in (min(self.means), max(self.means))
 
 
 def choose(folder: Path) -> tuple[list[Choice], Unit]:
     """The best rate of each method in a sweep, the smaller one of equals.
 
-    Raises ConfigError for runs that did not end, were not evaluated on the same dev problems or do not start from the
-    same policy, and for methods with unequal trials.
+    Raises ConfigError if a run did not end, if runs have other dev problems or start from other policies, and if
+    methods have unequal trials.
     """
     runs = [RunData(path) for path in find([folder])]
     trials: defaultdict[str, Trials] = defaultdict(lambda: defaultdict(dict))
@@ -78,7 +78,7 @@ def _rate(run: RunData) -> float:
 
 
 def _require_alike(runs: list[RunData]) -> None:
-    """Raises ConfigError where runs differ in more than method, learning rate and seed."""
+    """Raises ConfigError if runs differ in more than method, learning rate and seed."""
     other = [key for key in differing(runs) if not key.startswith("method.")]
     for method in dict.fromkeys(run.method for run in runs):
         own = differing([run for run in runs if run.method == method])
@@ -107,7 +107,7 @@ def _yaml(rate: float) -> str:
 
 
 def show(choices: list[Choice], unit: Unit) -> None:
-    """The table on standard output: a row a method, a column a rate."""
+    """Print the table: a row for each method, a column for each rate."""
     from rich.table import Table
 
     from selfimprove.report.display import standard_output
@@ -122,7 +122,7 @@ def show(choices: list[Choice], unit: Unit) -> None:
 
 
 def write(choices: list[Choice], unit: Unit, folder: Path, path: Path) -> None:
-    """Write a file of conf/rates/: the chosen rates, and above each what all rates came to."""
+    """Write a file of conf/rates/: the chosen rates, and above each one the scores of all rates."""
     command = f"selfimprove tune {shlex.quote(str(folder))} --out {shlex.quote(str(path))}"
     seeds = sorted({RunData(run).seed for run in find([folder])})
     lines = [

@@ -1,7 +1,7 @@
 """What passes between the four slots: problem, trajectory, verdict, example.
 
-Plain dataclasses, each with an Arrow schema of the same name below, so that every file of a run folder can be read
-with any Parquet reader. Token ids are the truth: text is kept beside them for people and for verifiers.
+They are plain dataclasses. Each has an Arrow schema of the same name below, so that any Parquet reader can read the
+files of a run folder. Token ids are what counts. Text is kept beside them for people and for verifiers.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ STATUSES: tuple[Status, ...] = ("correct", "wrong", "unparseable", "timeout", "e
 
 Message = dict[str, str]  # {"role": "user", "content": "..."}
 
-# Ranges that the type hints of configurable functions use; the configuration is checked against them. Beside them
-# binding.bind refuses numbers that are not finite, and true where a number is wanted.
+# Ranges that the type hints of configurable functions use. The configuration is checked against them. binding.bind also
+# refuses numbers that are not finite, and `true` instead of a number.
 Count = Annotated[int, Ge(1)]
 Samples = Annotated[int, Ge(1), Le(100_000)]  # of one problem
 Share = Annotated[float, Ge(0), Le(1)]
@@ -34,15 +34,27 @@ Seconds = Annotated[float, Gt(0), Le(86_400)]
 Epochs = Annotated[float, Gt(0), Le(10_000)]
 Batch = Annotated[int, Ge(1), Le(2**20)]  # rows of one optimizer step
 
-# `__pydantic_config__` of a dataclass that is such a type hint: a key that it does not have is refused.
+# `__pydantic_config__` of a dataclass that is such a type hint, so that unknown keys are refused.
 CLOSED = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """Numbers that a problem asks about: a picture, an episode, a row of features. Some thousands of them are fine.
+
+    `data` has as many numbers as the product of `shape`, the last axis the fastest.
+    """
+
+    shape: tuple[int, ...]
+    data: tuple[float, ...]
 
 
 @dataclass(slots=True)
 class Problem:
-    """One task. `prompt` is text or chat messages, rendered once, by the policy that is asked.
+    """One task. `prompt` is text or chat messages. The policy that is asked renders it once. `array` goes with every
+    request that a solver makes of a policy.
 
-    `gold` is the reference answer as text; what else a verifier needs (options, unit tests) is in `metadata`, as JSON.
+    `gold` is the reference answer as text. `metadata` has what else a verifier needs (options, unit tests), as JSON.
     """
 
     id: str
@@ -50,15 +62,16 @@ class Problem:
     gold: str | None = None
     split: Literal["train", "dev", "test", "sealed"] = "train"
     metadata: dict[str, Any] = field(default_factory=dict)
+    array: Array | None = None
 
 
 @dataclass(slots=True)
 class Sample:
-    """One answer of an engine: what was asked and what came back, token by token.
+    """One answer of an engine: the prompt and the completion, token by token.
 
-    `logprobs[i]` is log pi(completion_ids[i] | prompt_ids, completion_ids[:i]) in nats under the policy itself, at
-    temperature 1 and without truncation, whatever it was sampled at; it has the length of `completion_ids`. A
-    completion that ended by itself includes its end token; `text` never does.
+    `logprobs[i]` is log pi(completion_ids[i] | prompt_ids, completion_ids[:i]) in nats. It is that of the policy
+    itself, at temperature 1 and without truncation, however the token was sampled. `logprobs` has the length of
+    `completion_ids`. A completion that ended by itself includes its end token. `text` never does.
     """
 
     prompt_ids: list[int]
@@ -69,16 +82,16 @@ class Sample:
     seed: int
     temperature: float = 1.0
     role: str = "policy"
-    version: int = 0  # policy version: 0 is the base model, v + 1 is what round v trained
-    array: list[float] | None = None  # what a policy of numbers gives instead of tokens
+    version: int = 0  # policy version: 0 is the base model, v + 1 is the policy that round v trained
+    array: list[float] | None = None  # the numbers that some policies give instead of tokens
 
 
 @dataclass(slots=True)
 class Node:
-    """One step of a search tree. Its prompt is the root's, then the completions of its ancestors, id for id.
+    """One step of a search tree. Its prompt ids are the root's, followed by the completions of its ancestors.
 
-    Where an environment answered to steps, the ids of its answers (`observed_ids` in an ancestor's metadata) stand
-    behind their completions.
+    If an environment answered to a step, the ids of the answer stand behind the step's completion (`observed_ids` in
+    that ancestor's metadata).
     """
 
     id: int
@@ -96,7 +109,7 @@ class Node:
     value: float  # what the state was judged to be worth when it was new
     reward: float  # r(s, a)
     terminal: bool
-    chosen: bool  # on the path that the search settled on
+    chosen: bool  # on the path that the search chose
     status: str | None = None  # of a terminal node's answer
     metadata: dict[str, Any] = field(default_factory=dict)  # the method's own, e.g. what was observed: JSON
 
@@ -105,8 +118,8 @@ class Node:
 class Trajectory:
     """One attempt at one problem: the samples it took, in order. The last sample holds the answer.
 
-    A single-turn method has one sample; a dialogue has one a turn, where each turn's `prompt_ids` start with the
-    previous turn's prompt and completion, id for id; a tree search has one a step of the path.
+    A single-turn method has one sample. A dialogue has one a turn, and each turn's `prompt_ids` start with the previous
+    turn's prompt and completion. A tree search has one for each step of the path.
     """
 
     problem_id: str
@@ -131,7 +144,7 @@ class Trajectory:
 
 @dataclass(slots=True)
 class Verdict:
-    """What a verifier says of one trajectory. Only `correct` has reward 1 unless the verifier says otherwise."""
+    """A verifier's judgement of one trajectory. Only `correct` has reward 1 unless the verifier says otherwise."""
 
     trajectory_id: str
     status: Status
@@ -154,9 +167,10 @@ class Attempt:
 class Example:
     """One row for a trainer, with where it came from.
 
-    A completion to imitate (`completion_ids`), or a preference pair (`completion_ids` is the chosen one, and
-    `rejected_ids` the other). `mask[i]` is 1 where completion token i bears loss; None means all of them. For policy
-    gradients, `advantages[i]` is the advantage of completion token i, and `logprobs[i]` what its sampler said of it.
+    It is a completion to imitate (`completion_ids`), or a preference pair (`completion_ids` is the chosen side, and
+    `rejected_ids` the other). `mask[i]` is 1 if completion token i bears loss. None means that all do. For policy
+    gradients, `advantages[i]` is the advantage of completion token i, and `logprobs[i]` its log-probability under the
+    sampler.
     """
 
     problem_id: str
@@ -190,18 +204,18 @@ class Memory:
 
 @dataclass(slots=True)
 class Adaptation:
-    """What a method that tunes itself decided for a round, from its dev problems or the rounds before."""
+    """What a self-tuning method decided for a round, from its dev problems or from earlier rounds."""
 
     overrides: dict[str, dict[str, Any]]  # slot -> option -> value, e.g. {"generate": {"temperature": 0.7}}
     metrics: dict[str, float] = field(default_factory=dict)
-    surface: list[dict[str, Any]] = field(default_factory=list)  # rows of all that was weighed, for adapt.parquet
+    surface: list[dict[str, Any]] = field(default_factory=list)  # a row for each compared choice, for adapt.parquet
 
 
 # Arrow schemas. Lists of ids are int32, log-probabilities float32; free metadata is a JSON string.
 
 SCHEMA = 2
-"""Version of what a run folder holds. 1: files that name none. A field that is added needs a default, and no new
-version: files without it are read all the same. A field that is renamed, or whose meaning changes, makes a new one."""
+"""Version of a run folder's files. Files that name none have version 1. A new field needs a default and no new version,
+since files without it can still be read. A renamed field, or a field with a new meaning, needs a new version."""
 
 
 def schemas() -> dict[type, pa.Schema]:
@@ -253,6 +267,7 @@ def schemas() -> dict[type, pa.Schema]:
                 "gold": pa.string(),
                 "split": pa.string(),
                 "metadata": pa.string(),
+                "array": pa.struct({"shape": ids, "data": pa.list_(pa.float64())}),
             }
         ),
         Trajectory: pa.schema(
@@ -313,6 +328,7 @@ def to_table(records: Sequence[Any], kind: type) -> pa.Table:
             values |= {name: [_fields(item) for item in getattr(record, name)] for name in ("samples", "tree")}
         if kind is Problem:  # a prompt is text or messages: JSON keeps the difference
             values["prompt"] = json.dumps(record.prompt, ensure_ascii=False)
+            values["array"] = record.array and {"shape": record.array.shape, "data": record.array.data}
         return values
 
     return pa.Table.from_pylist([row(record) for record in records], schema=schemas()[kind])
@@ -326,8 +342,11 @@ def _fields(item: Any) -> dict[str, Any]:
 
 
 def from_rows(rows: Sequence[dict[str, Any]], kind: type) -> list[Any]:
-    """The inverse of `to_table`, from the table's rows. Fields that are not there have their defaults, and what is no
-    field of the record is left out. Raises KeyError for a field without a default that is not there."""
+    """The inverse of `to_table`, from the table's rows.
+
+    Missing fields get their defaults, and columns that are not fields are left out. Raises KeyError for a missing field
+    without a default.
+    """
 
     def record(row: dict[str, Any]) -> Any:
         if "metadata" in row:
@@ -338,6 +357,8 @@ def from_rows(rows: Sequence[dict[str, Any]], kind: type) -> list[Any]:
             row["tree"] = [_made(_node(node), Node) for node in row["tree"]]
         if kind is Problem:
             row["prompt"] = json.loads(row["prompt"])
+            if array := row.get("array"):
+                row["array"] = Array(tuple(array["shape"]), tuple(array["data"]))
         return _made(row, kind)
 
     return [record(row) for row in rows]
@@ -360,7 +381,7 @@ def _made(row: dict[str, Any], kind: type) -> Any:
 
 @cache
 def defaults(kind: type) -> dict[str, Callable[[], Any] | None]:
-    """What makes the default of each field of a record; None for a field that has none."""
+    """Field -> a function that makes its default. None for a field without a default."""
 
     def default(entry: Any) -> Callable[[], Any] | None:
         if entry.default is not MISSING:

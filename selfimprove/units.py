@@ -11,7 +11,7 @@ Scale = tuple[float, float]  # the least and the greatest value there can be
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """How a score is named and written. `scale` is the least and the greatest value there can be, where there are."""
+    """How a score is named and written. `scale` has the least and the greatest possible value, if there are any."""
 
     name: str
     label: str
@@ -36,8 +36,12 @@ class Unit:
         """A difference of two scores, with its sign; of percentages in points."""
         return f"{100 * value:+.1f} points" if self.percent else f"{value:+.4g}"
 
+    def size(self, value: float) -> str:
+        """How large a difference is, without a sign."""
+        return f"{100 * value:.1f} points" if self.percent else f"{value:.4g}"
+
     def headline(self, figures: Mapping[str, float], signed: bool = False) -> str:
-        """The mean score of an evaluation with its interval; `signed`: a difference of two."""
+        """The mean score of an evaluation with its interval. With `signed`: a difference of two scores."""
         ends = self.interval(figures[f"{self.name}_low"], figures[f"{self.name}_high"], signed)
         value = figures[self.name]
         return f"{self.change(value) if signed else self.show(value)} {ends}"
@@ -63,5 +67,5 @@ UNITS = {
 
 
 def unit_of(summary: Mapping[str, Any]) -> Unit:
-    """The unit of a run's scores, by its summary; runs of earlier versions have accuracies."""
+    """The unit of a run's scores, by its summary. Runs of earlier versions have accuracies."""
     return UNITS[summary.get("unit", "accuracy")]

@@ -22,14 +22,14 @@ log = logging.getLogger("selfimprove")
 
 
 def train(session: Session, step: Pass, policies: Policies, node: Target) -> Weights:
-    """The train slot's update of the stage's learner on the pass's examples: policy/, and with `carry` state/."""
+    """Train the stage's learner on the pass's examples by the train slot: policy/, and with `carry` state/."""
     config, stage, folder = session.config, session.stage(step), session.run.folder(step)
     role = stage.role
     assert role is not None
     model = config.model_of(role)
     lora = model.lora.model_dump() if model.lora else None
-    last = _trained(session, policies[role])
-    start = policies[role] if stage.start == "last" else session.base[role]
+    start = policies[role] if stage.start == "last" else _start(session, step)
+    last = _trained(session, policies[role] if stage.start == "base" else start)
     verifier = config.verifier_of(stage)
 
     def work(key: str) -> dict[str, Any]:
@@ -48,19 +48,22 @@ def train(session: Session, step: Pass, policies: Policies, node: Target) -> Wei
 
 
 def _trained(session: Session, weights: Weights) -> Pass | None:
-    """The pass that trained these weights; None: they are a base model's."""
+    """The pass that trained these weights. None if they are a base model's."""
     return session.passes[weights.version - 1] if weights.version else None
 
 
 def _stays(session: Session, step: Pass) -> bool:
-    """Whether `keep` has a pass's policy stay on disk when the next one is trained."""
+    """Whether a pass's policy stays on disk when the next one is trained, by `keep`."""
     keep = session.stage(step).keep
     return keep is None or (step.turn + 1) % keep == 0
 
 
 def restore(session: Session, weights: Weights) -> None:
-    """Make the folder of a policy again that was not kept, or that is damaged: train from the last one that is whole,
-    on the examples of each pass since. Nothing is sampled; on a CPU the bytes are those there were."""
+    """Make a policy's folder again that was not kept or is damaged.
+
+    Training starts from the last complete policy and uses the examples of each pass since. Nothing is sampled. On a CPU
+    the result has the same bytes as before.
+    """
     chain: list[tuple[Pass, Weights]] = []
     step = _trained(session, weights)
     while step is not None and not session.run.whole(step, "train"):
@@ -84,19 +87,22 @@ def restore(session: Session, weights: Weights) -> None:
 
 
 def _start(session: Session, step: Pass) -> Weights:
-    """What the training of a finished pass started from."""
+    """The policy that a pass's training starts from.
+
+    It is the role's base, or what the newest pass before it trained: of the stage that `start` names, or of any.
+    """
     stage = session.stage(step)
     assert stage.role is not None
-    if stage.start == "last":
-        for earlier in reversed(session.passes[: step.number]):
-            if session.stage(earlier).role == stage.role and session.run.manifest(earlier, "train"):
-                path = session.run.folder(earlier) / "policy"
-                return Weights(str(path), earlier.number + 1, session.run.made(earlier, "train")["policy"])
+    for earlier in reversed(session.passes[: step.number]) if stage.start != "base" else ():
+        fits = session.stage(earlier).role == stage.role and stage.start in ("last", earlier.stage)
+        if fits and session.run.manifest(earlier, "train"):
+            path = session.run.folder(earlier) / "policy"
+            return Weights(str(path), earlier.number + 1, session.run.made(earlier, "train")["policy"])
     return session.base[stage.role]
 
 
 def _work(session: Session, step: Pass, node: Target, start: Weights, key: str, again: bool = False) -> dict[str, Any]:
-    """Train. `again`: it was done before, so that its steps are not logged."""
+    """Train. `again`: the phase was done before, so its steps are not logged."""
     from selfimprove.train import TrainContext, launch, unfinished
 
     config, folder, role = session.config, session.run.folder(step), session.stage(step).role
@@ -153,7 +159,7 @@ def _work(session: Session, step: Pass, node: Target, start: Weights, key: str, 
         else:
             update = supplied(session, step, node, "train", "train", config.verifier_of(session.stage(step)))
             result = update(list(store.read_records(examples, Example)), context)
-    if held:  # now that the policy is where it belongs
+    if held:  # now the policy is in its place
         held.path, held.node = str(folder / "policy"), how_trained
     if again and parts:
         shutil.rmtree(parts, ignore_errors=True)
@@ -175,8 +181,11 @@ _PROBE_TOKENS = 32  # of an answer
 
 
 def _probe(session: Session, step: Pass, role: str) -> list[tuple[list[int], list[int]]]:
-    """What sampler and trainer are both asked about (`selfimprove.handover`): the first tokens of the base policy's
-    answers to a few held-out problems; of another role, of its own answers in this pass. Nothing learns from them."""
+    """Answers whose log-probabilities sampler and trainer both give (`selfimprove.handover`). Nothing learns from them.
+
+    They are the first tokens of the base policy's answers to a few held-out problems. For another role they come from
+    its own answers in this pass.
+    """
     config = session.config
     if "logprobs" not in config.engine["gives"] or config.roles[role].kind != "causal":
         return []

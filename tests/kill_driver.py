@@ -111,7 +111,10 @@ def arm(point: str) -> None:
 
 
 def start(folder: Path, overrides: str) -> int:
-    return _main(["run", *OVERRIDES, *overrides.split(), f"hydra.run.dir={folder}"])
+    words = overrides.split()
+    other = any(word.startswith("dataset=") for word in words)  # which has no levels
+    own = [word for word in OVERRIDES if not (other and word.startswith("dataset.levels"))]
+    return _main(["run", *own, *words, f"hydra.run.dir={folder}"])
 
 
 def timeless(value):

@@ -23,6 +23,7 @@ KINDS = {
     "mistral7b": ("mistral", False),
     "writer": ("llama", True),
     "coder": ("llama", True),
+    "crafter": ("llama", True),
     "caller": ("llama", True),
 }
 

@@ -24,15 +24,15 @@ GOOD = {"model": "dser", "messages": [{"role": "user", "content": "1 + 1?"}]}
 @pytest.mark.parametrize(
     ("change", "status", "words"),
     [
-        ({"stream": True}, 400, "stream: is off"),
-        ({"n": 2}, 400, "n: is 1"),
+        ({"stream": True}, 400, "stream: must be off"),
+        ({"n": 2}, 400, "n: must be 1"),
         ({"temperature": 0.5}, 400, "temperature: the method's own options decide"),
         ({"tools": []}, 400, "tools"),
         ({"seed": "x"}, 400, "seed"),
         ({"messages": []}, 400, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, 400, "a text as its content"),
         ({"messages": [{"role": "tool", "content": "x"}]}, 400, "roles are"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "the last one is the user's"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "the last one must be the user's"),
     ],
 )
 def test_what_is_not_to_be_had_is_named(change, status, words):
@@ -167,7 +167,7 @@ def test_the_same_seed_gives_the_same_reply_and_errors_are_openais(served):
             first, second = [await create(model="dser", messages=messages, seed=3) for _ in range(2)]
             assert first.choices == second.choices
             assert [model.id for model in (await asking.models.list()).data] == ["dser"]
-            with pytest.raises(openai.BadRequestError, match="stream: is off") as refused:
+            with pytest.raises(openai.BadRequestError, match="stream: must be off") as refused:
                 await create(model="dser", messages=messages, stream=True)
             assert refused.value.param == "stream"
             with pytest.raises(openai.NotFoundError, match="there is no model"):

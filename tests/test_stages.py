@@ -177,7 +177,7 @@ def show_everywhere(folder, summary):
     [
         (
             ["method=two_stages", "+method.stages.learn.of=later"],
-            r"method\.stages\.learn\.of=later: is no stage before",
+            r"method\.stages\.learn\.of=later: there is no such stage before",
         ),
         (["method=two_stages", "+method.stages.learn.role=judge"], r"method\.stages\.learn\.role=judge: no such role"),
         (["method=two_stages", "++method.stages.ask.colour=red"], r"method\.stages\.ask\.colour: unknown key"),

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,21 @@ from selfimprove import studies
 from selfimprove.errors import RunError
 from selfimprove.policy.scripted import ScriptedEngine
 from selfimprove.report.metrics import Estimate
-from selfimprove.studies import Claim, Lab, Result, advantage, claim_above, claim_sign, difference, gain, tiny
+from selfimprove.studies import (
+    Claim,
+    Lab,
+    Result,
+    advantage,
+    as_check,
+    auto_evolve,
+    claim_above,
+    claim_sign,
+    difference,
+    gain,
+    gen_vs_mc,
+    tiny,
+    untestable,
+)
 from selfimprove.studies.arms import arms_table, learning_table
 from selfimprove.studies.online import MARGIN, alike, below
 from selfimprove.studies.solving import Answers, attempts, cost, cost_table, grader, solved
@@ -76,10 +91,9 @@ def test_no_difference_has_an_interval_around_zero():
     assert difference(after, before).low < 0 < difference(after, before).high
 
 
-def test_a_claim_holds_when_its_whole_interval_is_above_zero_and_its_value_is_enough():
-    assert claim_above("c", Estimate(0.06, 0.01, 0.1, 9), "x", "y", least=0.05).holds is True
-    assert claim_above("c", Estimate(0.04, 0.01, 0.1, 9), "x", "y", least=0.05).holds is False
-    assert claim_above("c", Estimate(0.06, -0.01, 0.1, 9), "x", "y", least=0.05).holds is False
+@pytest.mark.parametrize(("ends", "holds"), [((0.06, 0.1), True), ((0.01, 0.1), None), ((-0.1, 0.04), False)])
+def test_a_claim_of_a_bound_needs_the_whole_interval_on_one_side(ends, holds):
+    assert claim_above("c", Estimate(0.05, *ends, 9), "x", "y", least=0.05).holds is holds
 
 
 @pytest.mark.parametrize(
@@ -204,11 +218,18 @@ def test_the_command_prints_claims_and_writes_them(tmp_path, monkeypatch, capsys
     claims = [
         Claim("it rises", True, 0.25, (0.125, 0.5), "the start", "selfimprove run"),
         Claim("it never falls", False, "2 of 3 rounds", None, "", "selfimprove run"),
+        as_check(Claim("the sum is 3", True, "3", None, "closed form", "selfimprove run")),
+        as_check(Claim("the sum is 4", False, "3", None, "closed form", "selfimprove run")),
     ]
     monkeypatch.setattr("selfimprove.studies.curated_loop.study", lambda lab: iter(claims))
     studies.run_study("curated_loop", True, Path("claims.json"))
     said = capsys.readouterr().out
     assert "Not reproduced here: it never falls." in said
+    assert "Checks that do not hold: the sum is 4." in said
+    paper, _, code = said.partition("the code does what it says")
+    assert "it rises" in paper
+    assert "the sum is 3" in code
+    assert "the sum is 3" not in paper
     written = json.loads(Path("claims.json").read_text())
     assert written["study"] == "curated_loop"
     assert written["claims"][0] == {
@@ -218,7 +239,22 @@ def test_the_command_prints_claims_and_writes_them(tmp_path, monkeypatch, capsys
         "interval": [0.125, 0.5],
         "control": "the start",
         "command": "selfimprove run",
+        "check": False,
     }
+    assert [line["claim"] for line in written["claims"]] == ["it rises", "it never falls"]
+    assert [line["claim"] for line in written["checks"]] == ["the sum is 3", "the sum is 4"]
+
+
+def test_a_claim_without_its_premise_is_neither_yes_nor_no():
+    claim = untestable("it rises", "the judge is at chance", "x", "y")
+    assert (claim.holds, claim.value) == (None, "cannot be tested here: the judge is at chance")
+
+
+def test_what_a_script_of_known_chances_shows_is_a_check():
+    """Of a policy whose chances a study sets, nothing is claimed."""
+    lab = Lab(True, Path("nowhere"), note=lambda table: None)
+    assert all(line.check for line in islice(auto_evolve.study(lab), 3))
+    assert all(line.check for line in islice(gen_vs_mc.study(lab), 4))
 
 
 def test_an_unknown_study_and_a_run_without_trees_are_one_line(cli, tmp_path):

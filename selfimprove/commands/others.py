@@ -87,7 +87,7 @@ def compare(chosen: argparse.Namespace) -> int:
 
     setup_logging(None)
     if any(map(logs.is_log, chosen.runs)):
-        for option in ("by", "baselines", "sealed", "out"):
+        for option in ("by", "baselines", "sealed", "plan", "out"):
             if getattr(chosen, option):
                 raise ConfigError(f"--{option}: is for run folders, and these are logs of answers")
         found = logs.compare(chosen.runs, chosen.baseline)
@@ -98,6 +98,10 @@ def compare(chosen: argparse.Namespace) -> int:
         from selfimprove.report import verdict
 
         found = verdict.with_sealed(found, evaluate_sealed, shlex.join(["selfimprove", *sys.argv[1:]]))
+    if chosen.plan:
+        from selfimprove.report.planning import with_plan
+
+        found = with_plan(found)
     compare.print_tables(found)
     if chosen.export:
         from selfimprove.report.export import export

@@ -102,7 +102,7 @@ def _words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _require_folder(path: Path, asked: str) -> None:
-    """Raises ConfigError where a new run's folder, which Hydra made, holds other files or cannot be written to."""
+    """Raises ConfigError if a new run's folder, which Hydra made, holds other files or cannot be written to."""
     if not asked.strip():
         raise ConfigError("hydra.run.dir: is empty; name a folder for the run, or leave the word out")
     if not (path / "config.yaml").exists() and (other := [p.name for p in path.iterdir() if p.name[0] != "."]):

@@ -91,7 +91,7 @@ def finish(rows: Iterable[Row], *, name: str, seed: int, **common: Unpack[Common
     of its train problems. The seed chooses the train problems, and a larger size keeps those of a smaller one. Dev and
     held-out problems are the same for every seed, so that runs can be compared problem by problem.
 
-    Raises ConfigError when an id occurs twice, there is no held-out problem, a size is larger than its side, or the
+    Raises ConfigError if an id occurs twice, there is no held-out problem, a size is larger than its side, or the
     prompt template has no {question}.
     """
     prompt = common["prompt"]
@@ -148,7 +148,7 @@ def messages(
     """Chat messages for one question: the system message if any, the shots as two turns each, `before`, the question.
 
     `before` is the conversation that leads to the question. All questions have the same template. Only {question} and
-    {options} are replaced in it, so braces are safe. Raises ConfigError when the template has {options} and a question
+    {options} are replaced in it, so braces are safe. Raises ConfigError if the template has {options} and a question
     has none.
     """
     from_row = [message for message in before if message["role"] == "system"]  # at most the first message
@@ -181,7 +181,7 @@ def normalise(text: str) -> str:
 
 
 def field_of(fields: dict[str, Any], name: str, key: str, where: str) -> str:
-    """A row's field (`look_up`) as text. Raises ConfigError when it is missing, empty, or not text or a number."""
+    """A row's field (`look_up`) as text. Raises ConfigError if it is missing, empty, or not text or a number."""
     value = look_up(fields, name, key, where)
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not (number or isinstance(value, str)) or not str(value).strip() or "\0" in str(value):
@@ -203,7 +203,7 @@ def _kind(value: Any) -> str:
 def look_up(fields: dict[str, Any], name: str, key: str, where: str) -> Any:
     """A row's field. `reward_model.ground_truth` is a field inside another one, `answers.0` the first item of a list.
 
-    Raises ConfigError when there is no such field.
+    Raises ConfigError if there is no such field.
     """
     if name in fields:
         return fields[name]
@@ -268,7 +268,7 @@ def cached(name: str) -> Path | None:
 def from_hub(repository: str, config: str | None, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """("repository split:row", fields) of each row of a hub data set, with rows counted from 1.
 
-    Raises ConfigError when the hub does not provide it.
+    Raises ConfigError if the hub does not provide it.
     """
     from datasets import load_dataset
 

@@ -24,7 +24,7 @@ def load(
 ) -> list[Problem]:
     """Problems with the ids "alpacaeval-17", rows counted from 1, and those of `train_path`, "instruction-17".
 
-    Files are .json (one list), .jsonl, .jsonl.gz or .parquet. Raises ConfigError when a file cannot be read.
+    Files are .json (one list), .jsonl, .jsonl.gz or .parquet. Raises ConfigError if a file cannot be read.
     """
     rows = [*_rows(_file(path), "alpacaeval", "test" if train_path else None)]
     if train_path:

@@ -203,7 +203,7 @@ def load(
     """Different problems, evenly spread over the levels: train, then dev, then held-out ones (split "test").
 
     A larger size keeps the problems of a smaller one. The seed chooses the train problems. Dev and held-out ones are
-    the same for every seed, so that runs can be compared problem by problem. Raises ConfigError when a form or level is
+    the same for every seed, so that runs can be compared problem by problem. Raises ConfigError if a form or level is
     unknown, or when the levels do not have enough different problems.
     """
     if form not in ("solve", "choice", "expression"):

@@ -29,7 +29,7 @@ def load(*, path: str | None = None, seed: int, **common: Unpack[Common]) -> lis
 
     `path` is a file, or a folder with one, in a published format: the authors' XML, the hub's Parquet (body, question,
     answer), or JSON lines (passage or body, question, answer). With None, the source is the local cache, else the hub.
-    There are no splits: `heldout_share` is held out. Raises ConfigError when `path` has another format.
+    There are no splits: `heldout_share` is held out. Raises ConfigError if `path` has another format.
     """
     return finish(_rows(path), name="asdiv", seed=seed, **common)
 

@@ -39,7 +39,7 @@ def load(
 
     probability: of an edge between two vertices of different planted colours. A fifth of all graphs is held out and a
     fifth is for dev, by a hash that does not depend on the vertices' labels. The seed chooses the train graphs only.
-    Raises ConfigError when there are not enough graphs.
+    Raises ConfigError if there are not enough graphs.
     """
     least, most = vertices
     if not colours <= least <= most:

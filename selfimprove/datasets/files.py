@@ -22,7 +22,7 @@ def read_rows(path: Path, key: str = "dataset.path") -> Iterator[tuple[str, dict
     """("file:line", fields) of each row of a .jsonl, .jsonl.gz or .parquet file, one at a time, without blank lines.
 
     Values of Parquet that JSON lacks become text: dates in ISO 8601, decimals digit by digit, bytes as UTF-8 if they
-    are, else in base64. Raises ConfigError when the file cannot be read or a line is not a JSON object; `key` is the
+    are, else in base64. Raises ConfigError if the file cannot be read or a line is not a JSON object; `key` is the
     key that names the file.
     """
     require_file(path, key)
@@ -42,7 +42,7 @@ def read_rows(path: Path, key: str = "dataset.path") -> Iterator[tuple[str, dict
 
 
 def require_file(path: Path, key: str) -> None:
-    """Raises ConfigError when a path is not a readable file, and says what would be right."""
+    """Raises ConfigError if a path is not a readable file, and says what would be right."""
     if path.is_dir():
         files = sorted(p.name for p in path.rglob("*") if is_data(p))
         inside = f"; it has {len(files)}, the first is {files[0]}: name one, or join them" if files else ""

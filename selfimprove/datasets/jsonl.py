@@ -80,7 +80,7 @@ def load(
 def asked(fields: dict[str, Any], name: str, where: str) -> tuple[str, list[Message]]:
     """The question in a row's field, and the messages before it. In a list of messages, the last one is the question.
 
-    Raises ConfigError when a list is not one of messages, or does not end with the user's.
+    Raises ConfigError if a list is not one of messages, or does not end with the user's.
     """
     key = "dataset.prompt_field"
     chat = look_up(fields, name, key, where)
@@ -115,7 +115,7 @@ def _answers(fields: dict[str, Any], name: str, where: str) -> list[str]:
 
 
 def gold_of(answer: str, pattern: re.Pattern[str] | None, where: str) -> str:
-    """The gold answer in an answer text. Raises ConfigError when nothing matches the pattern, or follows "####"."""
+    """The gold answer in an answer text. Raises ConfigError if nothing matches the pattern, or follows "####"."""
     if pattern:
         matches: list[Any] = [match[1] for match in pattern.finditer(answer)]
         gold = matches[-1] if matches else None

@@ -82,7 +82,7 @@ def load(*, words: tuple[Count, Count], unit: Count, seed: int, **options: Unpac
     """Instructions, no two alike on a side.
 
     `words`: the least and the greatest number of words that dev and held-out problems ask for, in multiples of `unit`.
-    Raises ConfigError when a size is too large, or no multiple is within the bounds.
+    Raises ConfigError if a size is too large, or no multiple is within the bounds.
     """
     wanted = range(-(-words[0] // unit) * unit, words[1] + 1, unit)
     if not wanted:

@@ -40,6 +40,13 @@ def fold(
     return [problem for i, problem in enumerate(problems) if (i % folds == k) == held]
 
 
+def task(problems: list[Problem], *, step: Pass, before: bool = False) -> list[Problem]:
+    """Of a stream, the training problems of this round's task, by `metadata["task"]`; with `before`, also those of all
+    tasks before it."""
+    wanted = range(step.round + 1) if before else (step.round,)
+    return part([problem for problem in problems if problem.metadata.get("task") in wanted], step=step)
+
+
 def fresh(problems: list[Problem], *, step: Pass, between: tuple[Share, Share] = (0.0, 1.0)) -> list[Problem]:
     """New problems in every pass: the training problems between two shares, in equal parts over all passes of the
     stage in a run. Stages with shares that do not overlap have no problem in common."""

@@ -43,7 +43,7 @@ def load(
     """Problems with the ids "<task>-<hash of the question>". Tasks are drawn by their weights.
 
     The seed chooses the train problems; dev and held-out ones are the same for every seed. The gold answer is the
-    task's, or one that its record shows; `boxnet` and `rush_hour` have none. Raises ConfigError when the package is not
+    task's, or one that its record shows; `boxnet` and `rush_hour` have none. Raises ConfigError if the package is not
     installed, has no such task or option, when a task's scorer accepts nonsense, or when the tasks do not give enough
     different problems.
     """

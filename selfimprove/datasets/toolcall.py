@@ -99,7 +99,7 @@ _SIDES: dict[int, Side] = {0: "test", 1: "dev"}
 def load(*, rare: Share, seed: int, **options: Unpack[Generated]) -> list[Problem]:
     """Requests, no two alike on a side; a share `rare` of them in rare wordings.
 
-    A fifth of all is held out and a fifth is for dev, by a hash of the request. Raises ConfigError where there are too
+    A fifth of all is held out and a fifth is for dev, by a hash of the request. Raises ConfigError if there are too
     few.
     """
     rows: list[Row] = []

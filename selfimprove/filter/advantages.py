@@ -1,4 +1,4 @@
-"""Advantages: how much better an answer was than what was to be expected of its problem, for policy gradients.
+"""Advantages for policy gradients: how much better an answer is than the answers that the policy gives on average.
 
 | method | baseline | scale |
 | --- | --- | --- |
@@ -46,16 +46,19 @@ def advantages(
     shape: Annotated[Any, BeforeValidator(_bound)] = None,
     role: str = "policy",
 ) -> Iterator[Example]:
-    """One example for each sample of `role`, whose completion tokens all have the same advantage.
+    """One example for each sample of `role`. All its completion tokens have the same advantage.
 
-    The reward is the verdict's. With `per: turn` each turn has its own, which is compared with the same turn of the
-    problem's other attempts: the verdict's `step_rewards`. `shape` is a function (attempt) -> rewards that replaces
-    them, one number, or with `per: turn` one a turn; it can add later turns' rewards to earlier ones.
+    The reward is the verdict's. With `per: turn` each turn has its own reward, from the verdict's `step_rewards`, and
+    is compared with the same turn of the problem's other attempts. `shape` is a function (attempt) -> rewards that
+    replaces the rewards: it gives one number, or one a turn with `per: turn`. It can add later turns' rewards to
+    earlier ones.
 
-    `mean` and `leave_one_out` compare attempts of one problem: a problem with a single attempt gives no example. `std`
-    divides by the standard deviation of the problem's rewards (n - 1, as TRL does), `batch` by that of all rewards of
-    the pass. Raises RunError for samples of another temperature than 1, whose log-probabilities are not those of the
-    distribution they were drawn from, and for rewards that do not match the turns.
+    `mean` and `leave_one_out` compare attempts at one problem. So a problem with a single attempt gives no example.
+    `std` divides by the standard deviation of the problem's rewards (n - 1, as TRL does), and `batch` by that of all
+    rewards of the pass.
+
+    Raises RunError for rewards that do not match the turns. Also for samples of another temperature than 1: the
+    policy's log-probabilities are not those of the distribution they were drawn from.
     """
     kept = [group for group in groups if len(group) > 1 or baseline == "none"]
     table = [[_rewards(attempt, per, shape, role) for attempt in group] for group in kept]
@@ -78,7 +81,7 @@ def group_advantages(rewards: Sequence[float], baseline: Baseline, scale: Litera
 def _compared(rewards: Sequence[float], baseline: Baseline, scale: Scale, spread: float | None) -> list[float]:
     values, n = np.asarray(rewards, float), len(rewards)
     if n == 1 and baseline != "none":
-        return [0.0]  # a turn that only one attempt came to: nothing to compare it with
+        return [0.0]  # only one attempt came to this turn, so there is nothing to compare it with
     if baseline == "mean":
         found = values - values.mean()
     elif baseline == "leave_one_out":
@@ -111,7 +114,7 @@ def _rewards(attempt: Attempt, per: str, shape: Rewards | None, role: str) -> li
 
 
 def _examples(attempt: Attempt, own: list[float], role: str) -> Iterator[Example]:
-    """The attempt's samples, each with the advantage of its turn, or of the whole attempt where there is one."""
+    """The attempt's samples, each with the advantage of its turn or, if there is one only, of the whole attempt."""
     trajectory = attempt.trajectory
     samples = [sample for sample in trajectory.samples if sample.role == role]
     for turn, sample in enumerate(samples):

@@ -1,4 +1,4 @@
-"""Accepted answers as examples for fine-tuning: each answer once, and not too many of one problem."""
+"""Accepted answers as examples for fine-tuning: each answer once, and not too many for one problem."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from selfimprove.types import Attempt, Example, Trajectory
 
 
 def distinct(attempts: Sequence[Attempt], per_problem: int, seed: int) -> Iterator[Example]:
-    """The answers of one problem, distinct as token ids; a random `per_problem` of them where there are more.
+    """The answers to one problem that differ in their token ids. If there are more than `per_problem`, a random few.
 
-    An answer that was cut off at the token limit is left out, whatever its verdict: it would teach the policy not to
-    end.
+    An answer that was cut off at the token limit is left out, whatever its verdict. It would teach the policy not to
+    end its answers.
     """
     whole = [a for a in attempts if a.trajectory.samples[-1].finish == "stop"]
     kept = list({tuple(answered(a.trajectory)[1]): a for a in whole}.values())
@@ -25,9 +25,9 @@ def distinct(attempts: Sequence[Attempt], per_problem: int, seed: int) -> Iterat
 def answered(trajectory: Trajectory) -> tuple[list[int], list[int]]:
     """(prompt ids, completion ids) of an attempt as an answer to its problem's own prompt.
 
-    In a longer dialogue the first sample has that prompt and the last one the answer; the turns in between are not
-    imitated. Where one assistant's turn was `continued`, the completion is all that stands behind the prompt, and so
-    also the text that was put into the turn.
+    In a longer dialogue the first sample has that prompt, and the last one has the answer. The turns in between are not
+    imitated. If the assistant's turn was `continued`, the completion is all that stands behind the prompt. So it also
+    has the text that was put into the turn.
     """
     first, last = trajectory.samples[0], trajectory.samples[-1]
     if trajectory.metadata.get("continued"):

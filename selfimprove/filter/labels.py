@@ -1,4 +1,4 @@
-"""Solutions with labels, as a check judged them: the rows of reward models that learn probabilities."""
+"""Solutions with labels from a check. They are the rows for reward models that learn probabilities."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from selfimprove.verify.steps import bare_question, lines, separated
 
 
 def labelled_answers(groups: Iterable[list[Attempt]], *, per_problem: Count, seed: int) -> Iterator[Example]:
-    """Rows for `train.reward.classifier`: of each problem up to `per_problem` solutions that differ as texts, drawn at
-    random, with label 1 where the answer is right. `timeout` and `error` say nothing, so such attempts make no row."""
+    """Rows for `train.reward.classifier`: up to `per_problem` solutions of each problem, drawn at random.
+
+    Solutions differ as texts. The label is 1 if the answer is right, else 0. `timeout` and `error` say nothing of an
+    answer, so such attempts make no row.
+    """
     for group in groups:
         for attempt in _drawn(group, per_problem, seed):
             label = {LABEL: int(attempt.verdict.status == "correct")}
@@ -25,10 +28,10 @@ def labelled_answers(groups: Iterable[list[Attempt]], *, per_problem: Count, see
 def labelled_steps(
     groups: Iterable[list[Attempt]], *, per_problem: Count, separator: str = "\n", text: Speaker, seed: int
 ) -> Iterator[Example]:
-    """Rows for `train.steps.steps`, of the solutions that `labelled_answers` has: the question and the steps.
+    """Rows for `train.steps.steps`: the question and the steps of the solutions that `labelled_answers` takes.
 
-    A step's label is 1 where the verifier rewards it with 1, else 0. A verifier that says nothing of steps labels all
-    of a solution's steps alike, by whether its answer is right. The ids are those that `verify/steps.py` reads, with
+    A step's label is 1 if the verifier gives it the reward 1, else 0. If the verifier gives steps no rewards, all steps
+    of a solution have one label: whether the answer is right. The ids are those that `verify/steps.py` reads, with
     `separator` behind each step.
     """
     for group in groups:

@@ -1,4 +1,4 @@
-"""Preference pairs of a problem's own answers, as a check judged them."""
+"""Preference pairs of answers to one problem, by the verdicts of a check."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from selfimprove.types import Attempt, Count, Example
 def right_and_wrong(groups: Iterable[list[Attempt]], *, per_problem: Count, seed: int) -> Iterator[Example]:
     """Up to `per_problem` pairs a problem, from shuffled correct and incorrect answers.
 
-    A rejected answer is `wrong` or `unparseable`: the policy is to blame for both. `timeout` and `error` say nothing
-    about the answer, so such answers are in no pair. A chosen answer ended by itself.
+    A rejected answer is `wrong` or `unparseable`, since the policy is to blame for both. `timeout` and `error` say
+    nothing about the answer, so such answers are in no pair. A chosen answer has to end by itself.
     """
     for attempts in groups:
         chosen = [a for a in attempts if a.verdict.status == "correct" and a.trajectory.samples[-1].finish == "stop"]

@@ -1,7 +1,7 @@
-"""A training row of several spans: some bear loss, some do not.
+"""Training rows of several spans. Some spans bear loss, and some do not.
 
-`whole` makes a row of a dialogue: what the policy sampled bears loss, what was put between its turns does not. A method
-that weaves words of its own between samples makes the spans itself and joins them with `row`.
+`whole` makes a row from a dialogue. What the policy sampled bears loss, and what stands between its turns does not. A
+method that puts its own words between samples makes the spans itself and joins them with `row`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from selfimprove.types import Example, Sample, Trajectory
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Token ids behind a prompt. `loss`: whether they are learnt."""
+    """Token ids behind a prompt. `loss` says whether they are learnt."""
 
     ids: Sequence[int]
     loss: bool
@@ -24,7 +24,7 @@ class Span:
 def row(
     problem_id: str, trajectory_ids: list[str], prompt_ids: list[int], spans: Iterable[Span], **more: Any
 ) -> Example:
-    """The spans one after another as the completion of a prompt; `more` is as of Example."""
+    """The spans, one after another, as the completion of a prompt. `more` has other fields of Example."""
     ids, mask = list[int](), list[int]()
     for span in spans:
         ids += span.ids
@@ -35,9 +35,9 @@ def row(
 def spans(samples: Sequence[Sample], learnt: Callable[[int, Sample], bool] = lambda turn, sample: True) -> list[Span]:
     """All that stands behind the first sample's prompt: the samples, and what was put between them.
 
-    `learnt` says of a sample, by its place from 0, whether it bears loss; what is between samples never does. An end
-    token that was taken back, so that a turn could go on, is in no span. Raises ValueError for samples of which one
-    does not go on from the one before.
+    `learnt` takes a sample's place, from 0, and says whether it bears loss. What stands between samples never does. An
+    end token that was taken back, so that a turn could go on, is in no span. Raises ValueError if a sample does not go
+    on from the one before.
     """
     found = list[Span]()
     so_far = list(samples[0].prompt_ids)
@@ -46,7 +46,7 @@ def spans(samples: Sequence[Sample], learnt: Callable[[int, Sample], bool] = lam
         if sample.prompt_ids[:size] != so_far:
             size -= 1
             if not found or sample.prompt_ids[:size] != so_far[:size]:
-                raise ValueError(f"sample {turn} does not go on from the one before: this is no single dialogue")
+                raise ValueError(f"sample {turn} does not go on from the one before: this is not one dialogue")
             found[-1] = Span(found[-1].ids[:-1], found[-1].loss)
         if between := sample.prompt_ids[size:]:
             found.append(Span(between, False))
@@ -56,12 +56,14 @@ def spans(samples: Sequence[Sample], learnt: Callable[[int, Sample], bool] = lam
 
 
 def whole(trajectory: Trajectory, learnt: Callable[[int, Sample], bool] = lambda turn, sample: True) -> Example:
-    """A dialogue as one row: the first sample's prompt, then everything behind it, with loss on the samples that are
-    `learnt`. Raises ValueError as `spans` does."""
+    """A dialogue as one row: the first sample's prompt, and everything behind it. `learnt` samples bear loss.
+
+    Raises ValueError as `spans` does.
+    """
     first = trajectory.samples[0]
     return row(trajectory.problem_id, [trajectory.id], first.prompt_ids, spans(trajectory.samples, learnt))
 
 
 def body(sample: Sample) -> list[int]:
-    """The ids of a sample without its end token. It was drawn without stop texts; one that was cut short has no end."""
+    """The ids of a sample without its end token. The sample has to be drawn without stop texts."""
     return sample.completion_ids[:-1] if sample.finish == "stop" else sample.completion_ids

@@ -1,7 +1,7 @@
-"""Preference pairs from search trees: between the steps that a node offered, or between whole solutions.
+"""Preference pairs from search trees, of candidate steps or of whole solutions.
 
-A problem's tree is in its first trajectory (`Trajectory.tree`), whose sample is the chosen solution. The formulas and
-their sources are in `selfimprove/methods/mcts_dpo.py`.
+A problem's tree is in its first trajectory (`Trajectory.tree`). That trajectory's sample is the chosen solution. The
+formulas and their sources are in `selfimprove/methods/mcts_dpo.py`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def step_pairs(
 ) -> Iterator[Example]:
     """A pair at every depth of the chosen path that has at least two candidate steps.
 
-    The best candidate is the chosen side, the worst one (or a random other one) the rejected side. Candidates are
-    ranked by (Q, pi, r, value, N), where pi is 1/k for each of the k most visited and 0 for the others. A candidate
-    takes the steps behind it along as long as there is only one at a time. A tree gives at most `per_problem` pairs,
-    those nearest the root first. With `only_correct`, a tree whose chosen solution was not correct gives none. The
-    metadata holds the visit counts and `label_smoothing`, for `selfimprove.train.dpo`.
+    The best candidate is the chosen side. The worst one, or a random other one, is the rejected side. Candidates are
+    ranked by (Q, pi, r, value, N), where pi is 1/k for each of the k most visited and 0 for the others. A step with a
+    single child takes that child's step along, and so on. A tree gives at most `per_problem` pairs, those nearest the
+    root first. With `only_correct`, a tree whose chosen solution is not correct gives no pair. The metadata holds the
+    visit counts and `label_smoothing`, for `selfimprove.train.dpo`.
     """
     for attempts in groups:
         attempt = attempts[0]
@@ -66,10 +66,10 @@ def instance_pairs(
     per_problem: Count | None = None,
     seed: int,
 ) -> Iterator[Example]:
-    """Pairs of whole solutions of a tree, a correct one against one that is not: the control for `step_pairs`.
+    """Pairs of whole solutions of a tree, a correct one and one that is not. They are the control for `step_pairs`.
 
-    There are as many as `step_pairs` makes of the same trees with the same options. Where one tree has too few, the
-    next ones make up for it. Where there are too few different pairs in all, they come again from the first.
+    There are as many as `step_pairs` makes from the same trees with the same options. If one tree has too few, the next
+    ones make up for it. If there are too few different pairs in all, they are repeated from the first.
     """
     owed, made = 0, list[Example]()
     for attempts in groups:
@@ -105,8 +105,10 @@ def smoothing(chosen: int, rejected: int, most: float) -> float:
 
 
 def _choices(attempt: Attempt) -> list[tuple[list[int], list[tuple[Node, list[int]]]]]:
-    """For each node of the chosen path that had several children: the token ids up to it, and its candidates from worst
-    to best, each with its token ids."""
+    """For each node of the chosen path with several children: the ids up to it, and its candidates with their ids.
+
+    The candidates come from worst to best.
+    """
     trajectory = attempt.trajectory
     children: Children = defaultdict(list)
     for node in trajectory.tree:
@@ -128,7 +130,7 @@ def _ranked(candidates: list[Node]) -> list[Node]:
 
 
 def _whole_step(node: Node, children: Children) -> list[int]:
-    """The step's token ids, and those of the steps behind it as long as there is only one."""
+    """The step's token ids, and those of the steps behind it as long as each has a single child."""
     ids = list(node.completion_ids)
     while len(children[node.id]) == 1:
         node = children[node.id][0]

@@ -1,17 +1,24 @@
-"""An episode as a coroutine: the policy writes, acts, and reads what came of it, until it acts no more.
+"""An episode as a coroutine: the policy writes, acts and reads the observation, until it acts no more.
 
-What was observed is put into the conversation as it is. It is nobody's sample, so it bears no loss
+An observation is put into the conversation unchanged. No policy sampled it, so it bears no loss
 (`selfimprove.filter.spans`), and no special token is read in it (`selfimprove.policy.chat`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from selfimprove.env import action_of
+from selfimprove.env.worlds import Episode
 from selfimprove.generate.dialogue import Dialogue
+from selfimprove.policy import Policy
+from selfimprove.types import Count, NonNegative, Problem, Trajectory
 
-Step = Callable[[str], Awaitable[str | None]]  # what a text of the policy's does: the observation, None: no action
+NEEDS = ("episodes",)  # of the data set, by a solver
+TOOLS = ("env",)  # what a solver calls
+Step = Callable[[str], Awaitable[str | None]]  # a text of the policy -> the observation; None: the text has no action
 
 
 async def act(
@@ -23,12 +30,12 @@ async def act(
     into: Literal["user", "assistant"] = "user",
     **sampling: Any,
 ) -> list[str]:
-    """Let the policy act up to `actions` times. Returns the observations in order; `dialogue.samples` has its texts.
+    """Let the policy act up to `actions` times. Returns the observations in order. `dialogue.samples` has its texts.
 
-    The episode ends behind the first text without an action, or the text that follows the last action, or where the
-    model's window is full. So there is at most one text more than observations. `stop` is what ends an action's text,
-    and `into` whose turn an observation stands in: the user's, or the assistant's own that goes on. `sampling` and what
-    is raised are those of `Policy.sample`; what `step` raises goes on.
+    The episode ends at the first text without an action, after the text behind the last action, or when the model's
+    window is full. So there is at most one text more than there are observations. `stop` ends an action's text. `into`
+    says whose turn an observation stands in: the user's, or the assistant's, which then goes on. `sampling` is as in
+    `Policy.sample`. Raises what `Policy.sample` and `step` raise.
     """
     seen = list[str]()
     while not dialogue.full:
@@ -41,3 +48,46 @@ async def act(
         else:
             dialogue.append(found)
     return seen
+
+
+async def episodes(
+    problem: Problem,
+    policy: Policy,
+    *,
+    actions: Count,
+    tools: Mapping[str, Any],
+    n: Count = 1,
+    temperature: NonNegative = 0.0,
+    max_tokens: Count | None = None,
+) -> list[Trajectory]:
+    """n episodes of at most `actions` actions in the problem's environment. `max_tokens` is of one text."""
+    own = [policy.for_problem(problem, number) for number in range(n)]
+    options = {"temperature": temperature, "max_tokens": max_tokens}
+    return await asyncio.gather(
+        *(episode(Dialogue(p, problem.prompt), tools["env"].start(problem), actions=actions, **options) for p in own)
+    )
+
+
+async def episode(dialogue: Dialogue, world: Episode, *, actions: int, **sampling: Any) -> Trajectory:
+    """Let the policy act in an environment until the episode is over. `sampling` is as of `Policy.sample`.
+
+    metadata["seen"] has [what was seen, the reward] of each action, and metadata["ended"] why it ended: "done", after
+    the last of its "actions", without an "action", in a full "window", or as `timeout` or `error` of the environment.
+    """
+    seen, ended = list[tuple[str, float]](), "window"
+
+    async def step(text: str) -> str | None:
+        nonlocal ended
+        action = action_of(text)
+        if action is None:
+            ended = "action"
+            return None
+        found = await world.step(action)
+        seen.append((found.text, found.reward))
+        if found.done or len(seen) == actions:
+            ended = "actions" if not found.done else "done" if found.status == "ok" else found.status
+            return None
+        return found.text
+
+    await act(dialogue, step, actions=actions, **sampling)
+    return Trajectory(world.problem.id, dialogue.samples, {"seen": seen, "ended": ended})

@@ -1,4 +1,4 @@
-"""How a policy is asked about a solution: prompts with blanks to fill, and the verdict that a review ends in."""
+"""Prompts that ask a policy about a solution, with blanks to fill, and the verdict in a review."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def fill(
     review: str | None = None,
     **blanks: str,
 ) -> list[Message]:
-    """Fill the blanks of a prompt about one solution. No text that was filled in is read for blanks again.
+    """Fill the blanks of a prompt about one solution. Blanks in a text that is filled in are left as they are.
 
-    `gold` stands in place of the problem's gold answer. `blanks` are those of a method's own. {options} becomes the
-    lettered lines of a choice question, and a gold letter then stands with its option's text.
+    `gold` replaces the problem's gold answer. `blanks` are a method's own. {options} becomes the lettered lines of a
+    choice question, and a gold letter then stands with its option's text.
 
-    Raises ValueError where the prompt shows a gold answer that the problem lacks, or a review and there is none.
+    Raises ValueError if the prompt shows a gold answer or a review and there is none.
     """
     last = problem.prompt if isinstance(problem.prompt, str) else problem.prompt[-1]["content"]
     options = problem.metadata.get("options")
@@ -66,10 +66,10 @@ def fill(
 
 
 def verdict(text: str, correct: str, incorrect: str) -> bool | None:
-    """Whether a review's last verdict word is `correct`. None where it has neither word, and so no verdict.
+    """Whether a review's last verdict word is `correct`. None if the review has neither word, and so no verdict.
 
-    Words in the case they are given in count first: "No" is no verdict in "Yes, there is no mistake". Other cases count
-    only where there is none of those.
+    Only words in the given case count at first. So "Yes, there is no mistake" is not read as "No". Other cases count if
+    there is no word in the given case.
     """
     words = sorted((correct, incorrect), key=len, reverse=True)  # "not correct" before "correct"
     pattern = "|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in words)
@@ -80,5 +80,5 @@ def verdict(text: str, correct: str, incorrect: str) -> bool | None:
 
 
 def after_reasoning(text: str) -> str:
-    """The part of a reply behind its reasoning, where it ends that with </think>; else the whole reply."""
+    """The part of a reply behind </think>, which ends its reasoning. Without </think>: the whole reply."""
     return text.rpartition("</think>")[2].strip()

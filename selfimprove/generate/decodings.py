@@ -26,7 +26,9 @@ async def decodings(
 
 
 async def by_layer(problem: Problem, policy: Policy, answer: Sample) -> list[Trajectory]:
-    """What each layer would say along an answer of the policy's, first to last: a trajectory of the decoding layer_1,
-    layer_2, and so on. That of the last layer is the answer itself, where it was greedy."""
+    """What each layer would say along an answer of the policy: a trajectory for each layer, first to last.
+
+    Their decodings are called layer_1, layer_2, and so on. For a greedy answer, the last layer's is the answer itself.
+    """
     layers = await policy.lens(answer.prompt_ids, answer.completion_ids)
     return [Trajectory(problem.id, [s], {"decoding": f"layer_{i}"}) for i, s in enumerate(layers, start=1)]

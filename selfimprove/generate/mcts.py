@@ -1,8 +1,8 @@
 """MCTS-DPO's tree search over the steps of a solution (Xie et al. 2024, arXiv 2405.00451), on `generate/tree.py`.
 
-`search` grows a tree and walks down it, one step of the solution after the other. `Rules` holds its parts as functions:
-what a step is, what it is worth, which branch to follow, how values travel up, which step to take next. Those of the
-paper and of its code are below. The candidates of a node are one request.
+`search` grows a tree and walks down it, one step of the solution at a time. `Rules` holds its parts as functions: what
+a step is, what it is worth, which branch to follow, how values are backed up, and which step to take next. The paper's
+functions and those of its code are below. The candidates of a node are one request.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from selfimprove.types import CLOSED, Count, NonNegative, Sample, Share
 class Rules:
     """The parts of a search, each a plain function."""
 
-    propose: Callable[[Branch], Awaitable[Sequence[Sample]]]  # candidate steps of a node; none: it is a dead end
+    propose: Callable[[Branch], Awaitable[Sequence[Sample]]]  # candidate steps of a node; empty: the node is a dead end
     evaluate: Callable[[Sequence[Branch]], Awaitable[None]]  # sets value, reward, terminal and status of new children
     prior: Callable[[Sequence[float]], float]  # of a step, from its tokens' log-probabilities
-    select: Callable[[Branch], float]  # the child where this is largest is followed
+    select: Callable[[Branch], float]  # the child with the largest value is followed
     backup: Callable[[Sequence[Branch]], None]  # updates a path, from where the search began to its last node
-    choose: Callable[[Branch], tuple[float, ...]]  # the child where this is largest is the next step
+    choose: Callable[[Branch], tuple[float, ...]]  # the child with the largest value is the next step
     iterations: int  # before each step is chosen
     first_iterations: int  # before the first one
     depth: int  # steps that an iteration looks ahead
-    recount: bool = False  # count a visit twice for the node that an iteration starts from, as MCTS-DPO's code does
+    recount: bool = False  # count two visits for the node that an iteration starts from, as MCTS-DPO's code does
 
 
 async def search(root: Branch, rules: Rules) -> list[Branch]:
@@ -48,8 +48,11 @@ async def search(root: Branch, rules: Rules) -> list[Branch]:
 
 
 async def iterate(top: Branch, rules: Rules) -> list[Branch]:
-    """Run one iteration from `top`: follow the best child, expand a node that was not expanded yet, end at a finished
-    solution or at the depth limit, back up. Returns the path."""
+    """Run one iteration from `top` and return its path.
+
+    It follows the best child, and expands nodes that were not expanded yet. It ends at a finished solution or at the
+    depth limit, and backs up.
+    """
 
     async def expand(node: Branch) -> None:
         if node.children is not None:
@@ -91,8 +94,11 @@ def puct(node: Branch, exploration: float) -> float:
 
 
 def backup(path: Sequence[Branch], discount: float, least: int) -> None:
-    """From the path's end to its start: V = sum_c w_c Q_c / sum_c w_c over the children, w_c = max(least, N_c);
-    Q = r + discount * V; N += 1. The end of a path keeps the V it has, and the root has no Q."""
+    """Update the nodes from the path's end to its start.
+
+    V = sum_c w_c Q_c / sum_c w_c over the children, w_c = max(least, N_c). Q = r + discount * V. N += 1. The last node
+    of the path keeps its V, and the root has no Q.
+    """
     for node in reversed(path):
         if node.children and node is not path[-1]:
             weights = [max(least, child.visits) for child in node.children]
@@ -104,7 +110,7 @@ def backup(path: Sequence[Branch], discount: float, least: int) -> None:
 
 
 def most_visited(node: Branch) -> tuple[float, ...]:
-    """Visits times one more than the range of the children's visits, so that diverse continuations count; then Q, V."""
+    """N x (1 + the range of the children's N), then Q, then V. The range rewards a node with diverse continuations."""
     visits = [child.visits for child in node.children or [node]]
     return node.visits * (max(visits) - min(visits) + 1), node.q, node.v
 
@@ -122,12 +128,12 @@ class Steps:
     temperature: NonNegative = 1.0
     step_tokens: Count | None = None  # most tokens of a step; None: only the solution has a limit
     max_tokens: Count | None = None  # most tokens of a solution; None: the policy's own limit
-    similarity: Share = 0.99  # candidates that are more alike than this are one; see `alike`
-    finish_at: Count | None = None  # from this depth on, the one candidate is all the rest of the solution
+    similarity: Share = 0.99  # candidates that are more similar than this count as one; see `alike`
+    finish_at: Count | None = None  # from this depth on, there is one candidate: the whole rest of the solution
 
 
 async def propose(node: Branch, policy: Policy, n: int, steps: Steps) -> list[Sample]:
-    """Up to n different next steps of a node, sampled in one request. A blank step counts only where all are blank."""
+    """Up to n different next steps of a node, sampled in one request. A blank step counts only if all are blank."""
     last = steps.finish_at is not None and node.depth >= steps.finish_at
     left = room(node, policy, steps)
     samples = await policy.sample(
@@ -141,7 +147,7 @@ async def propose(node: Branch, policy: Policy, n: int, steps: Steps) -> list[Sa
 
 
 def ended(node: Branch, policy: Policy, steps: Steps) -> bool:
-    """Whether a solution goes no further: its last step ended by itself, or there is no room for another."""
+    """Whether a solution is finished: its last step ended by itself, or there is no room for another step."""
     sample = node.sample
     assert sample is not None
     if sample.finish == "stop" and not any(stop in sample.text for stop in steps.stop):
@@ -152,7 +158,7 @@ def ended(node: Branch, policy: Policy, steps: Steps) -> bool:
 
 
 def room(node: Branch, policy: Policy, steps: Steps) -> int:
-    """Tokens that a solution may still have behind this node."""
+    """How many more tokens a solution may have behind this node."""
     return (steps.max_tokens or policy.max_tokens) - (len(node.prompt_ids) - prompt_length(node))
 
 
@@ -164,7 +170,7 @@ def prompt_length(node: Branch) -> int:
 
 
 def distinct(samples: Sequence[Sample], threshold: float) -> list[Sample]:
-    """The samples without blank lines and without those that repeat an earlier one. To end here is no blank line."""
+    """The samples without blank lines and repetitions. A sample that ends the solution is not a blank line."""
     kept: list[Sample] = []
     for sample in samples:
         blank = not sample.text.strip() and (sample.text or sample.finish != "stop")
@@ -174,8 +180,11 @@ def distinct(samples: Sequence[Sample], threshold: float) -> list[Sample]:
 
 
 def alike(one: str, other: str, threshold: float) -> bool:
-    """Whether two steps say the same: equal but for outer white space, or a share of matching characters above
-    `threshold` (difflib's ratio). MCTS-DPO's code asks BERTScore, which needs a second model."""
+    """Whether two steps say the same.
+
+    They do if they are equal without outer white space, or if their share of matching characters (difflib's ratio) is
+    above `threshold`. MCTS-DPO's code asks BERTScore, which needs a second model.
+    """
     one, other = one.strip(), other.strip()
     if one == other:
         return True

@@ -1,6 +1,6 @@
-"""A policy writes new instructions, shown two that it has (Self-Instruct, Wang et al. 2022, arXiv 2212.10560).
+"""A policy reads two instructions and writes a new one (Self-Instruct, Wang et al. 2022, arXiv 2212.10560).
 
-`two_seeds` is a rule for a pass's problems, and `instructions` makes problems of what the policy wrote.
+`two_seeds` chooses a pass's problems, and `instructions` makes problems from what the policy wrote.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from selfimprove.verify.text_checks import count_words
 
 
 def two_seeds(problems: list[Problem], *, count: Count, ask: str, seed: int) -> list[Problem]:
-    """`count` requests for an instruction, each shown two of the seed instructions: `ask` has {first} and {second}.
+    """`count` requests for an instruction. Each shows two seed instructions, in `ask` at {first} and {second}.
 
-    What stands before the question in a seed's prompt, such as worked examples, is in metadata["before"].
+    metadata["before"] has what stands before the question in a seed's prompt, such as worked examples.
 
-    Raises ConfigError where there are no two.
+    Raises ConfigError if there are fewer than two seeds.
     """
     if len(problems) < 2:
-        raise ConfigError(f"dataset.train_size: {len(problems)} seed instructions are there, two are needed")
+        raise ConfigError(f"dataset.train_size: there are {len(problems)} seed instructions, and two are needed")
     rng, found = random.Random(seed), list[Problem]()
     for number in range(count):
         seeds = rng.sample(problems, 2)
@@ -34,9 +34,9 @@ def two_seeds(problems: list[Problem], *, count: Count, ask: str, seed: int) -> 
 
 
 def instructions(groups: Iterable[list[Attempt]], *, words: tuple[Count, Count]) -> Iterator[Problem]:
-    """A problem for each new instruction that is whole and has more than words[0] and less than words[1] words.
+    """A problem for each new instruction that was not cut off and has more than words[0] and fewer than words[1] words.
 
-    It has no gold answer. It is asked as the seeds are.
+    The problem has no gold answer. It is asked in the same way as the seeds.
     """
     for attempt in chain.from_iterable(groups):
         text = attempt.trajectory.text.strip()

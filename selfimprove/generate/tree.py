@@ -4,7 +4,7 @@
 
     MCTS-DPO      starts at the node where the next step is to be chosen. It expands a node once, with all its
                   candidates, and looks several steps ahead (generate/mcts.py)
-    UCT           goes down to a node without children by `descend` with `uct`; `average` backs up (Agent-R)
+    UCT           goes down by `uct` to a node without children; `average` backs up. Agent-R goes on to an end
     SWE-Search    picks the best node of the whole tree by `anywhere`, gives it one more child, looks one step ahead
 
 A node is a `Branch` while the tree grows and a `types.Node` in the file. `records` makes the second from the first.
@@ -26,8 +26,8 @@ from selfimprove.types import Node, Sample, Status
 class Branch:
     """A node of a growing tree: the state after a step, and the statistics of taking that step."""
 
-    prompt_ids: list[int]  # the problem's prompt and all that follows it, this step and what was observed included
-    text: str = ""  # all steps so far, without what was observed
+    prompt_ids: list[int]  # the problem's prompt and all that follows it, with this step and observations
+    text: str = ""  # all steps so far, without observations
     parent: Branch | None = None
     sample: Sample | None = None  # the step; None at the root
     prior: float = 1.0  # p, how likely the policy is to take this step
@@ -39,7 +39,7 @@ class Branch:
     visits: int = 0
     terminal: bool = False
     chosen: bool = False
-    status: Status | None = None  # of a finished solution, where it was checked
+    status: Status | None = None  # of a finished solution, if it was checked
     children: list[Branch] | None = None  # None: not expanded yet
     metadata: dict[str, Any] = field(default_factory=dict)  # JSON of the method's own
 
@@ -67,7 +67,7 @@ class Branch:
             queue += node.children or []
 
     def path(self, top: Branch) -> list[Branch]:
-        """The nodes from `top` down to this one, both included. Raises ValueError where `top` is not above it."""
+        """The nodes from `top` down to this one, both included. Raises ValueError if `top` is not above it."""
         nodes, node = [self], self
         while node is not top:
             if node.parent is None:
@@ -114,22 +114,27 @@ async def step(top: Branch, rules: Search) -> list[Branch]:
 
 
 def descend(top: Branch, score: Callable[[Branch], float], rng: random.Random) -> Branch:
-    """From `top` down to a node without children, at each node to the child where `score` is largest.
+    """Go from `top` down to a node without children. At each node go to the child with the largest `score`.
 
     Ties are broken at random.
     """
     node = top
     while node.children:
-        scores = [score(child) for child in node.children]
-        best = max(scores)
-        node = rng.choice([child for child, s in zip(node.children, scores, strict=True) if s == best])
+        node = best(node.children, score, rng)
     return node
 
 
-def anywhere(top: Branch, score: Callable[[Branch], float], grows: Callable[[Branch], bool]) -> Branch | None:
-    """The node of the whole tree where `score` is largest, among those that `grows` allows. The first of equal ones.
+def best(nodes: Sequence[Branch], score: Callable[[Branch], float], rng: random.Random) -> Branch:
+    """The node where `score` is largest; one of equal ones at random. Raises ValueError where there is none."""
+    scores = [score(node) for node in nodes]
+    most = max(scores)
+    return rng.choice([node for node, s in zip(nodes, scores, strict=True) if s == most])
 
-    None where `grows` allows no node.
+
+def anywhere(top: Branch, score: Callable[[Branch], float], grows: Callable[[Branch], bool]) -> Branch | None:
+    """The node of the whole tree with the largest `score`, among those that `grows` allows. Of equal ones: the first.
+
+    None if `grows` allows no node.
     """
     return max(filter(grows, top.walk()), key=score, default=None)
 

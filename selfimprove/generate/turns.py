@@ -1,4 +1,4 @@
-"""A problem answered in several turns: after each answer the user says the same words, and the policy answers again."""
+"""A problem answered in several turns. After each answer the user says the same words, and the policy answers again."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ async def turns(
     temperature: NonNegative = 1.0,
     max_tokens: Count | None = None,
 ) -> list[Trajectory]:
-    """`n` dialogues of up to `turns` answers, a trajectory each, with a sample a turn.
+    """`n` dialogues of up to `turns` answers. Each is one trajectory, with one sample a turn.
 
-    `ask` is what the user says after an answer. `shown` is how many earlier answers the policy sees; None: all of them,
-    and then each turn's prompt goes on from the turn before, id for id. A dialogue ends early where the model's window
-    is full, and with `until_right` at the first answer that `check` finds correct. `max_tokens` is of one answer.
+    `ask` is what the user says after an answer. `shown` is how many earlier answers the policy sees. None means all,
+    and then each turn's prompt ids start with the turn before. A dialogue ends early if the model's window is full.
+    With `until_right` it also ends at the first answer that `check` finds correct. `max_tokens` limits one answer.
     """
 
     async def talk(number: int) -> Trajectory:
@@ -51,10 +51,10 @@ async def by_turn(
     temperature: NonNegative = 0.0,
     max_tokens: Count | None = None,
 ) -> list[Trajectory]:
-    """One dialogue as `turns` has it, with a trajectory for each turn: all samples up to it.
+    """One dialogue as in `turns`, with a trajectory for each turn. A trajectory has all samples up to its turn.
 
-    It is for held-out problems. metadata["stage"] is the turn, from 1, so that figures come out by turn, and
-    `method.answer` chooses among the turns. Where the dialogue ends early, its last answer stands in all later turns.
+    It is for held-out problems. metadata["stage"] is the turn, from 1. So figures come out by turn, and `method.answer`
+    chooses among the turns. If the dialogue ends early, its last answer also counts for all later turns.
     """
     samples = await _talk(problem, policy, turns, ask, check, shown, until_right, temperature, max_tokens)
     return [Trajectory(problem.id, samples[:turn], {"stage": turn}) for turn in range(1, turns + 1)]

@@ -1,7 +1,7 @@
-"""A teacher of arithmetic that knows every answer: it reviews a solution that it is shown, and writes a right one.
+"""A teacher of arithmetic that knows every answer. It reviews a solution, or writes a right one.
 
-It reads the chat that `datasets.arithmetic` makes of a problem, with the words the shipped model knows, and needs no
-model of its own. So a method with a teacher can be tried on two cores.
+It reads the chats that `datasets.arithmetic` makes, and uses words that the shipped model knows. It needs no model of
+its own. So a method with a teacher can be tried on two cores.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from selfimprove.policy.teacher import Say
 from selfimprove.types import Message
 from selfimprove.verify.arithmetic import ANSWER, operations, step_rewards
 
-NEEDS = ("steps", "solution")  # of the data set
+NEEDS = ("steps", "solution")  # what the data set must have
 
 _START = re.compile(r"Start with (\d+)\.")
 _STEP = re.compile(rf"({'|'.join(VERBS.values())}) (\d+)\.")
@@ -22,7 +22,7 @@ _SIGNS = {verb: sign for sign, verb in VERBS.items()}
 
 
 def arithmetic() -> Say:
-    """The teacher: the review of a solution where the last turn asks for a verdict, else a right solution."""
+    """The teacher. It reviews a solution if the last turn asks for a verdict, and else writes a right solution."""
 
     async def say(chat: list[Message], *, temperature: float, max_tokens: int | None, seed: int) -> str:
         chain = read(chat[0]["content"])
@@ -47,7 +47,7 @@ def read(question: str) -> Chain:
 
 
 def review(chain: Chain, shown: str) -> tuple[str, str]:
-    """Reason and verdict for a solution; the reason gives the first wrong line as it should read."""
+    """Reason and verdict for a solution. The reason says how the first wrong line should read."""
     rewards = step_rewards(shown, chain, str(chain.answer))
     if all(rewards) and ANSWER.search(shown):
         return "Every line is right.", "correct"

@@ -17,7 +17,7 @@ async def until(
     temperature: NonNegative = 1.0,
     max_tokens: Count | None = None,
 ) -> list[Trajectory]:
-    """The fewest independent samples that have `tokens` sampled tokens together; at least one.
+    """The fewest independent samples that have `tokens` sampled tokens in total. At least one.
 
     The policy is asked in batches. The first batch has as many samples as are needed if all are of full length. Each
     further batch has as many as are missing at the mean length so far. Samples beyond the need are dropped.

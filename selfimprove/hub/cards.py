@@ -18,7 +18,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def base_id(run: RunData) -> str | None:
-    """The base model's name on the hub; None where it has none."""
+    """The base model's name on the hub; None if it has none."""
     path = str(run.config["model"]["path"])
     return path if _HUB_ID.fullmatch(path) and not Path(path).is_dir() else None
 

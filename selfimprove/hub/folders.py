@@ -31,7 +31,7 @@ _OURS = ("handover.json",)  # of a policy folder: of no use to others
 def write(run_dir: Path, repo: str, folder: Path, license: str | None, controls: Sequence[Path]) -> None:
     """Write `folder/model` and `folder/trajectories`.
 
-    Raises ConfigError where the run is not complete, trained no policy, or is damaged, where a control is no run of the
+    Raises ConfigError if the run is not complete, trained no policy, or is damaged, where a control is no run of the
     same problems, and where the license of the base model is not known.
     """
     run = RunData(run_dir)
@@ -59,7 +59,7 @@ def write(run_dir: Path, repo: str, folder: Path, license: str | None, controls:
 
 
 def license_of(run: RunData) -> str:
-    """The license of the base model, by its own card. Raises ConfigError where there is none."""
+    """The license of the base model, by its own card. Raises ConfigError if there is none."""
     if str(run.config["model"]["path"]) == "package":
         return "apache-2.0"  # made by this package's scripts
     card = run.base_folder / "README.md" if run.base_folder else None

@@ -31,7 +31,7 @@ def require(repo: str) -> None:
 def upload(folder: Path, repo: str, private: bool) -> list[str]:
     """Make or update both repositories; their addresses. What was there before stays in their history.
 
-    Raises RunError where the hub refuses or cannot be reached.
+    Raises RunError if the hub refuses or cannot be reached.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError

@@ -76,7 +76,7 @@ async def generate(
     max_tokens: Count | None = None,
     **stage1: Unpack[Stage1],
 ) -> list[Trajectory]:
-    """n answers by the plan of the problem's task; without a plan where there is none.
+    """n answers by the plan of the problem's task; without a plan if there is none.
 
     `apply` is the text of the last message then, with {structure} and {question} replaced.
     """
@@ -185,7 +185,7 @@ def parse(text: str) -> tuple[str | None, Reading]:
 
 
 def applied(problem: Problem, apply: str, structure: str | None) -> str | list[Message]:
-    """The problem's prompt with the structure in its last message; the bare prompt where there is no structure."""
+    """The problem's prompt with the structure in its last message; the bare prompt if there is no structure."""
     if structure is None:
         return problem.prompt
     text = put(apply, structure=structure, question=last_message(problem))

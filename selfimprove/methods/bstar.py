@@ -6,7 +6,7 @@ B-STaR: Monitoring and Balancing Exploration and Exploitation in Self-Taught Rea
     probe      y_1..y_n ~ pi_v(. | x) for every dev problem x, at every temperature T of a grid
     adapt      r(x, y) = 1[answer right] + w min_step r_step; of each dev problem i keep the distinct y with r > tau:
                n_i of them, n'_i of those correct. Take the (T, tau) of the greatest mean balance score
-                   bs_i = min(n'_i / n*, 1) n'_i / n_i,      0 where nothing is kept
+                   bs_i = min(n'_i / n*, 1) n'_i / n_i,      0 if nothing is kept
     generate   y_1..y_n ~ pi_v(. | x) for every training problem, at that T
     filter     D = the distinct y with r > tau, the best few of each problem: as few as still make `target_size`
     train      pi_{v+1} = argmax_pi  sum_D log pi(y | x), from pi_v on; one learning-rate schedule over all rounds
@@ -58,7 +58,7 @@ generate = best_of_n
 
 @dataclass(frozen=True)
 class Grid:
-    """Evenly spaced numbers from `low` to `high`, both among them. Raises ConfigError where there are none."""
+    """Evenly spaced numbers from `low` to `high`, both among them. Raises ConfigError if there are none."""
 
     __pydantic_config__ = CLOSED
 
@@ -238,7 +238,7 @@ def smallest_cap(sizes: Sequence[int], target: int) -> int:
 
 
 def balance(problems: Sequence[list[Response]], threshold: float, wanted: int, target: int | None = None) -> float:
-    """Mean over problems of min(n'/n*, 1) n'/n: n responses are kept, n' of them correct; 0 where n is 0.
+    """Mean over problems of min(n'/n*, 1) n'/n: n responses are kept, n' of them correct; 0 if n is 0.
 
     With `target`, the kept ones are the best few of each problem, as `select` has them.
     """

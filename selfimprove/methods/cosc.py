@@ -37,6 +37,7 @@ from selfimprove.generate.programs import OUTPUT, chain, fenced, observed
 from selfimprove.generate.programs import chains as chains
 from selfimprove.made import Made
 from selfimprove.policy import Policy
+from selfimprove.policy.teacher import told
 from selfimprove.tools import Tool
 from selfimprove.train.sft import sft
 from selfimprove.types import Attempt, Count, Example, Message, NonNegative, Problem, Sample, Trajectory
@@ -67,7 +68,7 @@ async def seeds(
     dialogue = Dialogue(policy, problem.prompt)
     for turn in range(rounds + 1):
         words = await tools["teacher"](chat, temperature=temperature, max_tokens=max_tokens, seed=seed)
-        sample = await _taught(policy, dialogue.ids, words, seed)
+        sample = await told(policy, dialogue.ids, words, seed, ends=OUTPUT not in words)
         if sample is None:
             break
         dialogue.take(sample, (OUTPUT,))
@@ -76,14 +77,6 @@ async def seeds(
         dialogue.append(fenced(words, output))
         chat = [*chat, {"role": "assistant", "content": words}, {"role": "user", "content": output}]
     return [Trajectory(problem.id, dialogue.samples)] if dialogue.samples else []
-
-
-async def _taught(policy: Policy, prompt_ids: list[int], words: str, seed: int) -> Sample | None:
-    """The teacher's words as a sample behind these ids; None where the model's window has no room for them."""
-    ids = policy.encode(words) if OUTPUT in words else [*policy.encode(words), policy.engine.end]
-    if len(prompt_ids) + len(ids) > policy.engine.max_length:
-        return None
-    return Sample(prompt_ids, ids, await policy.logprobs(prompt_ids, ids), words, "stop", seed, role="teacher")
 
 
 async def by_round(
@@ -101,7 +94,7 @@ async def by_round(
 
     A round's candidate says what its program printed, in the words of `answer` with {output} in them, as a sample of
     the role `tool`. metadata["stage"] is the round, from 1; metadata["rejected"] whether the text behind it holds
-    `rejects`, None where there is no such text. The policy's own answer is of stage `rounds` + 1. It is there where the
+    `rejects`, None if there is no such text. The policy's own answer is of stage `rounds` + 1. It is there where the
     policy accepted an output, or ran no program.
     """
     samples, outputs = await chain(problem, policy, rounds, tools, temperature, max_tokens)

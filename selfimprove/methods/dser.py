@@ -44,7 +44,7 @@ async def generate(
 
     A trajectory holds its chain's draft, the solution that was refined (where that is not the draft), its review, and
     the new solution. `verified` is the review's verdict on the solution before; it has no effect. `max_tokens` limits
-    each solution and review; None: the policy's limit. Raises ValueError where a prompt does not fit the model's
+    each solution and review; None: the policy's limit. Raises ValueError if a prompt does not fit the model's
     window.
     """
     sampling: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
@@ -75,7 +75,7 @@ async def generate(
 def stationary(p_ic: float, p_ci: float) -> float:
     """pi_C = p_IC / (p_IC + p_CI): the share of right solutions that a chain tends to.
 
-    Raises ValueError where nothing ever changes.
+    Raises ValueError if nothing ever changes.
     """
     if not p_ic + p_ci:
         raise ValueError("p_IC = p_CI = 0: a chain stays what it was")

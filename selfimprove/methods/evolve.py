@@ -114,7 +114,7 @@ def shown(first: Sample, other: Sample) -> Sample:
 
 
 def best_and_worst(samples: list[Sample], rewards: list[float], select: str, gap: float) -> tuple[int, int] | None:
-    """The places of y_w and y_l in a chain; None where it makes no pair.
+    """The places of y_w and y_l in a chain; None if it makes no pair.
 
     `reward`: the best and the worst, of equals the last and the first, where the gap of their rewards is above `gap`.
     `rule`: the last and the first. Answers that are blank or were cut off are passed over, and two equal texts make no

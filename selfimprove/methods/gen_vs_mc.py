@@ -61,7 +61,7 @@ async def generate(
     `review` is the request of each further round, with {question} and {options} replaced. The first prompt is the
     problem's own. But in the open space a problem that lists options is asked by `ask` instead, without them. `margin`
     are the words behind which a letter stands in a reply. Each letter is then scored there, and the metadata's `margin`
-    is the lead of the best over the next, in nats; None where the reply has no such words. Raises ValueError where the
+    is the lead of the best over the next, in nats; None if the reply has no such words. Raises ValueError if the
     question does not fit the model's window.
     """
     options = problem.metadata.get("options", [])
@@ -164,7 +164,7 @@ def turns(groups: Sequence[Sequence[Attempt]]) -> Turns:
 def flip_rate(each: Sequence[Turns], was: bool) -> Estimate | None:
     """Of answers that were right (or, with `was` False, wrong), the share that flips by the next round.
 
-    `each` is one a seed, of the same problems; the interval is over problems. None where no answer could flip.
+    `each` is one a seed, of the same problems; the interval is over problems. None if no answer could flip.
     """
     before = np.stack([t.right[:, :-1] == was for t in each])  # (seeds, problems, rounds)
     after = np.stack([t.right[:, 1:] != was for t in each])

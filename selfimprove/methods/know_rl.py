@@ -92,7 +92,7 @@ def introspections(
     """`count` requests for a task, half of them for each label.
 
     `ask` shows `shots` tasks of that label ({tasks}) and names it ({label}). Tasks are the seeds, and those of earlier
-    rounds on whose label at least a `share` of the assessments agreed. Raises ConfigError where there are too few.
+    rounds on whose label at least a `share` of the assessments agreed. Raises ConfigError if there are too few.
     """
     rng, pool = random.Random(seed), by_label(problems)
     for known in memory:

@@ -15,7 +15,7 @@ arXiv 2409.12147; code dinobby/MAgICoRe).
                Y = the k of highest w among Y and all y'
     answer     the vote over Y, weighted by w (verify/answers.py: weighted)
 
-mu and sigma are of w over a data set, of one solution a problem (`prepare`): the dev problems', or where there are none
+mu and sigma are of w over a data set, of one solution a problem (`prepare`): the dev problems', or if there are none
 those of the problems to be solved. No gold answer is needed for them. Condition 2 asks for an entropy of at most
 log 3: as if no more than three answers had equal votes.
 
@@ -92,7 +92,7 @@ class Solution:
 
     @property
     def first_doubted(self) -> int | None:
-        """The number of the first step, from 1 on, whose score is below one half; None where there is none."""
+        """The number of the first step, from 1 on, whose score is below one half; None if there is none."""
         return next((i for i, score in enumerate(self.steps, 1) if score < DOUBTED), None)
 
 
@@ -128,14 +128,14 @@ async def generate(
 
     In `review` and `refine`, {question}, {options} and {solution} are replaced, {scored} becomes the solution with its
     step scores, and in `refine` {review} what the reviewer said. `lead` are the first words of a review: {step} in it
-    is the number of the first step whose score is below one half, and where there is none the words are left out.
+    is the number of the first step whose score is below one half, and if there is none the words are left out.
 
     Controls: `route` says which problems are refined, `keep: new` has the refined solutions replace the old ones
     whatever their scores, and `shuffled` deals scores out at random among a problem's solutions. `max_tokens` limits
     each solution and review; None: the policy's limit.
 
     Metadata has each solution's `weight`, `outcome` and `steps` as the method saw them, and `hard`: how the problem was
-    routed before this stage (of drafts: after they were scored). Raises ValueError where a prompt does not fit the
+    routed before this stage (of drafts: after they were scored). Raises ValueError if a prompt does not fit the
     model's window.
     """
     sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
@@ -183,7 +183,7 @@ async def prepare(
     max_tokens: Count | None = None,
     **options: Any,
 ) -> Scale:
-    """mu and sigma of w, of one solution to each dev problem, or to each of `problems` where there is none."""
+    """mu and sigma of w, of one solution to each dev problem, or to each of `problems` if there is none."""
 
     async def one(problem: Problem) -> float:
         alone = policy.for_problem(problem)

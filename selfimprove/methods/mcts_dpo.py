@@ -4,7 +4,7 @@ Monte Carlo Tree Search Boosts Reasoning via Iterative Preference Learning (Xie 
 
     generate   a tree for each problem x by pi_v; a step is a line. An iteration follows, from the node it starts at,
                    argmax_child Q + w p sqrt(N_parent) / (1 + N_child),   p = pi_v(step), penalised for its length,
-               expands where there are no children, up to a finished solution or the depth limit, and backs up
+               expands if there are no children, up to a finished solution or the depth limit, and backs up
                    Q = r + gamma V,   V = sum_c N_c Q_c / sum_c N_c,   N += 1.
                The next step is the child most visited; and so on, to the end of the solution
     verify     a state is worth C + O: C the policy's own confidence that the steps so far are right, asked with the
@@ -146,7 +146,7 @@ def state_value(parent: Branch, confidence: float, outcome: float, late: int | N
 
 
 def outcome_score(child: Branch, problem: Problem, early: Sequence[float], bonus: float) -> float:
-    """+1 or -1 for a finished solution; 0 where the check ended as `timeout` or `error`."""
+    """+1 or -1 for a finished solution; 0 if the check ended as `timeout` or `error`."""
     if child.status != "correct":
         return -1.0 if child.status in ("wrong", "unparseable") else 0.0
     written = problem.metadata.get("solution")
@@ -160,7 +160,7 @@ def outcome_score(child: Branch, problem: Problem, early: Sequence[float], bonus
 async def ask(policy: Policy, judge: Judge, problem: Problem, text: str) -> float:
     """The policy's confidence in the steps `text`, 0 to 1, from the log-probabilities of the judge's two endings.
 
-    The policy is shown the gold answer, or the written solution where the problem has one. 0 where a prompt does not
+    The policy is shown the gold answer, or the written solution where the problem has one. 0 if a prompt does not
     fit the model's window.
     """
     prompt = fill(judge.prompt, problem, text, gold=problem.metadata.get("solution"))

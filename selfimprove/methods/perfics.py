@@ -53,7 +53,7 @@ async def generate(
 ) -> list[Trajectory]:
     """The first answer, and the answer of each iteration with all that led to it.
 
-    The verdict words of `critique` are not read. Raises ValueError where a prompt does not fit the model's window.
+    The verdict words of `critique` are not read. Raises ValueError if a prompt does not fit the model's window.
     """
 
     async def say(prompt: Any) -> Any:
@@ -103,7 +103,7 @@ def scores(figures: Sequence[Figures], weights: Weights) -> list[float]:
     """FORMULA of each model.
 
     P and dR are not scaled to the compared models, so that a model's worth does not change when another one joins. Only
-    C does, by a common factor. Raises ValueError where a cost is not above 0.
+    C does, by a common factor. Raises ValueError if a cost is not above 0.
     """
     costs = [float(getattr(f, weights.cost)) for f in figures]
     if min(costs) <= 0:
@@ -137,7 +137,7 @@ def table(figures: Sequence[Figures], weights: Weights) -> Table:
 def read(folder: Path) -> tuple[Figures, str]:
     """The figures that `selfimprove eval method=perfics` left in a folder, and the name of the task.
 
-    Raises ConfigError where the folder holds no finished evaluation of that kind.
+    Raises ConfigError if the folder holds no finished evaluation of that kind.
     """
     path = folder / "summary.json"
     summary: dict[str, Any] = store.read_json(path) if path.exists() else {}

@@ -6,7 +6,7 @@ Iterative Self-Training for Code Generation via Reinforced Re-Ranking (Sorokin e
                r by  L = -log sigmoid(r(x, y+) - r(x, y-))  on pairs of a right and a wrong program
     rl         from pi_0 again:  pi = argmax  E r(x, y) - beta KL(pi | pi_0)
     mine       y_1..y_n ~ pi(. | x), judged by unit tests and by r; hard negatives are programs that fail, with r above
-               the median r of those that pass. Pairs (y+, hard y-) join the earlier ones, and r is trained anew on all
+               the median r of those that pass. Pairs (y+, hard y-) join the earlier ones, and r is trained again on all
     answer     y_1..y_N ~ pi(. | x); the one of highest r
 
 The next round goes on with rl. What of this is the paper's and what is our own choice is said in

@@ -14,8 +14,9 @@ form without a stronger model (self-distillation).
 
 What of this is the paper's, the released code's and our own is said in docs/methods/rise.md.
 
-*Wrong when* the policy, shown its wrong answer, does no better than anew: the later turns then teach nothing that more
-samples of the first would not. Where most answers are right at once, later turns have few rows, all of hard problems.
+*Wrong when* the policy, shown its wrong answer, does no better than from the start: the later turns then teach nothing
+that more samples of the first would not. Where most answers are right at once, later turns have few rows, all of hard
+problems.
 """
 
 from __future__ import annotations

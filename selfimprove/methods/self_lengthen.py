@@ -113,7 +113,7 @@ async def lengthen(
 async def enriched(extender: Policy, extend: str, instruction: str, text: str, sampling: Sampling) -> Sample | None:
     """One pass: the first half is extended alone, and behind the first two thirds of that the whole text is.
 
-    The sample's prompt is of the second request. None where the model's window has no room, or where the start that is
+    The sample's prompt is of the second request. None if the model's window has no room, or where the start that is
     kept has other ids than were drawn.
     """
     lines, between = paragraphs(text)

@@ -64,7 +64,7 @@ async def taught(
 ) -> list[Trajectory]:
     """(r, f, r^): the policy's answer, and what the teacher says to it.
 
-    An answer that the teacher finds right is r^ as it is. Raises ValueError where a chat does not fit the window.
+    An answer that the teacher finds right is r^ as it is. Raises ValueError if a chat does not fit the window.
     """
     teacher = teacher_of(tools, roles)
     how: dict[str, Any] = {"temperature": teacher_temperature, "max_tokens": max_tokens, "seed": seed}
@@ -86,7 +86,7 @@ async def refined(
 ) -> list[Trajectory]:
     """(r, f, r^) by the policy alone. r^ is r where f accepts it, and then metadata["accepted"] is true.
 
-    Raises ValueError where a chat does not fit the window.
+    Raises ValueError if a chat does not fit the window.
     """
     (r,) = await policy.sample(problem.prompt, temperature=temperature, max_tokens=max_tokens)
     f = await feedback(problem, policy, r.text, critique, max_tokens)

@@ -107,7 +107,7 @@ async def by_solution(
     """One response, for held-out problems, with a candidate for each solution in it: all samples up to it.
 
     metadata["stage"] is its number, from 1; metadata["accepted"] whether the verification behind it accepts it, None
-    where there is no verdict.
+    if there is no verdict.
     """
     samples = await _messages(problem, policy, turns, check_words, rejects, temperature, max_tokens)
     return [
@@ -169,7 +169,7 @@ async def judged(
 
 
 def verdict(text: str, accepts: str, rejects: str) -> bool | None:
-    """Whether a verification accepts; None where it says neither, or both."""
+    """Whether a verification accepts; None if it says neither, or both."""
     says_yes, says_no = accepts in text, rejects in text
     return says_yes if says_yes != says_no else None
 

@@ -25,7 +25,7 @@ the entropy makes the likely token likelier. It teaches nothing that is not in t
 from __future__ import annotations
 
 import asyncio
-import statistics
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -66,8 +66,9 @@ class Reflection:
         if len(entropies) < self.window:
             return self.first
         last = entropies[-self.window :]
-        spread = statistics.stdev(last) if len(last) > 1 else 0.0
-        return max(statistics.fmean(last) + self.k * max(spread, self.least_std), self.least)
+        mean = sum(last) / len(last)
+        spread = math.sqrt(sum((value - mean) ** 2 for value in last) / max(len(last) - 1, 1))
+        return max(mean + self.k * max(spread, self.least_std), self.least)
 
     def logits(self, rows: Rows) -> torch.Tensor:
         before = entropy(rows.logits, rows.temperatures)
@@ -93,7 +94,8 @@ class Reflection:
     def reflect(self, rows: Rows, chosen: Sequence[int], temperatures: Sequence[float]) -> torch.Tensor:
         """Logits of the next token behind h + delta, shape (chosen, vocabulary).
 
-        The rows are optimised as one batch. Each has a delta of its own, and no loss has a gradient to another's.
+        The rows are optimised as one batch. Each has a delta of its own, and no loss has a gradient to another's. The
+        head is linear, so W (h + delta) is W h, made once, and W delta.
         """
         with torch.inference_mode(False), torch.enable_grad():
             states = pad_sequence([state.clone() for state in rows.hidden(chosen)], batch_first=True)
@@ -103,10 +105,13 @@ class Reflection:
             each = torch.arange(len(chosen), device=states.device)
             delta = torch.zeros(len(chosen), 1, states.shape[-1], device=states.device, requires_grad=True)
             optimizer = torch.optim.AdamW([delta], lr=self.learning_rate, weight_decay=1e-8, eps=1e-5)
+            with torch.no_grad():
+                still, bias = rows.head(states), rows.head(torch.zeros_like(delta))
             for _ in range(self.steps):
-                logits = rows.head(states + delta)
-                loss = self.weight * entropy(logits[each, counts], temperatures).sum()
-                ce = functional.cross_entropy(logits[:, :-1].transpose(1, 2), labels, reduction="none")
+                moved = rows.head(delta) - bias  # W delta
+                loss = self.weight * entropy(still[each, counts] + moved[:, 0], temperatures).sum()
+                logits = (still[:, :-1] + moved).flatten(0, 1)
+                ce = functional.cross_entropy(logits, labels.flatten(), reduction="none").view_as(labels)
                 loss = loss + (1 - self.weight) * (ce.sum(1) / counts.clamp(min=1)).sum()
                 (delta.grad,) = torch.autograd.grad(loss, delta)
                 optimizer.step()

@@ -92,7 +92,7 @@ async def generate(
 
     `ask` is what an example is asked for with; {question} is the problem's. `gate: chance` learns at a share `rate` of
     the problems, whatever the margin. `teacher` is a function (problem, k, seed) that gives pairs of request and call.
-    Without it the role `teacher` writes them, and where there is none the policy. metadata["margin"] is u, and
+    Without it the role `teacher` writes them, and if there is none the policy. metadata["margin"] is u, and
     metadata["examples"] what was learnt from. Where no example can be read, the first answer stands.
     """
     (draft,) = await policy.sample(problem.prompt, temperature=0, max_tokens=max_tokens)
@@ -139,7 +139,7 @@ def gap(l: Sequence[float]) -> float:  # noqa: E741
 
 
 def read(text: str) -> Pair | None:
-    """The request and the call that a reply has in lines "Request: ..." and "Call: ..."; None where there are none."""
+    """The request and the call that a reply has in lines "Request: ..." and "Call: ..."; None if there are none."""
     found = _PAIR.search(text)
     call = calls.read(found[2]) if found else None
     return (found[1], calls.written(*call)) if found and call else None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from selfimprove import seeds
 from selfimprove.digests import digest
-from selfimprove.types import Message, Problem, Sample
+from selfimprove.types import Array, Message, Problem, Sample
 
 if TYPE_CHECKING:
     from selfimprove.policy.hooks import Hook
@@ -82,8 +82,8 @@ class Request:
     or as soon as the completion's text contains one of `stop`, which stays in ids and text.
 
     The answer depends on the request and the weights alone. `media` are digests of pictures or arrays in the prompt,
-    `adapter` is trained for this request and forgotten after it, and `hook` acts inside the decoder. An engine raises
-    ValueError for a feature that it lacks.
+    `adapter` is trained for this request and forgotten after it, and `hook` acts inside the decoder. `array` is the
+    problem's. An engine raises ValueError for a feature that it lacks.
     """
 
     prompt_ids: tuple[int, ...]
@@ -96,6 +96,7 @@ class Request:
     media: tuple[str, ...] = ()
     adapter: Tuning | None = None
     hook: Hook | None = None
+    array: Array | None = None
 
     @property
     def base(self) -> Base:
@@ -109,14 +110,14 @@ def plain(prompt_ids: Sequence[int]) -> Base:
 
 
 def require_plain(request: Request, engine: str) -> None:
-    """Raises ValueError when a request has media, an adapter or a hook, for an `engine` that supports none of them."""
-    features = {"media": request.media, "adapter": request.adapter, "hook": request.hook}
+    """Raises ValueError if a request has media, an adapter, a hook or an array, for an `engine` without them."""
+    features = {"media": request.media, "adapter": request.adapter, "hook": request.hook, "array": request.array}
     if lacking := [name for name, value in features.items() if value]:
         raise ValueError(f"engine={engine} has no {', '.join(lacking)}")
 
 
 def require_room(request: Request, window: int) -> None:
-    """Raises ValueError when a request does not fit the model's window of `window` tokens, or has no prompt."""
+    """Raises ValueError if a request does not fit the model's window of `window` tokens, or has no prompt."""
     if not request.prompt_ids:
         raise ValueError("the prompt is empty: the model needs at least one token to start from")
     if request.max_tokens < 1 or len(request.prompt_ids) + request.max_tokens > window:
@@ -127,7 +128,7 @@ def require_room(request: Request, window: int) -> None:
 
 
 def require_fit(prompt_ids: Sequence[int], completion_ids: Sequence[int], window: int) -> None:
-    """Raises ValueError when a completion cannot be scored: it has no prompt, or is longer than the window."""
+    """Raises ValueError if a completion cannot be scored: it has no prompt, or is longer than the window."""
     if not prompt_ids or len(prompt_ids) + len(completion_ids) > window:
         raise ValueError(f"{len(prompt_ids)} + {len(completion_ids)} tokens: need 1 to {window}, with a prompt")
 
@@ -235,23 +236,24 @@ class Policy:
     scope: tuple[str | int, ...] = ()
     meter: Meter = field(default_factory=Meter)  # shared by all policies made from this one
     others: Callable[[str], Policy] | None = field(default=None, repr=False)  # role -> the run's policy in that role
+    array: Array | None = field(default=None, repr=False)  # of the problem; it goes with every request for samples
     _calls: Counter[str] = field(default_factory=Counter, repr=False)  # by role, in this scope
 
     def for_problem(self, problem: Problem, *scope: str | int) -> Policy:
         """The same policy in the scope of one problem. Its calls are counted from zero."""
-        return replace(self, scope=(*self.scope, *scope, problem.id), _calls=Counter())
+        return replace(self, scope=(*self.scope, *scope, problem.id), array=problem.array, _calls=Counter())
 
     def on(self, role: str) -> Policy:
         """The run's policy in another role, at that role's own version, with the same problem, scope and meter.
 
-        Calls are counted by role and scope, so repeated `on(role)` never reuses a seed. Raises ValueError when the
+        Calls are counted by role and scope, so repeated `on(role)` never reuses a seed. Raises ValueError if the
         method has no such role.
         """
         if role == self.role:
             return self
         if self.others is None:
             raise ValueError(f"there is no policy in the role {role!r}")
-        return replace(self.others(role), scope=self.scope, meter=self.meter, _calls=self._calls)
+        return replace(self.others(role), scope=self.scope, array=self.array, meter=self.meter, _calls=self._calls)
 
     def through(self, engine: Engine, role: str) -> Policy:
         """Another model, e.g. a judge's, with the same seed, scope and meter."""
@@ -275,7 +277,7 @@ class Policy:
 
         An adapter is trained once for the n of them, and the meter counts the tokens that this reads as `tuned`.
 
-        Raises ValueError when the prompt leaves no room for a token in the model's window.
+        Raises ValueError if the prompt leaves no room for a token in the model's window.
         """
         ids = tuple(self.render(prompt))
         limit = self._limit(ids, max_tokens)
@@ -283,9 +285,8 @@ class Policy:
         for _ in range(n):
             seed = seeds.derive(self.seed, self.role, *self.scope, self._calls[self.role])
             self._calls[self.role] += 1
-            requests.append(
-                Request(ids, limit, seed, temperature, top_p, top_k, tuple(stop), tuple(media), adapter, hook)
-            )
+            how = (temperature, top_p, top_k, tuple(stop), tuple(media), adapter, hook, self.array)
+            requests.append(Request(ids, limit, seed, *how))
         samples = await asyncio.gather(*map(self.engine.sample, requests))
         for sample in samples:
             sample.role, sample.version = self.role, self.version

@@ -15,7 +15,7 @@ WEIGHTS = "probabilities.safetensors"
 
 
 def read(path: str) -> Distribution:
-    """The table in a policy folder, as a function that draws from it. Raises ConfigError when there is none."""
+    """The table in a policy folder, as a function that draws from it. Raises ConfigError if there is none."""
     ends = np.cumsum(probabilities(path))
     logprobs = np.log(np.maximum(np.diff(ends, prepend=0.0), math.ulp(0.0)))
 
@@ -28,7 +28,7 @@ def read(path: str) -> Distribution:
 
 
 def probabilities(path: str | Path) -> np.ndarray:
-    """The table, shape (outcomes,), float64, summing to 1. Raises ConfigError when there is none."""
+    """The table, shape (outcomes,), float64, summing to 1. Raises ConfigError if there is none."""
     from safetensors.numpy import load_file
 
     try:

@@ -20,7 +20,7 @@ _Reply = TypeVar("_Reply")
 
 
 def require(section: str, key_env: str | None) -> None:
-    """Raises ConfigError when the key or the client library is missing. `section` of the config names the server."""
+    """Raises ConfigError if the key or the client library is missing. `section` of the config names the server."""
     if key_env and not os.environ.get(key_env):
         raise ConfigError(
             f"{section}.key_env={key_env}: no such environment variable; export the server's key in it, or set "

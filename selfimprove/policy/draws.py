@@ -73,7 +73,14 @@ class DrawsEngine:
 
     def _answer(self) -> None:
         waiting, self._waiting = self._waiting, []
-        for (_, future), draw in zip(waiting, self._draw([request for request, _ in waiting]), strict=True):
+        try:
+            draws = self._draw([request for request, _ in waiting])
+        except Exception as problem:  # whoever waits gets it, else they would wait for ever
+            for _, future in waiting:
+                if not future.done():
+                    future.set_exception(problem)
+            return
+        for (_, future), draw in zip(waiting, draws, strict=True):
             if not future.done():
                 future.set_result(draw)
 

@@ -7,6 +7,7 @@ ConfigError for what this machine or a server lacks. `trains` says whether the p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Literal
 
 from annotated_types import Ge
@@ -32,7 +33,7 @@ def transformers(path: str, model: Model, hardware: Hardware, problems: Sequence
 
 
 def require_transformers(config: Config, trains: bool) -> None:
-    """Raises ConfigError when the config asks for a GPU and PyTorch finds none."""
+    """Raises ConfigError if the config asks for a GPU and PyTorch finds none."""
     from selfimprove.policy.models import require_device
 
     require_device(config.hardware.device)
@@ -66,7 +67,7 @@ def vllm(
 
 
 def require_vllm(config: Config, trains: bool) -> None:
-    """Raises ConfigError when vLLM is not installed or there are too few GPUs."""
+    """Raises ConfigError if vLLM is not installed or there are too few GPUs."""
     from selfimprove.policy.vllm import replicas_of, require
 
     require()
@@ -102,7 +103,7 @@ def openai(
 
 
 def require_openai(config: Config, trains: bool) -> None:
-    """Raises ConfigError when the server cannot be used as configured, or lacks what the run needs."""
+    """Raises ConfigError if the server cannot be used as configured, or lacks what the run needs."""
     from selfimprove.policy.openai import require
 
     node = config.engine
@@ -127,7 +128,7 @@ def ray(
 
 
 def require_ray(config: Config, trains: bool) -> None:
-    """Raises ConfigError when Ray is not installed, or the cluster is not found or has no room."""
+    """Raises ConfigError if Ray is not installed, or the cluster is not found or has no room."""
     from selfimprove.policy.ray import require
 
     require(config.engine, config.hardware)
@@ -176,3 +177,11 @@ def flow(path: str, model: Model, hardware: Hardware, problems: Sequence[Problem
     from selfimprove.policy.flow import read
 
     return DrawsEngine(read, path)
+
+
+def net(path: str, model: Model, hardware: Hardware, problems: Sequence[Problem]) -> Engine:
+    """A torch module over arrays, of the class that the policy folder names."""
+    from selfimprove.policy import nets
+    from selfimprove.policy.draws import DrawsEngine
+
+    return DrawsEngine(partial(nets.read, device=hardware.device), path)

@@ -65,7 +65,7 @@ def _moved(x: torch.Tensor, coordinate: int, value: torch.Tensor) -> torch.Tenso
 
 
 def read(path: str) -> Distribution:
-    """The flow in a policy folder, as a function that draws from it. Raises ConfigError when there is none."""
+    """The flow in a policy folder, as a function that draws from it. Raises ConfigError if there is none."""
     flow = load(path).double()  # so that the batch size does not show in the results, which are float32
 
     def draw(requests: list[Request]) -> list[Draw]:

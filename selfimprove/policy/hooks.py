@@ -1,4 +1,4 @@
-"""What acts inside the decoder, between a model's logits and the token that is drawn."""
+"""Hooks: functions that change a model's logits before a token is drawn."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rows:
-    """One decoding step of the requests that have equal hooks. Row i is one request; all sequences go by rows."""
+    """One decoding step of the requests with equal hooks. Row i of each field is request i."""
 
     logits: torch.Tensor  # the model's, float32, shape (rows, vocabulary)
     ids: Sequence[Sequence[int]]  # prompt and completion so far
-    positions: Sequence[int]  # of the token that is to be drawn, in its completion, from 0
+    positions: Sequence[int]  # the place of the next token in its completion, from 0
     temperatures: Sequence[float]
-    hooks: Sequence[Hook]  # of each request its own
-    notes: Sequence[dict[str, Any]]  # what the hook keeps from token to token; empty at a completion's first
+    hooks: Sequence[Hook]  # each request's own
+    notes: Sequence[dict[str, Any]]  # what the hook keeps from token to token; empty at a completion's first token
     hidden: Callable[[Sequence[int]], list[torch.Tensor]]
-    """Of the rows with these numbers the last layer's hidden states, each of shape (tokens, width): of the prompt and
-    the completion so far, read anew. `head` makes the model's logits of them."""
+    """Row numbers -> the last layer's hidden states of each row, of shape (tokens, width). The model reads the prompt
+    and the completion so far again for this. `head` turns the states into the model's logits."""
     head: Callable[[torch.Tensor], torch.Tensor]
-    """Logits of hidden states, shape (..., width) -> (..., vocabulary), float32."""
+    """Hidden states -> logits, shape (..., width) -> (..., vocabulary), float32."""
 
 
 class Hook(Protocol):
-    """Changes what tokens are drawn from. A sample's log-probabilities stay those of the policy itself.
+    """Changes the logits that tokens are drawn from. A sample's log-probabilities stay those of the policy itself.
 
-    Equal hooks (`==`) are called together, as one of them. What a hook makes of a row must not depend on the others.
+    Equal hooks (`==`) are called together, in one call. What a hook does to a row must not depend on the other rows.
     """
 
     def logits(self, rows: Rows) -> torch.Tensor:

@@ -24,7 +24,7 @@ def lens(
 ) -> list[list[Layer]]:
     """Of each (prompt, completion) by layer, first to last: the likeliest token at each place, and its log-probability.
 
-    `ids` are both, one behind the other, but for the last token, padded on the right; `head` makes logits of hidden
+    `ids` are both, one behind the other, except for the last token, padded on the right; `head` makes logits of hidden
     states. Raises ValueError for a model whose logits are not what its head makes of its last states.
     """
     output = model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1)
@@ -52,7 +52,7 @@ def lens(
 
 
 def require_head(model: Any, made: torch.Tensor, known: torch.Tensor) -> None:
-    """Raises ValueError where `made` of hidden states are not the logits `known`: a model may scale behind its head."""
+    """Raises ValueError if `made` of hidden states are not the logits `known`: a model may scale behind its head."""
     if (made - known).abs().max() > 0.05 * known.abs().max():
         raise ValueError(
             f"{model.name_or_path}: hidden states and output head do not give this model's logits, so that neither "

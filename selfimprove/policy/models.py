@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -24,11 +25,19 @@ def cache_root() -> Path:
 def resolve(name: str, path: str) -> str:
     """The folder or hub id to load for the model `name` of conf/model/, whose config has `path`.
 
-    `package` means the folder `name` in this package. An existing folder is used as it is. A hub id is looked up in the
-    cache first (`models/<hub id>`, where scripts/fetch.py puts it), else left to the hub.
+    `package` means the folder `name` in this package. `made` means a folder of the cache, where `fit.require_there` has
+    the model trained that `studies/made/<name>.py` makes. An existing folder is used as it is. A hub id is looked up in
+    the cache first (`models/<hub id>`, where scripts/fetch.py puts it), else left to the hub. Raises ConfigError for a
+    model that the package does not make.
     """
     if path == "package":
         return str(PACKAGED / name)
+    if path == "made":
+        script = PACKAGED.parent / "studies" / "made" / f"{name}.py"
+        if not script.is_file():
+            raise ConfigError(f"model.path=made: the package makes no model {name}", "model.path")
+        mark = hashlib.blake2b(script.read_bytes(), digest_size=4).hexdigest()  # of what it learns
+        return str(cache_root() / "made" / f"{name}-{mark}")
     for folder in (Path(path).expanduser(), cache_root() / "models" / path):
         if (folder / "config.json").is_file() or is_adapter(folder):
             return str(folder.absolute())
@@ -70,7 +79,7 @@ def is_adapter(path: str | Path) -> bool:
 
 
 def adapter_base(path: str | Path) -> str:
-    """The base model that an adapter folder names. Raises ConfigError when it names none."""
+    """The base model that an adapter folder names. Raises ConfigError if it names none."""
     recorded = json.loads((Path(path) / "adapter_config.json").read_text()).get("base_model_name_or_path")
     if not recorded:
         raise ConfigError(
@@ -90,7 +99,7 @@ def load_model(
     """A causal language model in eval mode, with sdpa attention. An adapter is merged into fresh base weights.
 
     `base` is the adapter's base model; None: the one the adapter names. dtype "auto" is bfloat16 on an accelerator and
-    float32 on a CPU. Raises ConfigError when the model is not found or lacks weights, or the adapter has another base.
+    float32 on a CPU. Raises ConfigError if the model is not found or lacks weights, or the adapter has another base.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -145,7 +154,7 @@ def merge(adapter: str, base: str, folder: str, *, dtype: str, trust_remote_code
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or hub id, or of an adapter's base if its folder has none.
 
-    Raises ConfigError when there is none.
+    Raises ConfigError if there is none.
     """
     if is_adapter(_present(path)) and not (Path(path) / "tokenizer_config.json").is_file():
         path = _present(adapter_base(path))
@@ -167,7 +176,7 @@ def pick_device(device: str) -> str:
 
 
 def require_device(device: str) -> None:
-    """Raises ConfigError when `device` is a GPU and PyTorch finds none."""
+    """Raises ConfigError if `device` is a GPU and PyTorch finds none."""
     if device == "cuda":
         import torch
 
@@ -188,7 +197,7 @@ def not_found(path: str, error: Exception, part: str = "") -> ConfigError:
 
 
 def _present(path: str) -> str:
-    """`path`. Raises ConfigError when it can only be a folder and there is none, without minutes of asking the hub."""
+    """`path`. Raises ConfigError if it can only be a folder and there is none, without minutes of asking the hub."""
     if (path.startswith((".", "~", "/")) or path.count("/") > 1) and not Path(path).is_dir():
         raise not_found(path, FileNotFoundError("it is no hub id either"))
     return path
@@ -197,7 +206,7 @@ def _present(path: str) -> str:
 def check_base(adapter: str, base: str | None) -> str:
     """The base model to load for `adapter`.
 
-    Raises ConfigError when the two are different folders. Two names may mean one model.
+    Raises ConfigError if the two are different folders. Two names may mean one model.
     """
     recorded = adapter_base(adapter)
     if base is None:

@@ -43,7 +43,7 @@ def require(
     name: str | None,
     key_env: str | None,
 ) -> None:
-    """Raises ConfigError when the server cannot be used as configured, does not serve the model, or gives no token ids.
+    """Raises ConfigError if the server cannot be used as configured, does not serve the model, or gives no token ids.
 
     Also when it takes no new weights and the run `trains`.
     """
@@ -63,7 +63,7 @@ def find(server: Client, name: str | None) -> dict[str, Any]:
     """The server's card of the model `name`, or of its only model if `name` is None.
 
     A card has `id`; vLLM adds `root`, the path the model was loaded from, and `max_model_len`, its window in tokens.
-    Raises ConfigError when there is no such model, or none of several is named.
+    Raises ConfigError if there is no such model, or none of several is named.
     """
     try:
         cards = {card["id"]: card for card in server.ask_now("/models")["data"] if not card.get("parent")}
@@ -139,7 +139,7 @@ class OpenAIEngine(ServedEngine):
     """Implements selfimprove.policy.Engine with a server.
 
     `path` is the base model, whose tokenizer is used. `name` is the server's name for it; None: the only one it serves.
-    Raises ConfigError when the server has no such model, RunError when it cannot be reached.
+    Raises ConfigError if the server has no such model, RunError when it cannot be reached.
     """
 
     name = "openai"

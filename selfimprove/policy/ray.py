@@ -1,12 +1,13 @@
-"""The Ray engine: requests spread over actors on all machines of a Ray cluster, each with an engine of its own.
+"""The Ray engine: requests are spread over actors on the machines of a Ray cluster. Each actor has its own engine.
 
-What is waiting is handed out in shards, requests for one prompt together, so that the engine behind reads it once. An
-actor has a share of all open requests, and several shards at a time, so that its batches stay full while one ends.
-What a request is answered depends on the weights and the request, not on the actor.
+Waiting requests are handed out in shards. Requests for one prompt stay together, so that an engine reads the prompt
+once. Each actor has its share of all open requests. It has several shards at a time, so that its batches stay full when
+one shard ends. The answer to a request depends on the weights and the request, not on the actor.
 
-A shard names its weights, and an actor that has others reads them first, behind the shards it is at: so one that was
-started anew is right by itself. A shard whose actor or machine is lost is handed out again; Ray starts the actor
-elsewhere, or as soon as a machine has room for it. Weights are read from a folder that all machines share.
+A shard names its weights. An actor with other weights finishes its shards and then reads the new weights. So an actor
+that was started again needs no special care. If an actor or its machine is lost, its shards are handed out again. Ray
+starts the actor on another machine, or as soon as a machine has room. Weights are read from a folder that all machines
+share.
 
 Prompts are rendered here, where the tokenizer is.
 """
@@ -34,12 +35,12 @@ from selfimprove.types import Problem, Sample
 
 log = logging.getLogger("selfimprove")
 
-AHEAD = 2  # times max_batch: the most that an actor has, so that its engine never runs dry
-LOSSES = 4  # of one request with its actor, after which it is taken for the reason
-CLOSING = 10.0  # seconds for engines to let go
-BUSY = 60.0  # seconds without a single actor, after which that is said
-PATIENCE = 1.0  # seconds between two looks at an actor that is being started again
-SETTINGS = {  # for Ray, unless they are set: no reports of its use, no warning of things to come, full priority
+AHEAD = 2  # an actor has at most AHEAD x max_batch requests, so that its engine always has work
+LOSSES = 4  # if so many actors are lost with one request, the request is taken for the reason
+CLOSING = 10.0  # seconds that engines have to close
+BUSY = 60.0  # after so many seconds without an actor, the log says so
+PATIENCE = 1.0  # seconds between two looks at an actor that is starting again
+SETTINGS = {  # for Ray, unless the user has set them: no usage reports, no warnings of future changes, full priority
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_worker_niceness": "0",
@@ -47,7 +48,7 @@ SETTINGS = {  # for Ray, unless they are set: no reports of its use, no warning 
 
 
 class Actor:
-    """The other end: an engine in a process that Ray starts, opened by its first shard."""
+    """An engine in a process that Ray starts. The first shard opens the engine."""
 
     def __init__(self, opening: Callable[[], Engine], base: str) -> None:
         self._opening = opening
@@ -57,11 +58,13 @@ class Actor:
         self._change = asyncio.Condition()
 
     async def ready(self) -> None:
-        """Answers once the process is there."""
+        """Returns once the process has started."""
 
     async def answer(self, weights: str, asked: list[tuple[str, tuple[Any, ...]]]) -> list[Any]:
-        """The answers of the engine with these weights to (method, arguments), in order. An exception that one request
-        raised is in its place."""
+        """The engine's answers with these weights to calls (method, arguments), in order.
+
+        If a call raised an exception, the exception stands in its place.
+        """
         try:
             engine = await self._enter(weights)
         except (ConfigError, RunError) as problem:
@@ -80,7 +83,7 @@ class Actor:
             if Path(weights).is_absolute() and not Path(weights).exists():
                 raise ConfigError(
                     f"engine=ray: {weights} is not there on {socket.gethostname()}: models and run folders have to be "
-                    "on a disk that all machines of the cluster share, at the same place"
+                    "on a disk that all machines of the cluster share, under the same path"
                 )
             if self._engine is None:
                 self._engine = self._opening()
@@ -101,7 +104,7 @@ class Actor:
 
 @dataclass(eq=False, slots=True)
 class _Call:
-    base: Hashable  # calls that share it go to one actor, which has its keys and values
+    base: Hashable  # calls with the same base go to one actor, which has the keys and values
     method: str
     arguments: tuple[Any, ...]
     future: asyncio.Future[Any]
@@ -110,18 +113,20 @@ class _Call:
 
 @dataclass(eq=False, slots=True)
 class _Member:
-    """An actor as it is seen from here."""
+    """What this process knows of an actor."""
 
     handle: Any
     up: bool = False
-    down: bool = False  # lost, and not back yet; at first it is neither
-    asked: int = 0  # requests that it has
+    down: bool = False  # lost, and not back yet; a new actor is neither up nor down
+    asked: int = 0  # requests that it has now
     lost: int = 0  # requests that were lost with it
 
 
 class Handout:
-    """Hands requests out to actors, in shards, and what was lost with one to others. `handles` are the actors',
-    `max_batch` the requests that an actor's engine works on at once."""
+    """Hands out requests to actors in shards. Requests that were lost with an actor go to others.
+
+    `handles` are the actors' handles. `max_batch` is how many requests an actor's engine works on at once.
+    """
 
     def __init__(self, handles: Iterable[Any], weights: str, max_batch: int) -> None:
         self.weights = weights
@@ -135,9 +140,9 @@ class Handout:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def ask(self, base: Hashable, method: str, *arguments: Any) -> Any:
-        """What an engine's method answers; calls with one `base` are handed out together.
+        """The answer of an engine's method. Calls with one `base` are handed out together.
 
-        Raises what the method raises, and RunError when actors do not stay up.
+        Raises what the method raises, and RunError if actors do not stay up.
         """
         loop = asyncio.get_running_loop()
         if not self._started:
@@ -148,7 +153,7 @@ class Handout:
         call = _Call(base, method, arguments, loop.create_future())
         self._waiting.setdefault(call.base, []).append(call)
         self.open += 1
-        if not self._due:  # after all that speak in this turn of the loop
+        if not self._due:  # after all requests of this turn of the event loop
             self._due = True
             loop.call_soon(self._hand_out)
         try:
@@ -161,7 +166,7 @@ class Handout:
         expected = sum(not member.down for member in self.members)
         while self._waiting and (up := [member for member in self.members if member.up]):
             member = min(up, key=lambda member: member.asked)
-            share = -(-self.open // expected)  # the others may not have begun
+            share = -(-self.open // expected)  # of all actors that are expected, since some may not be up yet
             free = min(share, self._most) - member.asked
             if free < 1:
                 return
@@ -170,7 +175,7 @@ class Handout:
                 self._spawn(self._hand(member, shard))
 
     def _take(self, most: int) -> list[_Call]:
-        """Up to `most` of the waiting calls; those of one prompt are parted only where they are more by themselves."""
+        """Up to `most` of the waiting calls. Those of one prompt are split only if they alone are more than that."""
         shard: list[_Call] = []
         for prompt in list(itertools.islice(self._waiting, most)):
             calls = [call for call in self._waiting[prompt] if not call.future.done()]  # done: cancelled
@@ -184,7 +189,7 @@ class Handout:
         return shard
 
     async def _hand(self, member: _Member, shard: list[_Call]) -> None:
-        """One shard to one actor and its answers back, or the shard to others where the actor is lost meanwhile."""
+        """Send a shard to an actor and give out its answers. If the actor is lost, the shard waits for other actors."""
         from ray.exceptions import RayError, RayTaskError
 
         answers: list[Any] = []
@@ -194,7 +199,7 @@ class Handout:
         except Exception as problem:
             if isinstance(problem, RayError) and not isinstance(problem, RayTaskError):
                 self._lose(member, shard, problem)
-            else:  # its code raised, or what was asked cannot be sent
+            else:  # the actor's code raised it, or the calls cannot be sent
                 answers = [problem] * len(shard)
         member.asked -= len(shard)
         for call, answer in zip(shard, answers, strict=False):
@@ -229,7 +234,7 @@ class Handout:
         self._waiting = again
 
     async def _rise(self, member: _Member) -> None:
-        """Wait for an actor that is being started, which may take until a machine joins, and give it work."""
+        """Wait until an actor has started, and give it work. It may have to wait until a machine joins."""
         from ray.exceptions import ActorUnavailableError, RayActorError
 
         while not member.up:
@@ -238,7 +243,7 @@ class Handout:
                 member.up, member.down = True, False
             except ActorUnavailableError:
                 await asyncio.sleep(PATIENCE)
-            except RayActorError as problem:  # for good
+            except RayActorError as problem:  # it will not come back
                 self.members.remove(member)
                 if not self.members:
                     raise RunError(f"engine=ray: no actor could be started: {_line(problem)}") from problem
@@ -247,7 +252,7 @@ class Handout:
 
     def _say_if_none(self) -> None:
         if not any(member.up for member in self.members):
-            log.warning("no Ray actor has begun after %.0f s: are the cluster's cores and GPUs taken by others?", BUSY)
+            log.warning("no Ray actor has started after %.0f s: are the cluster's cores and GPUs in use?", BUSY)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -255,7 +260,7 @@ class Handout:
         task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        """Whoever waits learns of what a task of ours raised, for nobody awaits it."""
+        """Pass on what a task of ours raised to all waiting calls, since nobody awaits the task."""
         self._tasks.discard(task)
         if not task.cancelled() and (problem := task.exception()):
             for call in itertools.chain.from_iterable(self._waiting.values()):
@@ -264,12 +269,12 @@ class Handout:
 
 
 class RayEngine(chat.Speaker):
-    """Implements selfimprove.policy.Engine with an `inner` engine node in each of several Ray actors.
+    """The engine (selfimprove.policy.Engine) that hands requests to Ray actors. Each opens the engine of node `inner`.
 
-    `address` is that of a cluster, `auto` the one of this machine or of RAY_ADDRESS, None a Ray of this process alone.
-    An actor takes `parallel` GPUs of the inner engine where the hardware is `cuda`, and `cpus` cores; `actors` None is
-    as many as the cluster has room for now. Raises ConfigError when Ray is not installed, there is no such cluster, or
-    no room in it.
+    `address` is a cluster's address. `auto` is the cluster of this machine or of RAY_ADDRESS, and None a Ray of this
+    process alone. An actor takes `cpus` cores and, if the hardware is `cuda`, as many GPUs as the inner engine's
+    `parallel`. `actors` None means as many as the cluster has room for now. Raises ConfigError if Ray is not installed,
+    there is no such cluster, or it has no room.
     """
 
     def __init__(
@@ -298,7 +303,7 @@ class RayEngine(chat.Speaker):
         self.handout = Handout(handles, base, hardware.max_batch)
 
     async def sample(self, request: Request) -> Sample:
-        """One completion. Raises what the inner engine raises, RunError when actors do not stay up."""
+        """One completion. Raises what the inner engine raises, and RunError if actors do not stay up."""
         sample: Sample = await self.handout.ask(request.base, "sample", request)
         return sample
 
@@ -315,13 +320,13 @@ class RayEngine(chat.Speaker):
         return found
 
     def load(self, path: str) -> None:
-        """The weights for all requests from here on. Raises RuntimeError while requests are in flight."""
+        """Use these weights for all later requests. Raises RuntimeError while requests are in flight."""
         if self.handout.open:
             raise RuntimeError("the weights cannot change while requests are in flight")
         self.handout.weights = _anywhere(path)
 
     async def sleep(self) -> None:
-        """The same of every engine; an actor that is lost meanwhile holds nothing any more."""
+        """Let every engine sleep. An actor that is lost meanwhile holds no memory any more."""
         from ray.exceptions import RayActorError
 
         for asleep in [member.handle.sleep.remote() for member in self.handout.members if member.up]:
@@ -329,7 +334,7 @@ class RayEngine(chat.Speaker):
                 await asleep
 
     def close(self) -> None:
-        """End the actors and leave the cluster; a Ray that was started here ends with it."""
+        """End the actors and leave the cluster. A Ray that was started here ends too."""
         ends = [member.handle.close.remote() for member in self.handout.members if member.up]
         if ends:
             self._ray.wait(ends, num_returns=len(ends), timeout=CLOSING)
@@ -349,12 +354,12 @@ def _settle(call: _Call, answer: Any) -> None:
 
 
 def _anywhere(path: str) -> str:
-    """A folder by its absolute path, since actors have working folders of their own; a hub id as it is."""
+    """A folder's absolute path, since actors have working folders of their own. A hub id stays as it is."""
     return str(Path(path).resolve()) if Path(path).exists() else path
 
 
 def _window(path: str, trust_remote_code: bool) -> int:
-    """Tokens that a model was made for."""
+    """A model's window, in tokens."""
     from transformers import AutoConfig
 
     folder = models.adapter_base(path) if models.is_adapter(path) else path
@@ -367,8 +372,7 @@ def _line(problem: Exception) -> str:
 
 
 def require(node: Target, hardware: Hardware) -> None:
-    """Raises ConfigError where Ray is not installed, a key of the inner engine is wrong, there is no such cluster, or
-    there is no room in it."""
+    """Raises ConfigError if Ray is not installed, a key of the inner engine is wrong, or no cluster has room."""
     bind(node["inner"], "engine.inner")
     _require_ray()
     if node["address"] is not None:
@@ -388,9 +392,9 @@ def _require_ray() -> None:
 
 
 def connect(address: str | None) -> tuple[bool, Any]:
-    """Whether a cluster was joined just now, for a process is in one at most, and the module `ray`.
+    """Whether this call joined the cluster, and the module `ray`. A process can be in one cluster only.
 
-    Raises ConfigError when Ray is not installed or there is no such cluster.
+    Raises ConfigError if Ray is not installed or there is no such cluster.
     """
     _require_ray()
     for name, value in SETTINGS.items():
@@ -401,7 +405,7 @@ def connect(address: str | None) -> tuple[bool, Any]:
         return False, ray
     before = signal.getsignal(signal.SIGTERM)
     try:
-        if address not in (None, "auto"):  # Ray itself would try for minutes
+        if address not in (None, "auto"):  # Ray itself would try for minutes, so a socket tries first
             host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -412,18 +416,20 @@ def connect(address: str | None) -> tuple[bool, Any]:
             "engine.address",
         ) from None
     finally:
-        signal.signal(signal.SIGTERM, before)  # Ray's own would end the run at once
+        signal.signal(signal.SIGTERM, before)  # Ray's handler would end the run at once
     return True, ray
 
 
 def _needs(inner: Target, hardware: Hardware, cpus: int) -> dict[str, int]:
-    """What an actor takes of its machine, by Ray's names: GPUs only where the model is on them."""
+    """What an actor takes of its machine, by Ray's names. It takes GPUs only if the model is on them."""
     return {"num_cpus": cpus} | ({"num_gpus": inner.get("parallel", 1)} if hardware.device == "cuda" else {})
 
 
 def room(needs: dict[str, int]) -> int:
-    """The actors with these needs that the machines of the cluster have room for, each on one machine. Raises
-    ConfigError when that is none."""
+    """How many actors with these needs have room in the cluster, each on one machine.
+
+    Raises ConfigError if there is room for none.
+    """
     import ray
 
     found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call,unused-ignore]

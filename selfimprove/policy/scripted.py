@@ -76,7 +76,7 @@ class ScriptedEngine:
     def outcomes(self, prompt: str) -> dict[str, float]:
         """Every possible completion of a rendered prompt, with its probability.
 
-        Raises ValueError when the prompt contains no known problem, or asks for a verdict and contains no answer.
+        Raises ValueError if the prompt contains no known problem, or asks for a verdict and contains no answer.
         """
         known = [prompt] if prompt in self.gold else (text for text in self.gold if text in prompt)
         problem = max(known, key=len, default=None)
@@ -105,7 +105,7 @@ class ScriptedEngine:
         return {right: p} | {text: (1 - p) / len(wrong) for text in wrong}
 
     async def sample(self, request: Request) -> Sample:
-        """One outcome, then END. Raises ValueError when the prompt follows none of the rules."""
+        """One outcome, then END. Raises ValueError if the prompt follows none of the rules."""
         require_plain(request, "scripted")
         outcomes = self.outcomes("".join(map(chr, request.prompt_ids)))
         draw = np.random.default_rng(seeds.derive(request.seed, "scripted")).random()

@@ -37,7 +37,7 @@ class ServedEngine(chat.Speaker):
     async def sample(self, request: Request) -> Sample:
         """One completion.
 
-        Raises ValueError when the request does not fit the window or has media, an adapter or a hook, RunError when
+        Raises ValueError if the request does not fit the window or has media, an adapter or a hook, RunError when
         vLLM stops.
         """
         require_plain(request, "vllm or openai")
@@ -65,7 +65,7 @@ class ServedEngine(chat.Speaker):
         )
 
     async def logprobs(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
-        """Teacher-forced log pi of each completion token, in nats at temperature 1. Raises ValueError when too long."""
+        """Teacher-forced log pi of each completion token, in nats at temperature 1. Raises ValueError if too long."""
         if not completion_ids:
             return []
         require_fit(prompt_ids, completion_ids, self.max_length)

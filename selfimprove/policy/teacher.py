@@ -7,7 +7,7 @@ tokenizer, in a Sample with the role `teacher`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from selfimprove.errors import ConfigError, RunError
@@ -45,12 +45,20 @@ def teacher_of(tools: Mapping[str, Any], roles: Mapping[str, Policy]) -> Teacher
 
 
 async def hear(
-    teacher: Teacher, learner: Policy, chat: list[Message], *, temperature: float, max_tokens: int | None, seed: int
+    teacher: Teacher,
+    learner: Policy,
+    chat: list[Message],
+    *,
+    temperature: float,
+    max_tokens: int | None,
+    seed: int,
+    ids: Sequence[int] | None = None,
 ) -> Sample:
     """What a teacher says to a chat, as a sample behind the learner's own ids of that chat.
 
-    Its log-probabilities are the learner's. Where a role was cut off, or its words do not fit the learner's window, the
-    sample ends as `length`. Raises ValueError where the chat leaves no room for a single token.
+    The ids are `ids` if the chat has them already. The sample's log-probabilities are the learner's. Where a role was
+    cut off, or its words do not fit the learner's window, the sample ends as `length`. Raises ValueError if the chat
+    leaves no room for a single token.
     """
     whole = True
     if isinstance(teacher, Policy):
@@ -58,31 +66,40 @@ async def hear(
         words, whole = sample.text.strip(), sample.finish == "stop"
     else:
         words = (await teacher(chat, temperature=temperature, max_tokens=max_tokens, seed=seed)).strip()
-    prompt = learner.render(chat)
+    prompt = learner.render(chat) if ids is None else list(ids)
     room = learner.engine.max_length - len(prompt)
     if room < 1:
         raise ValueError(f"a chat of {len(prompt)} tokens leaves no room in a window of {learner.engine.max_length}")
-    ids = [*learner.encode(words), learner.engine.end]
-    finish: Literal["stop", "length"] = "stop" if whole and len(ids) <= room else "length"
-    ids = ids[:room] if whole else ids[:-1][:room]
+    said = [*learner.encode(words), learner.engine.end]
+    finish: Literal["stop", "length"] = "stop" if whole and len(said) <= room else "length"
+    said = said[:room] if whole else said[:-1][:room]
     if not isinstance(teacher, Policy):
-        learner.meter.count(NAME, calls=1, prompt=len(prompt), sampled=len(ids))
-    scores = await learner.logprobs(prompt, ids)
-    return Sample(prompt, ids, scores, words, finish, seed, temperature, NAME)
+        learner.meter.count(NAME, calls=1, prompt=len(prompt), sampled=len(said))
+    scores = await learner.logprobs(prompt, said)
+    return Sample(prompt, said, scores, words, finish, seed, temperature, NAME)
+
+
+async def told(learner: Policy, prompt_ids: list[int], words: str, seed: int, *, ends: bool = True) -> Sample | None:
+    """A teacher's words as a sample behind these ids, by which a dialogue goes on id for id; with `ends`, its end token
+    too. None where the learner's window has no room for them."""
+    ids = [*learner.encode(words), *([learner.engine.end] if ends else [])]
+    if len(prompt_ids) + len(ids) > learner.engine.max_length:
+        return None
+    return Sample(prompt_ids, ids, await learner.logprobs(prompt_ids, ids), words, "stop", seed, role=NAME)
 
 
 # On a server
 
 
 def require_server(*, key_env: str | None = None, **options: Any) -> None:
-    """Raises ConfigError where a server cannot be asked: no key, or no client library."""
+    """Raises ConfigError if a server cannot be asked: no key, or no client library."""
     client.require("method.tools.teacher", key_env)
 
 
 class Server:
     """A teacher behind an OpenAI-compatible chat endpoint, asked at most `concurrency` times at once.
 
-    Asking raises ConfigError for a refused key or a model that the server does not have, and RunError where it cannot
+    Asking raises ConfigError for a refused key or a model that the server does not have, and RunError if it cannot
     be reached or refuses the chat.
     """
 

@@ -31,7 +31,7 @@ Adapter = dict[str, Pair]  # layer -> A (in, r) and (alpha / r) B (r, out), floa
 class Adapters:
     """The adapters of a model for requests in flight: trained when asked for, forgotten with the last request.
 
-    `layers` are the linear layers of the model but for its head. Raises ValueError where there are none.
+    `layers` are the linear layers of the model except for its head. Raises ValueError if there are none.
     """
 
     def __init__(self, model: Any, vocabulary: int) -> None:
@@ -52,14 +52,14 @@ class Adapters:
         return found
 
     def ask(self, tuning: Tuning) -> bool:
-        """A request begins that wants this adapter. True where the adapter is there already."""
+        """A request begins that wants this adapter. True if the adapter is there already."""
         self._users[tuning.name] += 1
         if tuning.name not in self.held:
             self.waiting[tuning.name] = tuning
         return tuning.name in self.held
 
     def release(self, name: str) -> bool:
-        """A request has ended that wanted it. True where it was the last, and the adapter is forgotten."""
+        """A request has ended that wanted it. True if it was the last, and the adapter is forgotten."""
         self._users[name] -= 1
         if self._users[name]:
             return False

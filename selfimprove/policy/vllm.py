@@ -1,11 +1,13 @@
-"""The vLLM engine: one AsyncLLM, whose engine cores are processes of their own, on GPUs or, for trials, on a CPU.
+"""The vLLM engine: one AsyncLLM on GPUs or, for trials, on a CPU. Its engine cores are processes of their own.
 
-Requests go in as token ids, each with its own seed, and come back as ids with log-probabilities; prefixes are cached.
-New weights are read into the living engine, behind an emptied prefix cache; an adapter is merged into its base first,
-or goes along with each request. While it sleeps it holds no memory of a GPU. An engine core that dies is started again
-with the same weights, and only what it had not answered is asked again.
+A request is token ids and a seed. The answer is ids with log-probabilities. vLLM caches prefixes.
 
-The engine starts with the first request, inside the event loop that asks. `load` takes effect before the next one.
+New weights are read into the running engine, and the prefix cache is emptied. An adapter is merged into its base before
+that, or it goes along with each request. A sleeping engine holds no GPU memory. If an engine core dies, it is started
+again with the same weights, and the requests that it had not answered are sent again.
+
+The engine starts with the first request, inside the event loop of that request. `load` takes effect before the next
+request.
 
 Not supported: beam search.
 """
@@ -36,15 +38,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("selfimprove")
 
 Adapters = Literal["merge", "request"]
-STARTS = 3  # of the engine core without a single answer in between, after which something is wrong with it
+STARTS = 3  # after so many starts of the engine core without an answer in between, the run stops
 RUNNER = "SELFIMPROVE_RUNNER"  # as in vllm_worker.py, which only workers import
-BATCHED_TOKENS = 8192  # of prompts and samples in one step on a GPU
+BATCHED_TOKENS = 8192  # tokens of prompts and samples in one step on a GPU
 CPU_CACHE = 2  # GiB of keys and values
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as the largest of an adapter
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM takes for the largest rank of an adapter
 
 
 def require() -> None:
-    """Raises ConfigError when vLLM is not installed."""
+    """Raises ConfigError if vLLM is not installed."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # read when it is imported
     try:
         import vllm  # noqa: F401
@@ -55,9 +57,9 @@ def require() -> None:
 
 
 def replicas_of(hardware: Hardware, parallel: int = 1, replicas: int | None = None) -> int:
-    """How many engines share the requests: as many as the GPUs give; on a CPU one.
+    """How many engines share the requests: as many as the GPUs allow, and one on a CPU.
 
-    Raises ConfigError for more than there are GPUs for.
+    Raises ConfigError if there are too few GPUs for them.
     """
     gpus = max(hardware.gpus, 1)
     if hardware.device == "cuda" and (replicas or 1) * parallel > gpus:
@@ -80,19 +82,19 @@ def engine_args(
     eager: bool = False,
     adapters: Adapters = "merge",
 ) -> AsyncEngineArgs:
-    """What the engine for the weights in `path` is started with. Starts nothing, and needs no GPU.
+    """The arguments with which the engine for the weights in `path` starts. Starts nothing, and needs no GPU.
 
-    Raises ConfigError for more GPUs than there are, or adapters that cannot go along with requests.
+    Raises ConfigError if there are too few GPUs, or if adapters cannot go along with requests.
     """
     from vllm import AsyncEngineArgs
 
     options: dict[str, Any] = {}
     if hardware.device == "cpu":
-        options |= {"block_size": 32}  # a prefix is shared by whole blocks, and 128 tokens, the default, are many
+        options |= {"block_size": 32}  # only whole blocks of a prefix are shared, and the default is 128 tokens
         options |= {"logits_processors": ["selfimprove.policy.vllm_draw:Draw"]}
     else:
         options |= {"gpu_memory_utilization": memory, "enable_sleep_mode": hardware.sleep}
-        # AsyncLLM's own is 2048, as for a server that has to answer at once.
+        # AsyncLLM's default is 2048, which suits a server that has to answer at once.
         options |= {"max_num_batched_tokens": max(BATCHED_TOKENS, hardware.max_batch)}
     if adapters == "request" and model.lora:
         options |= {
@@ -113,7 +115,7 @@ def engine_args(
         enforce_eager=eager,
         use_tqdm_on_load=False,
         worker_extension_cls="selfimprove.policy.vllm_worker.Extension",
-        logprobs_mode="raw_logprobs",  # of the policy itself, whatever is sampled at
+        logprobs_mode="raw_logprobs",  # those of the policy itself, whatever the temperature
         disable_log_stats=True,
         **options,
     )
@@ -121,9 +123,11 @@ def engine_args(
 
 @contextmanager
 def cpu_settings(args: AsyncEngineArgs) -> Iterator[None]:
-    """While an engine starts: what vLLM's CPU build reads from the environment, unless it is set. The next engine of
-    this process may need something else."""
-    # By default a core is left idle. Engines that share the cores are better not bound to them.
+    """While an engine starts, set the variables that vLLM's CPU build reads, unless the user has set them.
+
+    They are removed afterwards, since the next engine of this process may need other values.
+    """
+    # By default vLLM leaves one core idle. Engines that share the cores are faster if they are not bound to them.
     alone = args.tensor_parallel_size * args.data_parallel_size == 1
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0)))) if alone else "nobind"
     ours = {"VLLM_CPU_KVCACHE_SPACE": str(CPU_CACHE), "VLLM_CPU_OMP_THREADS_BIND": cores}
@@ -138,7 +142,7 @@ def cpu_settings(args: AsyncEngineArgs) -> Iterator[None]:
 
 @contextmanager
 def named() -> Iterator[None]:
-    """While an engine starts: this process's id is in the environment, for its workers to end with it."""
+    """While an engine starts, this process's id is in the environment, so that its workers can end with it."""
     os.environ[RUNNER] = str(os.getpid())
     try:
         yield
@@ -147,7 +151,7 @@ def named() -> Iterator[None]:
 
 
 def _rank(lora: Lora) -> int:
-    """The smallest of vLLM's ranks that holds the adapter's. Raises ConfigError when there is none."""
+    """The smallest of vLLM's ranks that is large enough for the adapter. Raises ConfigError if there is none."""
     if lora.r > RANKS[-1]:
         raise ConfigError(f"model.lora.r={lora.r}: vLLM takes at most {RANKS[-1]}; set engine.adapters=merge", "model")
     return min(rank for rank in RANKS if rank >= lora.r)
@@ -156,8 +160,8 @@ def _rank(lora: Lora) -> int:
 def _targets(path: str, lora: Lora, trust_remote_code: bool) -> list[str]:
     """The names of the layers that an adapter changes, as PEFT finds them in the model without its weights.
 
-    Left to itself, vLLM makes room for an adapter in the output head too, whatever the adapter is of. With that, its
-    CPU build (0.31) cannot score prompts: the head's part takes one row a request, and there is one a token.
+    By default vLLM makes room for an adapter in the output head too. Then its CPU build (0.31) cannot score prompts:
+    the head's adapter expects one row a request, and scoring gives it one row a token.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -175,15 +179,15 @@ def _targets(path: str, lora: Lora, trust_remote_code: bool) -> list[str]:
     names = {name.rpartition(".")[2] for name in tuned.base_model.targeted_module_names}
     if tuned.base_model.model.get_output_embeddings() is not head:
         raise ConfigError(
-            "engine.adapters=request: model.lora.target_modules has the output head in it, which vLLM cannot score "
-            "prompts with; leave it out, or set engine.adapters=merge",
+            "engine.adapters=request: model.lora.target_modules has the output head in it, and with that vLLM cannot "
+            "score prompts; leave it out, or set engine.adapters=merge",
             "engine",
         )
     return sorted(names)
 
 
 def _require_fit(adapter: str, args: AsyncEngineArgs) -> None:
-    """Raises ConfigError for an adapter that is larger, or changes other layers, than the engine has room for."""
+    """Raises ConfigError for an adapter of a larger rank, or of other layers, than the engine has room for."""
     made = json.loads((Path(adapter) / "adapter_config.json").read_text())
     rank, names = made["r"], set(made["target_modules"])
     if rank > args.max_lora_rank or not names <= set(args.lora_target_modules):
@@ -195,10 +199,10 @@ def _require_fit(adapter: str, args: AsyncEngineArgs) -> None:
 
 
 class VllmEngine(ServedEngine):
-    """Implements selfimprove.policy.Engine with vLLM.
+    """The engine (selfimprove.policy.Engine) that runs a model with vLLM.
 
-    `path` is a model folder, an adapter folder or a hub id; the options are those of `engine_args`. Raises ConfigError
-    as that does, and when vLLM is not installed.
+    `path` is a model folder, an adapter folder or a hub id. The options are those of `engine_args`. Raises ConfigError
+    as `engine_args` does, and if vLLM is not installed.
     """
 
     name = "vllm"
@@ -208,16 +212,16 @@ class VllmEngine(ServedEngine):
         super().__init__(path, model.max_length, model.trust_remote_code)
         self._model, self._sleeps = model, hardware.sleep
         self._args = engine_args(self.base, model, hardware, **options)
-        self.merges = not self._args.enable_lora  # an adapter is merged before it is loaded, by a run once for all
+        self.merges = not self._args.enable_lora  # adapters are merged before they are loaded; a run does it once
         self._draws = bool(self._args.logits_processors)
         self._settings = cpu_settings if hardware.device == "cpu" else nullcontext
         self._llm: Any = None
         self._asleep = False
         self._adapter: Any = None  # the LoRARequest that goes along with each request
         self._versions = itertools.count(1)
-        self._wanted = ""  # the policy that the next request is to be answered with
-        self._current = ""  # the policy that the engine answers with
-        self._weights = ""  # the folder of the whole weights that it holds
+        self._wanted = ""  # the policy that the next request needs
+        self._current = ""  # the policy that the engine answers with now
+        self._weights = ""  # the folder of the full weights that the engine holds
         self._merged = tempfile.TemporaryDirectory(prefix="selfimprove-merged-")
         self._change = asyncio.Lock()  # one start, one sleep or one change of weights at a time
         self._number = itertools.count()
@@ -229,8 +233,8 @@ class VllmEngine(ServedEngine):
     def load(self, path: str) -> None:
         """Take the weights of a checkpoint or adapter folder before the next request.
 
-        Raises RuntimeError while requests are in flight, ConfigError for an adapter of another base or, where it is to
-        go along with requests, one that the engine has no room for.
+        Raises RuntimeError while requests are in flight, and ConfigError for an adapter of another base. It also raises
+        ConfigError for an adapter that goes along with requests and for which the engine has no room.
         """
         self._require_idle()
         if self._requested(path):
@@ -239,11 +243,13 @@ class VllmEngine(ServedEngine):
         self._wanted = path
 
     async def sleep(self) -> None:
-        """Give the GPU's memory back until the next request, which reads the weights again. Does nothing without
-        hardware.sleep. Raises RuntimeError while requests are in flight."""
+        """Free the GPU's memory until the next request, which reads the weights again.
+
+        Does nothing without hardware.sleep. Raises RuntimeError while requests are in flight.
+        """
         self._require_idle()
         async with self._change:
-            self._bury()  # where nobody has asked it since it died
+            self._bury()  # it may have died since the last request
             if self._llm is not None and self._sleeps and not self._asleep:
                 await self._llm.sleep(level=2)  # weights and cache are discarded, not copied to the host
                 self._asleep, self._current, self._weights = True, "", ""
@@ -253,13 +259,13 @@ class VllmEngine(ServedEngine):
         if self._llm is not None:
             self._llm.shutdown()
             self._llm = None
-            gc.collect()  # or vLLM complains at the interpreter's end, when it takes itself apart
+            gc.collect()  # else vLLM logs errors when the interpreter ends
         self._merged.cleanup()
 
     # The engine behind it
 
     async def _send(self, ids: Sequence[int], **settings: Any) -> Answer:
-        """vLLM's answer, asked for again where its engine core died meanwhile."""
+        """vLLM's answer. If its engine core dies meanwhile, the request is sent again."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -285,14 +291,14 @@ class VllmEngine(ServedEngine):
                     self._bury()
 
     def _bury(self) -> None:
-        """Have a dead engine core followed by a new one, if nobody has yet."""
+        """If the engine core is dead, drop it, so that the next request starts a new one."""
         if self._llm is not None and self._llm.errored:
-            log.warning("vLLM's engine core died: it is started again, and asked what it had not answered")
+            log.warning("vLLM's engine core died: it is started again, and its open requests are sent again")
             self._llm.shutdown()
             self._llm, self._asleep = None, False
 
     async def _ready(self) -> Any:
-        """The engine, started and awake, with the weights that are wanted."""
+        """The engine, started and awake, with the wanted weights."""
         if self._llm is not None and self._current == self._wanted:
             return self._llm
         async with self._change:
@@ -318,7 +324,7 @@ class VllmEngine(ServedEngine):
         self._settle(folder)
 
     async def _take(self) -> None:
-        """Take the policy that is wanted: its weights where they are others, or were let go of in sleep."""
+        """Take the wanted policy. Its weights are read if the engine holds others, or dropped them in its sleep."""
         folder = self._whole()
         await self._llm.pause_generation(mode="keep", clear_cache=True)
         if self._asleep:
@@ -332,22 +338,24 @@ class VllmEngine(ServedEngine):
         self._settle(folder)
 
     def _settle(self, folder: str) -> None:
-        """Note that the engine holds the whole weights of `folder`, and answers with the policy that is wanted."""
+        """Note that the engine holds the full weights of `folder` and answers with the wanted policy."""
         self._asleep, self._weights, self._current = False, folder, self._wanted
         self._adapter = None
         if self._requested(self._wanted):
             from vllm.lora.request import LoRARequest
 
-            number = next(self._versions)  # an id that vLLM knows is not read again
+            number = next(self._versions)  # a new id, since vLLM does not read an adapter again whose id it knows
             self._adapter = LoRARequest(f"version-{number}", number, absolute(self._wanted))
 
     def _requested(self, path: str) -> bool:
-        """Whether `path` is an adapter that goes along with the requests."""
+        """Whether `path` is an adapter that goes along with requests."""
         return not self.merges and models.is_adapter(path)
 
     def _whole(self) -> str:
-        """Where the whole weights are that the wanted policy needs: an adapter that is not to go along with requests
-        is merged into those of its base."""
+        """The folder of the full weights that the wanted policy needs.
+
+        An adapter that does not go along with requests is merged into the weights of its base.
+        """
         path = self._wanted
         if not models.is_adapter(path):
             return path
@@ -359,7 +367,7 @@ class VllmEngine(ServedEngine):
 
 
 def _answer(ids: Sequence[int], output: Any) -> Answer:
-    """What vLLM's RequestOutput for a prompt of these ids says."""
+    """vLLM's RequestOutput for a prompt of these ids, as an Answer."""
     done, prompt = output.outputs[0], output.prompt_logprobs
     return Answer(
         list(done.token_ids),

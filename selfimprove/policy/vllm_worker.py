@@ -1,8 +1,8 @@
-"""What selfimprove adds to vLLM's worker processes, through `worker_extension_cls`: its methods are called by name.
+"""What selfimprove adds to vLLM's worker processes, through `worker_extension_cls`. Its methods are called by name.
 
-A worker imports this module before it takes memory. From then on the engine core ends with the process that started it:
-vLLM 0.31 has its workers watch their core, and nobody the process that asked for it, so that one which was killed would
-leave the GPU full.
+A worker imports this module before it takes memory. From then on the engine core ends with the process that started
+it. In vLLM 0.31 workers watch their core, but nobody watches the process that started the core. So a killed run would
+leave the GPU's memory taken.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from selfimprove.processes import children_of, end_together, parent_of
 
 RUNNER = "SELFIMPROVE_RUNNER"  # environment variable: the id of the process that starts the engine
-COORDINATOR = "VLLM::DPCoord"  # how the process is called that several cores share, which nobody ends either
+COORDINATOR = "VLLM::DPCoord"  # the name of the process that several cores share, which nobody ends either
 
 
 def end_with(runner: int) -> None:
-    """Have this worker and its core end with the runner. The core is this process, or has started it."""
+    """Let this worker and its core end when the runner ends. The core is this process, or has started it."""
     parent = os.getppid()
     if not Path(f"/proc/{runner}").exists():
         os.kill(os.getpid(), signal.SIGKILL)
@@ -33,20 +33,20 @@ if runner := os.environ.get(RUNNER):
 
 
 class Extension:
-    """Methods of a vLLM worker, beside its own."""
+    """Methods that a vLLM worker has besides its own."""
 
     if TYPE_CHECKING:
         reload_weights: Any
         get_model: Any
 
     def takes_weights(self) -> None:
-        """Nothing: a server whose workers know this name can take weights."""
+        """Does nothing. A server whose workers have this method can take new weights."""
 
     def take_weights(self, folder: str) -> None:
         """Read the weights of a folder into the model in place.
 
-        On a CPU a matrix is repacked when it is loaded, and the output head that a model shares with its embedding is
-        not loaded by itself: vLLM 0.31's own `reload_weights` leaves it as it was.
+        On a CPU, vLLM 0.31 repacks a matrix when it is loaded. An output head that shares its weights with the
+        embedding is not loaded by itself, so `reload_weights` leaves it as it was. It is repacked here.
         """
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
         from vllm.platforms import current_platform

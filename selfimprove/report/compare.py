@@ -1,4 +1,4 @@
-"""`selfimprove compare`: runs side by side, with intervals, at equal compute, and only where that is fair."""
+"""`selfimprove compare`: runs side by side, with intervals and at equal compute. It refuses unfair comparisons."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from selfimprove.errors import ConfigError
 from selfimprove.printable import printable
 from selfimprove.report import compute, fair
 from selfimprove.report.compute import Sampler
+from selfimprove.report.power import Components
 from selfimprove.report.runs import KINDS, RunData, find
 from selfimprove.report.statistics import Estimate, difference, matrix, over_seeds
 from selfimprove.types import STATUSES
@@ -27,22 +28,22 @@ log = logging.getLogger("selfimprove")
 
 PHASES = ("generate", "verify", "filter", "train", "evaluate")
 BASELINE = "rejection_sampling"
-SLACK = 0.05  # a cost that is more by no more than this counts as equal
+SLACK = 0.05  # a cost that is at most this share higher counts as equal
 
-# Keys that say how and where a run was done, what it is called, and what was measured besides: not what was done.
+# Keys that say how and where a run was done, its name, and what else was measured. They do not say what the run did.
 _ASIDE = (
     *("seed", "name", "group", "tracker", "hardware", "verify.workers", "method.title", "method.summary"),
     *("model.shape", "handover"),
     *(f"eval.{key}" for key in ("samples", "temperature", "consistency", "drift", "also")),
 )
-_NAMED = ("method", "model", "dataset", "engine", "hardware", "tracker")  # short for method.name and so on
+_NAMED = ("method", "model", "dataset", "engine", "hardware", "tracker")  # each stands for its .name
 
 Cell = str | float | Estimate | None
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under columns, each a label and a kind: text, number, percent, points, score, gain, nats, flops."""
+    """Rows and columns. A column is a label and a kind: text, number, percent, points, score, gain, nats or flops."""
 
     title: str
     columns: list[tuple[str, str]]
@@ -52,7 +53,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that are one thing compared: by default, those that differ in their seed alone."""
+    """Runs that are compared as one. By default they differ in their seed alone."""
 
     name: str
     runs: list[RunData]
@@ -63,11 +64,11 @@ class Group:
 
     @property
     def rounds(self) -> int:
-        """How many rounds all runs have."""
+        """How many rounds every run has at least."""
         return min(len(run.heldout) - 1 for run in self.runs)
 
     def scores(self, index: int, seed: int) -> dict[str, float]:
-        """The score of each held-out problem in an evaluation (-1: the last), mean over runs of a seed."""
+        """Held-out problem -> its score in an evaluation (-1: the last), mean over the runs of a seed."""
         found = [run.heldout[index] for run in self.runs if run.seed == seed]
         return {problem: sum(run[problem] for run in found) / len(found) for problem in found[0]}
 
@@ -85,19 +86,26 @@ class Group:
         return difference([self.scores(index, s) for s in seeds], [self.scores(0, s) for s in seeds], self.unit.scale)
 
     def against(self, other: Group, index: int = -1, its: int = -1) -> Estimate | None:
-        """Paired difference from another group, over the seeds that both have; None where there are none."""
+        """Paired difference from another group, over the seeds that both have. None if they share no seed."""
         seeds = [seed for seed in self.seeds if seed in other.seeds]
         if not seeds:
             return None
         mine, others = [self.scores(index, s) for s in seeds], [other.scores(its, s) for s in seeds]
         return difference(mine, others, self.unit.scale)
 
+    def paired(self, other: Group | None) -> np.ndarray:
+        """Score after the last round less the other group's, or less the base policy's where it is None: shape (seeds,
+        problems), over the seeds that both have."""
+        seeds = [seed for seed in self.seeds if other is None or seed in other.seeds]
+        rest = [other.scores(-1, seed) if other else self.scores(0, seed) for seed in seeds]
+        return matrix([self.scores(-1, seed) for seed in seeds]) - matrix(rest)
+
     def spent(self, rounds: int | None = None) -> dict[str, float]:
-        """Tokens by kind up to and with a number of rounds (None: all), mean over runs."""
+        """Tokens of each kind in the first `rounds` rounds (None: all), mean over runs."""
         return {k: float(np.mean([sum(r[k] for r in run.tokens[:rounds]) for run in self.runs])) for k in KINDS}
 
     def flops(self, rounds: int | None = None) -> float | None:
-        """Estimated operations of the same, mean over runs; None where a policy's size is not known."""
+        """Estimated operations of these rounds, mean over runs. None if a policy's size is not known."""
         each = [run.flops[:rounds] for run in self.runs]
         if not all(all(run) for run in each):
             return None
@@ -109,19 +117,19 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Groups of runs, lines to say about them, and their tables."""
+    """Groups of runs, with warnings and tables."""
 
     groups: list[Group]
     baseline: Group | None
     warnings: list[str]
     tables: list[Table]
     curves: dict[str, list[tuple[float, Estimate]]] = field(default_factory=dict)
-    """Of the base policy over tokens sampled: best of n and majority of n, where there are samples."""
+    """The base policy's best of n and majority of n over sampled tokens, if it was sampled."""
     flops_a_token: float = 0.0
-    """Of the base policy's answers: operations for each sampled token, its prompts' share among them."""
+    """Operations of the base policy's answers for each sampled token. Reading the prompts is part of it."""
 
     def as_json(self, runs: Sequence[RunData]) -> dict[str, Any]:
-        """Plain data: warnings, tables, groups as indexes into `runs`, baselines as points [x, value, low, high]."""
+        """Plain data. Groups are indexes into `runs`, and baselines are points [x, value, low, high]."""
         return {
             "warnings": self.warnings,
             "groups": [(group.name, [i for i, run in enumerate(runs) if run in group.runs]) for group in self.groups],
@@ -156,10 +164,10 @@ def _plain(cell: Cell, kind: str) -> Any:
 def compare(
     paths: Sequence[Path], by: str | None = None, baseline: str | None = None, ask: Sampler | None = None
 ) -> Comparison:
-    """Compare the runs among and below `paths`, in groups by the key `by` (None: by all they differ in but the seed).
+    """Compare the runs in and below `paths`, in groups by the key `by` (None: by every key but the seed).
 
-    `baseline` is part of a group's name. `ask` samples the base policy where its answers at equal compute are missing.
-    Raises ConfigError where there is nothing to compare, or it would not be fair.
+    `baseline` is a part of a group's name. `ask` samples the base policy if its answers at equal compute are missing.
+    Raises ConfigError if there is nothing to compare, or if the comparison would not be fair.
     """
     runs, warnings = usable([RunData(path) for path in find(paths)])
     groups = grouped(runs, by)
@@ -168,12 +176,12 @@ def compare(
     other_models = by is not None and by.split(".")[0] == "model"
     fair.refuse(runs, other_models)
     if other_models:
-        warnings.append("groups by model: their differences are of the models as well as of what was done to them")
+        warnings.append("groups by model: differences come from the models as well as from what was done to them")
     base = chosen(groups, baseline)
     pooled = {group.name: _short(differing(group.runs)) for group in groups}
     warnings += fair.warnings({group.name: group.runs for group in groups}, pooled)
     if base is None and len(groups) > 1:
-        warnings.append(f"no baseline: not one group is all of method={BASELINE}; --baseline NAME chooses one")
+        warnings.append(f"no baseline: not exactly one group is method={BASELINE}; --baseline NAME chooses one")
     tables = [accuracies(groups, base), *costs(groups), *aside(groups)]
     plain = runs[0].unit.name == "accuracy"  # the base policy's best and majority are of right answers
     samples = base_samples(groups, ask) if plain and not other_models else None
@@ -185,11 +193,11 @@ def compare(
 
 
 def usable(runs: Sequence[RunData]) -> tuple[list[RunData], list[str]]:
-    """The runs that ended and learned, and a line for each of the others. Raises ConfigError where none is left."""
+    """The runs that ended and learned, and a line for each other run. Raises ConfigError if no run is left."""
     found, said = [], []
     for run in runs:
         if run.kind != "run":
-            said.append(f"{run.path} is left out: no run of rounds (kind: {run.kind})")
+            said.append(f"{run.path} is left out: it has no rounds (kind: {run.kind})")
         elif not run.ended or len(run.heldout) < 2:
             done = max(0, len(run.heldout) - 1)
             state = f"{run.status}, {done} of {run.config['rounds']} rounds evaluated"
@@ -205,7 +213,7 @@ def usable(runs: Sequence[RunData]) -> tuple[list[RunData], list[str]]:
 
 
 def flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """A configuration's values by dotted key; lists count as values."""
+    """Dotted key -> value of a configuration. A list counts as one value."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         found |= flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
@@ -213,7 +221,7 @@ def flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def differing(runs: Sequence[RunData]) -> list[str]:
-    """The keys in which runs differ, of those that say what was done. A missing key counts as null."""
+    """The keys in which runs differ, without those that do not say what was done. A missing key counts as null."""
     each = [flat(run.config) for run in runs]
     keys = dict.fromkeys(itertools.chain.from_iterable(each))
     aside = tuple(f"{key}." for key in _ASIDE)
@@ -225,13 +233,13 @@ def differing(runs: Sequence[RunData]) -> list[str]:
 
 
 def _short(keys: Sequence[str]) -> list[str]:
-    """Keys without those that follow from a named part. Of a method only its name is left."""
+    """Keys without those that follow from a named section. For example, of a method only its name is left."""
     named = {part for part in _NAMED if f"{part}.name" in keys}
     return [key for key in keys if key.split(".")[0] not in named or key.endswith(".name")]
 
 
 def grouped(runs: Sequence[RunData], by: str | None) -> list[Group]:
-    """The runs in groups, each named by what sets it apart. Raises ConfigError for a key that no run has."""
+    """The runs in groups. A group's name says how it differs. Raises ConfigError for a key that no run has."""
     if by is not None:
         key = f"{by}.name" if by in _NAMED else by
         values = [flat(run.config) for run in runs]
@@ -249,7 +257,7 @@ def grouped(runs: Sequence[RunData], by: str | None) -> list[Group]:
 
 
 def _names(runs: Sequence[RunData]) -> list[str]:
-    """A name for each run from the keys in which they differ: the named parts first, then what tells the rest apart."""
+    """A name for each run, from the keys in which runs differ: the named sections first, then other keys if needed."""
     keys = differing(runs)
     values = [flat(run.config) for run in runs]
     whole = [repr([config.get(key) for key in keys]) for config in values]
@@ -268,7 +276,7 @@ def _names(runs: Sequence[RunData]) -> list[str]:
 
 
 def _in_short(config: Mapping[str, Any], keys: Sequence[str]) -> str:
-    """Where a section names another function, the function's name stands for the section."""
+    """Keys with their values. If a section names another function, the function's name stands for the section."""
     other = [key.removesuffix("_target_") for key in keys if key.endswith("._target_")]
     shown = [key for key in keys if key.endswith("._target_") or not key.startswith(tuple(other))]
     parts = []
@@ -292,13 +300,13 @@ def _said(value: Any) -> str:
 
 
 def chosen(groups: Sequence[Group], name: str | None) -> Group | None:
-    """The group that others are compared to. Raises ConfigError for a name that fits no group or several."""
+    """The group that others are compared with. Raises ConfigError for a name that fits no group or several."""
     if name is not None:
         exact = [group for group in groups if group.name == name]
         found = exact or [group for group in groups if name in group.name]
         if len(found) != 1:
             there = "; ".join(group.name for group in groups)
-            raise ConfigError(f"--baseline {name}: fits {len(found)} groups, and has to fit one of: {there}")
+            raise ConfigError(f"--baseline {name}: fits {len(found)} groups; it has to fit one of these: {there}")
         return found[0]
     plain = [g for g in groups if all(r.method == BASELINE and not r.config.get("control") for r in g.runs)]
     return plain[0] if len(plain) == 1 else None
@@ -323,18 +331,32 @@ def accuracies(groups: Sequence[Group], baseline: Group | None) -> Table:
     n = groups[0].score(0).n
     note = f"One answer to each of {n:,} held-out problems. 95 % intervals over problems"
     several = any(len(group.seeds) > 1 for group in groups)
-    note += " and seeds" if several else "; what another seed would give is not in them"
+    note += " and seeds" if several else "; they do not say what another seed would give"
     note += (
-        "; of groups of one seed over problems alone." if any(len(g.seeds) == 1 for g in groups) and several else "."
+        "; for groups of one seed over problems alone." if any(len(g.seeds) == 1 for g in groups) and several else "."
     )
-    note += " Differences are paired by problem and seed. * : the interval leaves out 0"
+    note += " Differences are paired by problem and seed. * : the interval does not contain 0"
     note += "; not corrected for several groups." if len(groups) > 2 else "."
-    note += _rates(groups)
+    note += _unseen(groups, baseline) + _rates(groups)
     return Table(f"Held-out {unit.label}", columns, rows, note)
 
 
+def _unseen(groups: Sequence[Group], baseline: Group | None) -> str:
+    """Beside a difference that is not seen: how large one would have been seen."""
+    beside, said = baseline if len(groups) > 1 else None, []
+    for group in groups:
+        found = group.against(beside) if beside else group.change()
+        if group is beside or found is None or found.apart:
+            continue
+        table = group.paired(beside)
+        least = Components.of(table, group.unit.scale).shows(table.shape[1], len(table))
+        said.append(f"{group.name} (a true one of {group.unit.size(least)} would be, 4 times in 5)")
+    what = "difference from the baseline" if beside else "change from base"
+    return f" No {what} is seen for {', '.join(said)}." if said else ""
+
+
 def _rates(groups: Sequence[Group]) -> str:
-    """The learning rates of groups whose method is one stage, where `rates` chose one of them on dev."""
+    """The groups' learning rates, if `rates` chose one of them on dev problems. Methods of one stage only."""
     if not any(run.config.get("rates") for group in groups for run in group.runs):
         return ""
     said = []
@@ -356,7 +378,7 @@ def _rounds(group: Group) -> str:
 
 
 def costs(groups: Sequence[Group]) -> list[Table]:
-    """What learning took: tokens and operations; seconds and verdicts."""
+    """What learning cost: a table of tokens and operations, and one of seconds and verdicts."""
     tokens: list[list[Cell]] = []
     work: list[list[Cell]] = []
     for group in groups:
@@ -365,12 +387,12 @@ def costs(groups: Sequence[Group]) -> list[Table]:
         seconds = [float(np.mean([sum(r.get(p, 0.0) for r in run.seconds) for run in group.runs])) for p in PHASES]
         counts = [np.mean([sum(r.get(s, 0) for r in run.verdicts) for run in group.runs]) for s in STATUSES]
         work.append([group.name, _seeds(group), *seconds, "/".join(f"{count:,.0f}" for count in counts)])
-    note = "Tokens of all rounds, mean over a group's runs; evaluation is not in them. FLOPs, estimated: "
+    note = "Tokens of all rounds, mean over a group's runs, without evaluation. FLOPs, estimated: "
     if sizes := sorted({run.parameters for group in groups for run in group.runs if run.parameters}):
         size = " or ".join(f"{size:,}" for size in sizes)
         note += f"2 N a prompt, sampled or scored token, 6 N a trained one, N = {size} parameters."
     else:
-        note += "not known, for the model's files are not on this machine."
+        note += "not known, since the model's files are not on this machine."
     first: list[tuple[str, str]] = [("group", "text"), ("seeds", "text")]
     return [
         Table("Tokens", [*first, *((kind, "number") for kind in KINDS), ("FLOPs", "flops")], tokens, note),
@@ -378,7 +400,7 @@ def costs(groups: Sequence[Group]) -> list[Table]:
             "Seconds and verdicts",
             [*first, *((phase, "number") for phase in PHASES), (_VERDICTS, "text")],
             work,
-            "Seconds of each phase, all rounds, mean over a group's runs: of the machine that each ran on.",
+            "Seconds of each phase, all rounds, mean over a group's runs, each on its own machine.",
         ),
     ]
 
@@ -387,7 +409,7 @@ _VERDICTS = "verdicts: " + "/".join(STATUSES)
 
 
 def aside(groups: Sequence[Group]) -> list[Table]:
-    """Drift from the base policy and forgetting, at the end, where a run measured them."""
+    """Drift from the base policy and forgetting after the last round, for runs that measured them."""
     columns = [("group", "text"), ("seeds", "text"), ("nats a token", "nats"), ("nats an answer", "nats")]
     columns += [("second data set before", "percent"), ("after", "percent"), ("change", "points")]
     rows: list[list[Cell]] = []
@@ -421,14 +443,14 @@ def aside(groups: Sequence[Group]) -> list[Table]:
 
 
 def base_samples(groups: Sequence[Group], ask: Sampler | None) -> compute.Base | None:
-    """The base policy's sampled answers. With `ask` there are as many as the tokens of the dearest group pay for."""
+    """The base policy's sampled answers. With `ask` they cost as much as the most expensive group."""
     runs = [run for group in groups for run in group.runs]
     run = max(runs, key=lambda run: 0 if (table := compute.samples(run)) is None else compute.per_problem(table))
     if ask:
         one = compute.Base(compute.sample(run, 1, ask), run.parameters)
         kinds = ("sampled", "flops") if run.parameters else ("sampled",)
         spent = [(kind, group.budget(kind, group.rounds) or 0.0) for group in groups for kind in kinds]
-        # A little more: what an answer costs is known more closely once there are many, and they are not sampled twice.
+        # A little more, since the cost of an answer is known more exactly once there are many.
         n = max(1, *(math.ceil((1 + SLACK) * budget / one.cost(kind)) for kind, budget in spent))
         log.info("%d answers of the base policy to each held-out problem, kept in %s", n, run.path / compute.FILE)
         if one.n < n / (1 + SLACK):
@@ -438,7 +460,7 @@ def base_samples(groups: Sequence[Group], ask: Sampler | None) -> compute.Base |
 
 
 def equal(groups: Sequence[Group], baseline: Group | None, kind: str, samples: compute.Base | None) -> Table:
-    """Each round of each group, beside the base policy and the baseline at the same tokens or operations."""
+    """Each round of each group, next to the base policy and the baseline at as many tokens or operations."""
     what, form = ("sampled tokens", "number") if kind == "sampled" else ("FLOPs", "flops")
     unit = groups[0].unit
     columns = [("group", "text"), ("seeds", "text"), ("round", "number"), (what, form), (unit.label, unit.kind)]
@@ -461,12 +483,12 @@ def equal(groups: Sequence[Group], baseline: Group | None, kind: str, samples: c
                 row += _at_no_more(group, baseline, kind, index, budget)
             rows.append(row)
     note = f"What learning cost so far, mean over runs; base: n answers to every held-out problem for as many {what}. "
-    note += "Best of n takes a perfect verifier. "
+    note += "Best of n needs a perfect verifier. "
     if baseline:
-        note += f"Baseline at no more: the last policy of {baseline.name} that cost no more than {SLACK:.0%} above, "
+        note += f"Baseline at no more: the last policy of {baseline.name} that cost at most {SLACK:.0%} more, "
         note += "at first the base policy. "
     if missing:
-        had = f"only {samples.n} answers a problem are there" if samples else "the base policy's samples are not there"
+        had = f"only {samples.n} answers a problem were sampled" if samples else "the base policy was not sampled"
         note += f"-: {had}; --baselines samples them. "
     return Table(f"Equal {what}", columns, rows, note.rstrip())
 
@@ -481,7 +503,7 @@ def _at_no_more(group: Group, baseline: Group, kind: str, index: int, budget: fl
 
 
 def curves(samples: compute.Base | None) -> dict[str, list[tuple[float, Estimate]]]:
-    """The base policy's accuracy over tokens sampled, for n = 1, 2, 4, ... and all there are."""
+    """The base policy's accuracy over sampled tokens, for n = 1, 2, 4, ... and for all its answers."""
     if samples is None:
         return {}
     counts = sorted({2**i for i in range(samples.n.bit_length())} | {samples.n})
@@ -497,7 +519,7 @@ def curves(samples: compute.Base | None) -> dict[str, list[tuple[float, Estimate
 
 
 def shown(cell: Cell, kind: str) -> str:
-    """A cell as text: accuracies in %, differences in points. A star marks a difference whose interval leaves out 0."""
+    """A cell as text: accuracies in %, differences in points. A star marks an interval that does not contain 0."""
     if cell is None:
         return "-"
     if isinstance(cell, Estimate) and kind == "nats":
@@ -516,7 +538,7 @@ def shown(cell: Cell, kind: str) -> str:
 
 
 def print_tables(comparison: Comparison) -> None:
-    """Warnings on the log, tables on standard output."""
+    """Write warnings to the log and tables to standard output."""
     from rich.table import Table as Rich
     from rich.text import Text
 
@@ -526,7 +548,7 @@ def print_tables(comparison: Comparison) -> None:
         log.warning(said)
     console = standard_output()
     for table in comparison.tables:
-        for between in (" ", "\n"):  # where a table is too wide, intervals go below their values
+        for between in (" ", "\n"):  # if a table is too wide, intervals go below their values
             drawn = Rich(box=None, pad_edge=False, padding=(0, 2, 0, 0))
             for label, kind in table.columns:
                 side: Literal["left", "right"] = "left" if label in ("group", "log") else "right"

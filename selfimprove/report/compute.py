@@ -47,7 +47,7 @@ def samples(run: RunData) -> pa.Table | None:
 def sample(run: RunData, n: int, sampler: Sampler) -> pa.Table:
     """At least n answers of a run's base policy to each held-out problem.
 
-    If there are fewer, `sampler` makes them, and they are kept in the run folder. Raises ConfigError when the run's
+    If there are fewer, `sampler` makes them, and they are kept in the run folder. Raises ConfigError if the run's
     config or its model cannot be used.
     """
     table = samples(run)
@@ -63,7 +63,7 @@ def sample(run: RunData, n: int, sampler: Sampler) -> pa.Table:
 
 
 def _kept(path: Path) -> pa.Table | None:
-    """The answers that an earlier comparison kept; None if there are none. Raises Damaged when the file is."""
+    """The answers that an earlier comparison kept; None if there are none. Raises Damaged if the file is."""
     if not path.exists():
         return None
     remove = "remove it, and `compare --baselines` makes it again"

@@ -30,7 +30,10 @@ from selfimprove.types import STATUSES, Example, Node, Sample, Trajectory, Verdi
 TEXT = 4000  # most characters kept of one text; the page shows its full length
 
 _SAMPLE = ("text", "finish", "role", "version", "temperature", "completion_ids")
-_NODE = ("parent", "text", "prior", "visits", "q", "value", "reward", "terminal", "chosen", "status", "completion_ids")
+_NODE = (
+    "parent", "text", "prior", "visits", "q", "value", "reward", "terminal", "chosen", "status", "completion_ids",
+    "metadata",
+)  # fmt: skip
 _COLUMNS = (
     "problem_id",
     "metadata",
@@ -68,7 +71,7 @@ class Texts:
 def places(run: RunData) -> list[Place]:
     """The folders of a run with complete trajectories and verdicts, in the order they were made.
 
-    Raises Damaged when a file differs from its manifest.
+    Raises Damaged if a file differs from its manifest.
     """
     all_places, index = list[Place](), 0
     base = run.path / "base"
@@ -262,7 +265,7 @@ def _group(
     A row is [problem, place, status, reward, extracted, reason, decoding, used, samples, metadata, step rewards], with
     texts by number. A sample is [text, tokens, cut off by the limit, role, version, temperature]; samples after the
     first have their prompt too. A tree's node is
-    [parent, step, visits, prior, q, value, reward, terminal + 2 chosen, status, tokens].
+    [parent, step, visits, prior, q, value, reward, terminal + 2 chosen, status, tokens, what was observed].
     """
     columns = {name: verdicts[name].to_pylist() for name in verdicts.column_names}
     extras = table["metadata"].to_pylist()
@@ -308,9 +311,14 @@ def _trees(column: pa.ChunkedArray, texts: Texts) -> list[list[Any]]:
     status = [STATUSES.index(name) if name in STATUSES else -1 for name in fields["status"]]
     steps = map(texts.add, fields["text"])
     figures = [map(_short, fields[name]) for name in ("prior", "q", "value", "reward")]
-    lengths = fields["completion_ids"]
-    rows = list(zip(fields["parent"], steps, fields["visits"], *figures, flags, status, lengths, strict=True))
+    lengths, seen = fields["completion_ids"], (texts.add(_observed(extra)) for extra in fields["metadata"])
+    rows = list(zip(fields["parent"], steps, fields["visits"], *figures, flags, status, lengths, seen, strict=True))
     return [rows[a:b] for a, b in itertools.pairwise(ends)]
+
+
+def _observed(extra: str | dict[str, Any] | None) -> str | None:
+    """What an environment showed after a step, from its metadata; a node without any has null, or no such field."""
+    return json.loads(extra).get("observed") if isinstance(extra, str) else None
 
 
 def columns_of(column: pa.ChunkedArray, kind: type, names: Sequence[str]) -> tuple[list[int], dict[str, list[Any]]]:

@@ -57,7 +57,7 @@ def same_problems(one: RunData, other: RunData, mine: Mapping[str, str], theirs:
 
 
 def seen(run: RunData, heldout: Mapping[str, str]) -> None:
-    """Raises ConfigError when a run learned from a held-out problem, or an earlier run did whose policy it starts from.
+    """Raises ConfigError if a run learned from a held-out problem, or an earlier run did whose policy it starts from.
 
     A problem is identified by its prompt, and by its id if both data sets have the same name.
     """

@@ -44,7 +44,7 @@ Point = list[float | None]  # value, or value, low, high
 
 
 def write_report(runs: Sequence[RunData], path: Path, comparison: Mapping[str, Any] | None = None) -> Path:
-    """Write the report of some runs to a file and return its path. Raises ConfigError when a run folder is damaged.
+    """Write the report of some runs to a file and return its path. Raises ConfigError if a run folder is damaged.
 
     `comparison` is a `Comparison.as_json` of the same runs (`selfimprove.report.compare`). Without it each run is a
     group of its own.

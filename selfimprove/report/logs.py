@@ -71,7 +71,7 @@ def compare(paths: Sequence[Path], baseline: str | None = None) -> Comparison:
 
 
 def _same_texts(logs: Sequence[Log]) -> None:
-    """Raises ConfigError where one name stands for two problems."""
+    """Raises ConfigError if one name stands for two problems."""
     known: dict[str, tuple[str, str]] = {}
     for log in logs:
         for problem, text in log.texts.items():

@@ -59,7 +59,7 @@ def maj_at_k(problems: Sequence[Sequence[Verdict]], k: int, seed: int = 0) -> Es
     Samples without an extracted answer do not vote; a problem without votes scores 0. Answers are equal by
     `verify.equality.canonical`: 1/2 and 0.5, for instance. A tie scores the mean over the tied answers. With k equal to
     the number of samples the result is exact. With a smaller k it is the mean over 200 random subsets of size k
-    (seeded), an unbiased estimate of the mean over all subsets. Raises ValueError when a problem has fewer than k
+    (seeded), an unbiased estimate of the mean over all subsets. Raises ValueError if a problem has fewer than k
     samples.
     """
     rng = np.random.default_rng(seed)
@@ -99,7 +99,7 @@ def evaluation(problems: Iterable[Sequence[Attempt]], seed: int = 0) -> dict[str
 
     If there are samples too (trajectories with `decoding: sampled` in their metadata, K for each problem), the result
     also has mean@K, and pass@k and maj@k for k = 1, 2, 4, ... and K. Each figure has its interval as `<name>_low` and
-    `<name>_high`. Raises ValueError when there are no problems.
+    `<name>_high`. Raises ValueError if there are no problems.
     """
     greedy: list[Sequence[Verdict]] = []
     sampled: list[Sequence[Verdict]] = []
@@ -118,7 +118,7 @@ def evaluation(problems: Iterable[Sequence[Attempt]], seed: int = 0) -> dict[str
 
 
 def change(before: Iterable[Sequence[Attempt]], after: Iterable[Sequence[Attempt]], seed: int = 0) -> Estimate:
-    """The paired difference of two evaluations' greedy accuracy. Raises ValueError when their problems differ."""
+    """The paired difference of two evaluations' greedy accuracy. Raises ValueError if their problems differ."""
     first, second = _solved(before), _solved(after)
     if first.keys() != second.keys():
         raise ValueError(f"evaluations of {len(first)} and {len(second)} problems, not the same ones")

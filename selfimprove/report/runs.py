@@ -90,7 +90,7 @@ class RunData:
     def summary(self) -> dict[str, Any]:
         """summary.json: status, reason, base, final, change, rounds; {} if the run was killed before writing it.
 
-        Raises Damaged when a file is missing that the summary implies.
+        Raises Damaged if a file is missing that the summary implies.
         """
         path = self.path / "summary.json"
         if not path.exists() and begun(self.path):
@@ -307,7 +307,7 @@ class RunData:
     def training(self, number: int) -> pa.Table:
         """The answers to a round's training problems, over all its passes, in the columns of `answers`.
 
-        Raises ConfigError when the round has no verdicts.
+        Raises ConfigError if the round has no verdicts.
         """
         parts = [folder for folder in self._passes(number) if (folder / "verify.manifest.json").exists()]
         if not parts:
@@ -355,7 +355,7 @@ def _shares(counts: dict[str, tuple[int, int]]) -> dict[str, float]:
 def answers(folder: Path, files: Checked | None = None, lengths: bool = True) -> pa.Table:
     """A folder's trajectories and verdicts in one table, without the tokens themselves: see `RunData.answers`.
 
-    Raises ConfigError when a file cannot be read or is not what `files` expects, or when the two do not match.
+    Raises ConfigError if a file cannot be read or is not what `files` expects, or when the two do not match.
     """
     files = files or Checked(folder)
     verdicts = read_columns(files.file(folder / "verdicts.parquet"), Verdict, ["status", "extracted"])
@@ -395,7 +395,7 @@ def flops(parameters: int, kind: str, tokens: float) -> float:
 def parameters(folder: Path) -> int | None:
     """The number of parameters in a model folder's safetensors files, from their headers alone; None without files.
 
-    An adapter folder counts as its base model. Shared weights are stored once, and counted once. Raises Damaged when a
+    An adapter folder counts as its base model. Shared weights are stored once, and counted once. Raises Damaged if a
     file is not one of weights.
     """
     if (folder / "adapter_config.json").is_file():

@@ -64,7 +64,7 @@ def accuracy(correct: Sequence[bool] | np.ndarray) -> Estimate:
 def mean_over_problems(values: Sequence[float] | np.ndarray, seed: int = 0) -> Estimate:
     """The mean of one value in [0, 1] for each problem.
 
-    The interval is Wilson's if all values are 0 or 1, else the Bayesian bootstrap's. Raises ValueError when there are
+    The interval is Wilson's if all values are 0 or 1, else the Bayesian bootstrap's. Raises ValueError if there are
     no problems.
     """
     array = np.asarray(values, dtype=float)
@@ -78,7 +78,7 @@ def paired_difference(
 ) -> Estimate:
     """The mean of after - before, values in [0, 1], over the same problems in the same order.
 
-    Raises ValueError when the two differ in length or are empty.
+    Raises ValueError if the two differ in length or are empty.
     """
     if len(before) != len(after):
         raise ValueError(f"{len(before)} problems before and {len(after)} after: not the same problems")
@@ -88,7 +88,7 @@ def paired_difference(
 def mean(values: np.ndarray, scale: Scale | None, seed: int = 0) -> Estimate:
     """The mean of one value for each problem, with an interval by the Bayesian bootstrap.
 
-    `scale` None: the least and the greatest value are used as the ends of the scale. Raises ValueError when there are
+    `scale` None: the least and the greatest value are used as the ends of the scale. Raises ValueError if there are
     no values.
     """
     if not len(values):
@@ -103,7 +103,7 @@ def mean(values: np.ndarray, scale: Scale | None, seed: int = 0) -> Estimate:
 def ratio(above: np.ndarray, below: np.ndarray, seed: int = 0) -> Estimate:
     """sum(above) / sum(below) over problems, e.g. nats and tokens; `below` is positive.
 
-    The problems with the least and the greatest ratio are used as the ends of the scale. Raises ValueError when there
+    The problems with the least and the greatest ratio are used as the ends of the scale. Raises ValueError if there
     are no problems.
     """
     if not len(above):
@@ -189,7 +189,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 def matrix(runs: Sequence[Mapping[str, float]]) -> np.ndarray:
     """A table of shape (seeds, problems) from one mapping problem id -> value for each seed, problems sorted by id.
 
-    Raises ValueError when the problems differ.
+    Raises ValueError if the problems differ.
     """
     if any(run.keys() != runs[0].keys() for run in runs):
         raise ValueError("the runs were evaluated on different held-out problems")
@@ -202,7 +202,7 @@ def difference(
 ) -> Estimate:
     """The mean over seeds and problems of after - before, paired seed by seed and problem by problem.
 
-    `scale` is the range of the values; None: unbounded. Raises ValueError when the problems differ.
+    `scale` is the range of the values; None: unbounded. Raises ValueError if the problems differ.
     """
     both = matrix([*after, *before])
     span = scale and scale[1] - scale[0]

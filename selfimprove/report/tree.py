@@ -25,7 +25,7 @@ COLOUR = {"correct": "green", "wrong": "red", "unparseable": "red"}
 def show(run_dir: Path, problem: str, round: int | None = None, console: Console | None = None) -> None:
     """Draw the tree that a run grew for a problem in `round`; None: in the last round that has one.
 
-    Raises ConfigError when `run_dir` is not a run, or has no such problem, round or tree.
+    Raises ConfigError if `run_dir` is not a run, or has no such problem, round or tree.
     """
     configuration.load(run_dir / "config.yaml")
     run = RunData(run_dir)
@@ -54,7 +54,8 @@ def show(run_dir: Path, problem: str, round: int | None = None, console: Console
 def draw(problem: Problem, trajectory: Trajectory, verdict: Verdict | None) -> RenderableType:
     """Question and gold answer, then the tree. Each step has its visits N, Q, prior p and worth v.
 
-    The chosen path is marked. Finished solutions show the status of their check.
+    The chosen path is marked. Finished solutions show the status of their check. Behind an arrow stands what an
+    environment showed after a step.
     """
     children: dict[int, list[Node]] = defaultdict(list)
     for node in trajectory.tree:
@@ -79,6 +80,8 @@ def _label(node: Node) -> Text:
     label.append(figures, style="cyan")
     if node.terminal:
         label.append(printable(f"  {node.status or 'end'}"), style=COLOUR.get(node.status or "", "yellow"))
+    if "observed" in node.metadata:
+        label.append(f"\n→ {printable(str(node.metadata['observed'])).strip()}", style="dim")
     return label
 
 

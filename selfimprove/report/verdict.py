@@ -33,7 +33,7 @@ Scores = dict[str, float]  # problem id -> score
 def with_sealed(comparison: Comparison, evaluate: Evaluate, command: str) -> Comparison:
     """A comparison with the table of sealed problems first. Runs without it are evaluated now.
 
-    Raises ConfigError where runs have no sealed problems, or different ones.
+    Raises ConfigError if runs have no sealed problems, or different ones.
     """
     runs = [run for group in comparison.groups for run in group.runs]
     problems = {str(run.path): run.prompts("sealed") for run in runs}

@@ -1,7 +1,8 @@
-"""Mechanism checks: does what a paper claims show here, at tiny scale, against its controls?
+"""Mechanism checks: do a paper's claims show here, at tiny scale, against controls?
 
-A study is `study(lab) -> Iterator[Claim]` in a file named after its method. It runs what it needs through the lab, each
-run once, in a folder of its own that a later call finds again; and says plainly where a claim did not hold.
+A study is `study(lab) -> Iterator[Claim]` in a file named after its method. It starts its runs through the lab. Each
+run is done once, in a folder of its own that a later call finds again. A study prints two tables: the paper's claims,
+and checks of the code (`Claim.check`). It says plainly which lines do not hold.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import importlib
 import logging
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,10 +28,13 @@ from selfimprove.report.statistics import Estimate
 from selfimprove.report.statistics import difference as difference
 from selfimprove.types import Attempt, Problem, Trajectory, Verdict
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One line of a study. `holds` is None where this scale cannot tell."""
+    """One line of a study. `holds` is None if this scale cannot tell."""
 
     claim: str
     holds: bool | None
@@ -38,6 +42,7 @@ class Claim:
     interval: tuple[float, float] | None
     control: str  # what it was compared with
     command: str  # what measures it again
+    check: bool = False  # of the code, not of the paper: it cannot come out otherwise where the code is right
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +96,10 @@ class Result:
 
 @dataclass
 class Lab:
-    """Where a study runs. `quick` asks for its small form; `seeds` are those a comparison is over.
+    """Where a study runs. `quick` asks for its small form. `seeds` are the seeds of a comparison.
 
-    A run is known by its overrides and by the package's code and configuration: what another version of a method did is
-    no evidence for this one.
+    A run is found again by its overrides and by the package's code and configuration. So a run of another version of a
+    method is never taken for evidence about this one.
     """
 
     quick: bool
@@ -106,7 +111,7 @@ class Lab:
         self.seeds = (0,) if self.quick else (0, 1, 2)
 
     def run(self, *overrides: str) -> Result:
-        """The run with these overrides: found whole, continued, or done now. Raises RunError when it does not end."""
+        """The run with these overrides: found complete, continued, or done now. Raises RunError if it does not end."""
         from selfimprove import run
         from selfimprove.config import compose
 
@@ -126,10 +131,11 @@ class Lab:
         return [self.run(*overrides, f"seed={seed}") for seed in self.seeds]
 
     def at_equal_tokens(self, results: Sequence[Result]) -> dict[str, Estimate]:
-        """What the base policy does with the tokens that learning sampled, spent on the held-out problems instead.
+        """The base policy's accuracy if it spends the tokens that learning sampled on the held-out problems.
 
-        best@n: at least one of n answers is correct, which is what best-of-n with a perfect verifier reaches; maj@n:
-        the majority is. n is the mean of the runs' sampled tokens divided by those of one answer to each problem.
+        best of n: at least one of n answers is correct, as best-of-n with a perfect verifier would find. majority of n:
+        the most common answer is correct. n is the runs' mean number of sampled tokens, divided by the tokens of one
+        answer to each problem.
         """
         first = RunData(results[0].path)
         n = max(2, round(float(np.mean([r.sampled_tokens for r in results])) / compute.greedy_tokens(first)))
@@ -165,12 +171,37 @@ def measured(claim: str, holds: bool | None, estimate: Estimate, control: str, c
 
 
 def claim_above(claim: str, estimate: Estimate, control: str, command: str, least: float = 0.0) -> Claim:
-    """A claim that a difference is at least `least`, and above 0 with its whole interval."""
-    return measured(claim, estimate.value >= least and estimate.low > 0, estimate, control, command)
+    """A claim that a figure is above `least`. Yes or no needs the whole interval on one side, else it is not clear."""
+    holds = True if estimate.low > least else False if estimate.high < least else None
+    return measured(claim, holds, estimate, control, command)
+
+
+def claim_within(claim: str, estimate: Estimate, margin: float, control: str, command: str) -> Claim:
+    """A claim of equivalence: a difference is less than `margin`, which is fixed before.
+
+    Yes: the whole interval is within the margin. No: all of it is outside. Else it is not clear.
+    """
+    inside = estimate.low > -margin and estimate.high < margin
+    outside = estimate.low > margin or estimate.high < -margin
+    return measured(claim, True if inside else False if outside else None, estimate, control, command)
+
+
+def untestable(claim: str, why: str, control: str, command: str) -> Claim:
+    """A claim whose premise does not hold here, so that its figure would say nothing about the paper."""
+    return Claim(claim, None, f"cannot be tested here: {why}", None, control, command)
+
+
+def as_check(claim: Claim) -> Claim:
+    """The same line in the second table, "the code does what it says".
+
+    Such a line compares a script of known chances with its closed form, or counts what must be so. It says nothing of
+    the paper.
+    """
+    return replace(claim, check=True)
 
 
 def claim_sign(claim: str, estimate: Estimate, control: str, command: str, above: bool = True) -> Claim:
-    """A claim that a difference is above 0, or below it. It is not clear where the interval holds 0."""
+    """A claim that a difference is above 0, or below it. It is not clear if the interval holds 0."""
     holds = (estimate.value > 0) == above if estimate.apart else None
     return measured(claim, holds, estimate, control, command)
 
@@ -186,9 +217,7 @@ def names() -> list[str]:
 
 
 def run_study(name: str, quick: bool, out: Path | None) -> list[Claim]:
-    """Run a study and print its table; `out` gets the claims as JSON. Raises ConfigError for an unknown name."""
-    from rich.table import Table
-
+    """Run a study and print its two tables. `out` gets both as JSON. Raises ConfigError for an unknown name."""
     from selfimprove.report.display import standard_output
 
     if name not in names():
@@ -198,18 +227,29 @@ def run_study(name: str, quick: bool, out: Path | None) -> list[Claim]:
     folder = Path("outputs") / "studies" / (f"{name}_quick" if quick else name)
     folder.mkdir(parents=True, exist_ok=True)
     logging.getLogger("selfimprove").info("study %s: runs are kept in %s", name, folder)
-    claims = list(study(Lab(quick, folder, console.print)))
-    table = Table("claim", "holds", "value", "95 % interval", "compared with", title=f"{name}: claims of the paper")
-    for claim in claims:
-        value = claim.value if isinstance(claim.value, str) else f"{claim.value:.4g}"
-        interval = f"[{claim.interval[0]:.4g}, {claim.interval[1]:.4g}]" if claim.interval else ""
-        table.add_row(
-            claim.claim, {True: "yes", False: "NO", None: "not clear"}[claim.holds], value, interval, claim.control
-        )
-    console.print(table)
-    failed = [claim.claim for claim in claims if claim.holds is False]
-    if failed:
-        console.print(f"Not reproduced here: {'; '.join(failed)}.")
+    found = list(study(Lab(quick, folder, console.print)))
+    claims, checks = [line for line in found if not line.check], [line for line in found if line.check]
+    console.print(lines_table(f"{name}: claims of the paper", claims))
+    if checks:
+        console.print(lines_table(f"{name}: the code does what it says", checks))
+    for said, lines in (("Not reproduced here", claims), ("Checks that do not hold", checks)):
+        if failed := [line.claim for line in lines if line.holds is False]:
+            console.print(f"{said}: {'; '.join(failed)}.")
     if out:
-        store.write_json(out, {"study": name, "quick": quick, "claims": [asdict(claim) for claim in claims]})
-    return claims
+        tables = {"claims": [asdict(line) for line in claims], "checks": [asdict(line) for line in checks]}
+        store.write_json(out, {"study": name, "quick": quick, **tables})
+    return found
+
+
+def lines_table(title: str, lines: Sequence[Claim]) -> Table:
+    """A table with a row for each line of a study."""
+    from rich.table import Table
+
+    table = Table("claim", "holds", "value", "95 % interval", "compared with", title=title)
+    for line in lines:
+        value = line.value if isinstance(line.value, str) else f"{line.value:.4g}"
+        interval = f"[{line.interval[0]:.4g}, {line.interval[1]:.4g}]" if line.interval else ""
+        table.add_row(
+            line.claim, {True: "yes", False: "NO", None: "not clear"}[line.holds], value, interval, line.control
+        )
+    return table

@@ -1,4 +1,4 @@
-"""B-STaR's claims at tiny scale: fixed settings lose variety over the rounds, those chosen anew each round keep it."""
+"""B-STaR's claims at tiny scale: fixed settings lose variety over the rounds, those chosen again each round keep it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 from selfimprove import store
 from selfimprove.report.metrics import normalise
 from selfimprove.report.surface import heat_map
-from selfimprove.studies import Claim, Lab, Result, advantage, claim_above, difference, measured
+from selfimprove.studies import Claim, Lab, Result, advantage, as_check, claim_above, difference, measured
 from selfimprove.types import Attempt
 
 Measure = Callable[[list[Attempt]], float]
@@ -69,7 +69,8 @@ def study(lab: Lab) -> Iterator[Claim]:
     settings = [_choices(result) for result in chosen]
     pairs = "; ".join(" ".join(f"({t:g}, {tau:g})" for t, tau in row) for row in settings)
     several = all(len(set(row)) > 1 for row in settings)
-    yield Claim("(T, tau) differ between rounds, in each seed", several, pairs, None, "", command)
+    # Probes of a policy that is never trained differ too, so this says nothing of the paper.
+    yield as_check(Claim("(T, tau) differ between rounds, in each seed", several, pairs, None, "", command))
     for name, measure in ((k, MEASURES["pass@k"]), ("share of unique solutions", MEASURES["unique share"])):
         ahead = difference(_values(chosen, "last", measure), _values(fixed, "last", measure))
         yield claim_above(f"final {name} is above that with fixed T", ahead, "fixed T=1, same n", command)

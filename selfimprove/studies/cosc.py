@@ -33,14 +33,18 @@ SINGLE = [
     "method.tools.teacher.bugs=[0]",
     "method.tools.teacher.checks=false",
 ]
-OWN, ALONE, STEPS = "cosc", "single round", "phase 1, as many steps"
-ARMS = {OWN: [], "no verification": ["method.tools.teacher.checks=false"], ALONE: SINGLE}
+OWN, NO_CHECK, ALONE, STEPS = "cosc", "no verification", "single round", "phase 1, as many steps"
+ARMS = {OWN: [], NO_CHECK: ["method.tools.teacher.checks=false"], ALONE: SINGLE}
 LEVELS = (5, 6)  # where the coder answers about seven of ten dev problems
 RATES = (1e-3, 3e-3)
 EPOCHS = 6
 MAX_TOKENS = 160
 GATE = 0.9  # share of outputs that have to be followed by a verdict, else the policy has not learnt the form
 DRAWS = 2000  # of a bootstrap
+
+Arms = Mapping[str, Sequence[Result]]
+Scores = Mapping[str, Sequence[ByProblem]]
+Bounded = tuple[str, Estimate, float, str]  # a claim, its figure, the bound that the figure has to exceed, the control
 
 
 def study(lab: Lab) -> Iterator[Claim]:
@@ -52,94 +56,89 @@ def study(lab: Lab) -> Iterator[Claim]:
 
 
 def claims(lab: Lab, tool: Python) -> Iterator[Claim]:
-    taught, train, dev, heldout = (60, 20, 20, 30) if lab.quick else (500, 150, 200, 250)
-    common = [
-        "method=cosc",
-        "rounds=1",
-        f"dataset.levels={list(LEVELS)}",
-        f"dataset.train_size={max(taught, train)}",
-        f"method.train.epochs={EPOCHS}",
-    ]
-    common += [f"method.stages.seed.problems.count={taught}"]
-    common += ["+method.stages.self.problems._target_=selfimprove.datasets.passes.drawn"]
-    common += [f"+method.stages.self.problems.count={train}"]
-    arms = {OWN: ARMS[OWN]} if lab.quick else ARMS
     solver: Solver = partial(
         by_round, rounds=3, answer="The answer is {output}.", rejects="Verdict: incorrect", tools={"python": tool}
     )
-    rates = RATES[:1] if lab.quick else RATES
-    taught_only = [word for word in common if "stages.self" not in word] + ["~method.stages.self"]
-    once = {arm: [word for word in own if "stages.self" not in word] for arm, own in arms.items()}
-    chosen = chosen_rates(lab, taught_only, once, rates, solver, last, dev, LEVELS)
-    tuned = {arm: [*own, f"method.train.learning_rate={chosen[arm]}"] for arm, own in arms.items()}
-    common.append(f"dataset.heldout_size={heldout}")
-    runs = run_arms(lab, common, tuned)
-    epochs = round(EPOCHS * float(np.mean([rows(r) for r in runs[OWN]])) / taught)
-    longer = [f"method.train.learning_rate={chosen[OWN]}", f"dataset.heldout_size={heldout}"]
-    runs[STEPS] = lab.over_seeds(*taught_only, *longer, f"method.train.epochs={epochs}")
-
-    def after_seeds(result: Result) -> Groups:
-        problems = [group[0].problem for group in result.attempts(result.evaluation("base"))]
-        path = str(result.path / "rounds/000.0_seed/policy")
-        return attempts(problems, solve(solver, shipped(path), problems, max_tokens=MAX_TOKENS), GRADE)
-
-    first = {arm: [at_round(r, 1) for r in found] for arm, found in runs.items()}
+    runs, epochs = trained(lab, solver)
     final = {arm: [answered(r) for r in found] for arm, found in runs.items()}
-    gains = {arm: [minus(f, o) for f, o in zip(final[arm], first[arm], strict=True)] for arm in runs}
     responses = [list(r.attempts(r.evaluation("last"))) for r in runs[OWN]]
-    phase_1 = [solved(after_seeds(r), last) for r in runs[OWN]]
+    phase_1 = [after_phase_1(r, solver) for r in runs[OWN]]
     lab.note(table(runs, overall(phase_1)))
-    written = verdicts(responses)
-    found: list[tuple[str, Estimate, float, str]] = [
-        (
-            "answers are right more often than what the first program prints",
-            difference(final[OWN], first[OWN]),
-            0.0,
-            "first programs of the same responses",
-        ),
-        (
-            "wrong outputs are called incorrect more often than right ones, by at least .4",
-            estimated(gap, responses),
-            0.4,
-            "right outputs",
-        ),
-        ("phase 2 answers better than phase 1", difference(final[OWN], phase_1), 0.0, "the policy after phase 1"),
-        (
-            "and better than phase 1 in as many steps",
-            difference(final[OWN], final[STEPS]),
-            0.0,
-            f"{epochs} epochs of the teacher's rows",
-        ),
+    found = [
+        *rounds_and_phases(runs, responses, final, phase_1, epochs),
+        *([] if lab.quick else other_arms(runs, final, tool)),
     ]
-    if not lab.quick:
-        n = max(3, round(tokens(runs[OWN]) / tokens(runs[ALONE])))
-        single = [solved(sampled(r, n, tool, seed), vote) for seed, r in enumerate(runs[ALONE])]
-        found += [
-            (
-                "rounds gain more with a verification than without",
-                difference(gains[OWN], gains["no verification"]),
-                0.0,
-                "the verdict alone, as many rows",
-            ),
-            (
-                "answers are better than by learning right programs alone",
-                difference(final[OWN], final[ALONE]),
-                0.0,
-                "a single round, which costs less",
-            ),
-            (
-                f"answers are better than the majority of {n} single rounds",
-                difference(final[OWN], single),
-                0.0,
-                "a single round, as many tokens or more",
-            ),
-        ]
+    written = verdicts(responses)
     for claim, estimate, least, control in found:
         if written >= GATE:
             yield bounded(claim, estimate, least, control, COMMAND)
         else:
             why = f"cannot be tested here: {written:.0%} of outputs are followed by a verdict, of {GATE:.0%} needed"
             yield Claim(claim, None, why, None, control, COMMAND)
+
+
+def trained(lab: Lab, solver: Solver) -> tuple[Arms, int]:
+    """The finished runs of each arm, and how many epochs the arm of phase 1 alone takes for as many steps."""
+    taught, train, dev, heldout = (60, 20, 20, 30) if lab.quick else (500, 150, 200, 250)
+    phase_1 = [
+        "method=cosc",
+        "rounds=1",
+        f"dataset.levels={list(LEVELS)}",
+        f"dataset.train_size={max(taught, train)}",
+        f"method.stages.seed.problems.count={taught}",
+    ]
+    phase_2 = [
+        "+method.stages.self.problems._target_=selfimprove.datasets.passes.drawn",
+        f"+method.stages.self.problems.count={train}",
+    ]
+    arms = {OWN: ARMS[OWN]} if lab.quick else ARMS
+    alone = [*phase_1, "~method.stages.self"]
+    once = {arm: [word for word in own if "stages.self" not in word] for arm, own in arms.items()}
+    epochs_1 = f"method.train.epochs={EPOCHS}"
+    rates = RATES[:1] if lab.quick else RATES
+    chosen = chosen_rates(lab, [*alone, epochs_1], once, rates, solver, last, dev, LEVELS)
+    tuned = {arm: [*own, f"method.train.learning_rate={chosen[arm]}"] for arm, own in arms.items()}
+    size = f"dataset.heldout_size={heldout}"
+    runs = run_arms(lab, [*phase_1, *phase_2, epochs_1, size], tuned)
+    epochs = round(EPOCHS * float(np.mean([rows(r) for r in runs[OWN]])) / taught)
+    longer = [f"method.train.learning_rate={chosen[OWN]}", size, f"method.train.epochs={epochs}"]
+    return {**runs, STEPS: lab.over_seeds(*alone, *longer)}, epochs
+
+
+def after_phase_1(result: Result, solver: Solver) -> ByProblem:
+    """Which held-out problems the policy solves after phase 1 of a run."""
+    problems = [group[0].problem for group in result.attempts(result.evaluation("base"))]
+    path = str(result.path / "rounds/000.0_seed/policy")
+    return solved(attempts(problems, solve(solver, shipped(path), problems, max_tokens=MAX_TOKENS), GRADE), last)
+
+
+def rounds_and_phases(
+    runs: Arms, responses: Sequence[Groups], final: Scores, phase_1: Sequence[ByProblem], epochs: int
+) -> Iterator[Bounded]:
+    """What is claimed of a response's rounds and of the method's phases."""
+    first = [at_round(r, 1) for r in runs[OWN]]
+    text = "answers are right more often than what the first program prints"
+    yield text, difference(final[OWN], first), 0.0, "first programs of the same responses"
+    text = "wrong outputs are called incorrect more often than right ones, by at least .4"
+    yield text, estimated(gap, responses), 0.4, "right outputs"
+    yield "phase 2 answers better than phase 1", difference(final[OWN], phase_1), 0.0, "the policy after phase 1"
+    control = f"{epochs} epochs of the teacher's rows"
+    yield "and better than phase 1 in as many steps", difference(final[OWN], final[STEPS]), 0.0, control
+
+
+def other_arms(runs: Arms, final: Scores, tool: Python) -> Iterator[Bounded]:
+    """What is claimed against policies that learnt no verification, or a single round."""
+    gains = {
+        arm: [minus(f, at_round(r, 1)) for f, r in zip(final[arm], runs[arm], strict=True)] for arm in (OWN, NO_CHECK)
+    }
+    text = "rounds gain more with a verification than without"
+    yield text, difference(gains[OWN], gains[NO_CHECK]), 0.0, "the verdict alone, as many rows"
+    text = "answers are better than by learning right programs alone"
+    yield text, difference(final[OWN], final[ALONE]), 0.0, "a single round, which costs less"
+    n = max(3, round(tokens(runs[OWN]) / tokens(runs[ALONE])))
+    single = [solved(sampled(r, n, tool, seed), vote) for seed, r in enumerate(runs[ALONE])]
+    text = f"answers are better than the majority of {n} single rounds"
+    yield text, difference(final[OWN], single), 0.0, "a single round, as many tokens or more"
 
 
 def rows(result: Result) -> int:
@@ -204,7 +203,7 @@ def sampled(result: Result, n: int, tool: Python, seed: int) -> Groups:
     return attempts(problems, found, GRADE)
 
 
-def table(runs: Mapping[str, Sequence[Result]], phase_1: float) -> Table:
+def table(runs: Arms, phase_1: float) -> Table:
     def answers(of: Callable[[Result], ByProblem]) -> Callable[[Sequence[Result]], str]:
         return lambda results: f"{100 * overall([of(r) for r in results]):.1f} %"
 
@@ -232,7 +231,7 @@ def table(runs: Mapping[str, Sequence[Result]], phase_1: float) -> Table:
 
 
 def at_round(result: Result, number: int) -> ByProblem:
-    """What the program of a round prints; where there is none, that of the round before, or the answer."""
+    """What the program of a round prints; if there is none, that of the round before, or the answer."""
     found: ByProblem = {}
     for group in result.attempts(result.evaluation("last")):
         ran = [a for a in group if a.trajectory.metadata["stage"] <= number] or group[:1]

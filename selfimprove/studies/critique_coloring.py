@@ -22,7 +22,7 @@ from selfimprove.policy import Engine
 from selfimprove.policy.scripted import VERIFY, YES
 from selfimprove.report.metrics import mean_over_problems
 from selfimprove.report.statistics import Estimate
-from selfimprove.studies import Claim, Lab, claim_sign, difference, measured, overall
+from selfimprove.studies import Claim, Lab, as_check, claim_sign, claim_within, difference, measured, overall
 from selfimprove.studies.arms import arms_table
 from selfimprove.studies.made import colourer
 from selfimprove.studies.made.colourer import ACCEPT, LONGEST, REFUSE, RETRY
@@ -58,7 +58,7 @@ class Arm(Answers):
     picks: bool  # whether a verifier says which answer is right; else the last one counts
 
     def success(self, rounds: int = ROUNDS) -> ByProblem:
-        """Problem -> 1.0 where it is solved after so many rounds of criticism, success@k."""
+        """Problem -> 1.0 if it is solved after so many rounds of criticism, success@k."""
         return solved([group[: rounds + 1] for group in self.groups], best if self.picks else last)
 
     @property
@@ -73,7 +73,7 @@ class Arm(Answers):
 
 
 def study(lab: Lab) -> Iterator[Claim]:
-    yield from scripted(lab, copies=10 if lab.quick else 60)
+    yield from map(as_check, scripted(lab, copies=10 if lab.quick else 60))
     documents = 200 if lab.quick else colourer.DOCUMENTS
     made = colourer.make(lab.folder / "colourer", documents)  # made once; remove it to have it made again
     yield from trained(lab, shipped(made, max_length=colourer.WINDOW), size=3 if lab.quick else 60)
@@ -156,10 +156,8 @@ def trained(lab: Lab, engine: Engine, size: int) -> Iterator[Claim]:
     ):
         yield claim_sign(text, gap(arms, name, other), other, COMMAND, above)
     for name in VERIFIED[1:]:
-        change = gap(arms, name, first)
-        same = True if change.low > -0.1 and change.high < 0.1 else False if change.apart else None
         text = f"trained: {name}: what is said makes no difference of more than 0.1"
-        yield measured(text, same, change, first, COMMAND)
+        yield claim_within(text, gap(arms, name, first), 0.1, first, COMMAND)
     for name in VERIFIED:
         text = f"trained: {name} is no better than independent samples"
         yield claim_sign(text, gap(arms, name, CONTROL), CONTROL, COMMAND, above=False)

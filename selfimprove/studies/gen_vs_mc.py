@@ -20,7 +20,7 @@ from selfimprove.policy import Engine
 from selfimprove.policy.scripted import ScriptedEngine
 from selfimprove.report.metrics import mean_over_problems
 from selfimprove.report.statistics import Estimate
-from selfimprove.studies import Claim, Lab, claim_sign, difference, measured
+from selfimprove.studies import Claim, Lab, as_check, claim_sign, difference, measured, untestable
 from selfimprove.studies.arms import arms_table
 from selfimprove.studies.solving import Answers, ByProblem, Check, Cost, cost, cost_table, grader, timed
 from selfimprove.studies.tiny import shipped
@@ -29,6 +29,7 @@ from selfimprove.verify.arithmetic import check
 
 COMMAND = "selfimprove study gen_vs_mc"
 ROUNDS = 5
+GATE = 0.05  # the most replies of a round that may state no answer, else the round says nothing of the paper
 REVIEW = (
     "Question: {question}\n{options}\n"
     'Review your previous responses, and give your final answer after "The final answer is: ".'
@@ -59,7 +60,7 @@ class Arm(Answers):
 
 def study(lab: Lab) -> Iterator[Claim]:
     for space in FORMS:
-        yield from scripted(space, 60 if lab.quick else 300)
+        yield from map(as_check, scripted(space, 60 if lab.quick else 300))
     engine, size = shipped(), 40 if lab.quick else 120
     arms: dict[str, list[Arm]] = {}
     for space in FORMS:
@@ -72,13 +73,32 @@ def study(lab: Lab) -> Iterator[Claim]:
     last: dict[str, float] = {space: float(np.mean([a.turns.accuracy[-1] for a in arm])) for space, arm in arms.items()}
     lab.note(cost_table(costs, last, "last answer", "space"))
 
-    for figure, above, text in (
-        ("flipped", False, "picked answers turn from right to wrong or back less often than written ones"),
-        ("flipped_first", False, "the same of the first review alone, which is what the model has learnt"),
-        ("inertia", True, "picked answers are more often the same as in the round before"),
+    yield from between_spaces(arms)
+    yield from along_rounds(arms)
+
+
+def silent(arms: Mapping[str, Sequence[Arm]], spaces: Sequence[str], stage: int) -> str:
+    """Why a claim about a round cannot be tested, "" if it can: too many of its replies state no answer."""
+    share = max(float(np.mean([[a is None for a in arm.turns.answers[:, stage]] for arm in arms[s]])) for s in spaces)
+    return f"{share:.0%} of round {stage}'s replies state no answer, {GATE:.0%} may" if share > GATE else ""
+
+
+def between_spaces(arms: Mapping[str, Sequence[Arm]]) -> Iterator[Claim]:
+    """What is claimed of picked answers beside written ones."""
+    for figure, above, stage, text in (
+        ("flipped", False, ROUNDS, "picked answers turn from right to wrong or back less often than written ones"),
+        ("flipped_first", False, 1, "the same of the first review alone, which is what the model has learnt"),
+        ("inertia", True, ROUNDS, "picked answers are more often the same as in the round before"),
     ):
         gap = difference([a.each(figure) for a in arms["choice"]], [a.each(figure) for a in arms["open"]])
-        yield claim_sign(text, gap, "space=open", COMMAND, above)
+        if why := silent(arms, list(FORMS), stage):
+            yield untestable(text, why, "space=open", COMMAND)
+        else:
+            yield claim_sign(text, gap, "space=open", COMMAND, above)
+
+
+def along_rounds(arms: Mapping[str, Sequence[Arm]]) -> Iterator[Claim]:
+    """What is claimed of how accuracy goes from round to round."""
 
     def gain(space: Space, before: int, after: int) -> Estimate:
         return difference([a.right(after) for a in arms[space]], [a.right(before) for a in arms[space]])
@@ -98,7 +118,10 @@ def study(lab: Lab) -> Iterator[Claim]:
     )
     for text, space, before, after, above in changes:
         control = f"round {before}, with round {after}"
-        yield claim_sign(text, gain(space, before, after), control, COMMAND, above)
+        if why := silent(arms, [space], after):
+            yield untestable(text, why, control, COMMAND)
+        else:
+            yield claim_sign(text, gain(space, before, after), control, COMMAND, above)
 
 
 def items(space: Space, size: int) -> list[Problem]:

@@ -12,7 +12,7 @@ from selfimprove.datasets import arithmetic as data
 from selfimprove.methods.ids import bounds, budgets, generate
 from selfimprove.policy.scripted import ScriptedEngine
 from selfimprove.report.curve import sampled_tokens
-from selfimprove.studies import Claim, Lab, claim_above, difference, gain, overall
+from selfimprove.studies import Claim, Lab, as_check, claim_above, difference, gain, overall
 from selfimprove.studies.arms import arms_table
 from selfimprove.studies.made import waiter
 from selfimprove.studies.made.waiter import TRIGGERS, WAIT
@@ -31,9 +31,7 @@ chosen = partial(vote, window=1)  # the vote over what each chain said last
 
 
 def study(lab: Lab) -> Iterator[Claim]:
-    yield positions()
-    yield stages(lab)
-    yield from equal_tokens(lab)
+    yield from map(as_check, (positions(), stages(lab), *equal_tokens(lab)))
     yield from tiny(lab)
 
 

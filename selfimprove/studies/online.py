@@ -14,7 +14,7 @@ from rich.table import Table
 
 from selfimprove.generate.best_of_n import best_of_n
 from selfimprove.report.statistics import Estimate
-from selfimprove.studies import Claim, Lab, Result, advantage, difference, gain, measured, overall
+from selfimprove.studies import Claim, Lab, Result, advantage, claim_within, difference, gain, overall
 from selfimprove.studies.arms import arms_table, run_arms
 from selfimprove.studies.solving import Groups, attempts, right, solve, solved
 from selfimprove.studies.staged import GRADE, MAX_TOKENS, below, bounded, chosen_rates, votes
@@ -66,11 +66,8 @@ def common_claims(lab: Lab, name: str, runs: Runs, command: str) -> Iterator[Cla
 
 
 def alike(claim: str, estimate: Estimate, control: str, command: str) -> Claim:
-    """A claim of equivalence: yes where the whole interval is within the margin, no where it is outside, else not
-    clear."""
-    inside = estimate.low > -MARGIN and estimate.high < MARGIN
-    outside = estimate.low > MARGIN or estimate.high < -MARGIN
-    return measured(claim, True if inside else False if outside else None, estimate, control, command)
+    """A claim that two arms are as good as each other, within MARGIN."""
+    return claim_within(claim, estimate, MARGIN, control, command)
 
 
 def answers_worth(results: Sequence[Result]) -> float:

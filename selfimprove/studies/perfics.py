@@ -15,7 +15,7 @@ from selfimprove.binding import bind
 from selfimprove.config import compose
 from selfimprove.methods.perfics import Figures, Weights, ranking, table
 from selfimprove.report.statistics import difference
-from selfimprove.studies import Claim, Lab, claim_sign, overall
+from selfimprove.studies import Claim, Lab, as_check, claim_sign, overall
 from selfimprove.studies.arms import arms_table
 from selfimprove.studies.made import refiner
 from selfimprove.studies.solving import ByProblem, grader, plain, solved, timed, traces
@@ -43,7 +43,11 @@ def study(lab: Lab) -> Iterator[Claim]:
     for name, m in measured.items():
         control = f"majority of plain answers, as many tokens: {overall(m.voted):.3f}"
         yield claim_sign(f"{name}: refining beats voting", difference(m.refined, m.voted), control, COMMAND)
+    yield from map(as_check, ranked(figures))
 
+
+def ranked(figures: Sequence[Figures]) -> Iterator[Claim]:
+    """Whether the ranking is that of its formula, worked out by hand."""
     agreed = sum(order(figures, gamma) == closed_form(figures, gamma) for gamma in GAMMAS)
     text = "the ranking is that of the closed form for gamma from 0 to 4"
     shares = f"{agreed} of {len(GAMMAS)}"
@@ -82,7 +86,7 @@ def closed_form(figures: Sequence[Figures], gamma: float) -> list[str]:
 def crossing(figures: Sequence[Figures], smallest: Figures) -> float | None:
     """The gamma from which on the smallest model is the first: the largest of ln(S_j / S_i) / ln(C_j / C_i), or 0.
 
-    None where it solves nothing, and is never the first.
+    None if it solves nothing, and is never the first.
     """
     if not smallest.refined:
         return None

@@ -1,7 +1,7 @@
 """Does imitating answers that passed a check raise accuracy round after round, and is it the check that does it?
 
 STaR (Zelikman et al. 2022, arXiv 2203.14465) and ReST-EM (Singh et al. 2023, arXiv 2312.06585), on chains of arithmetic
-with the shipped model. The arms differ in where each M step starts from, and in how often answers are sampled anew.
+with the shipped model. The arms differ in where each M step starts from, and in how often answers are sampled again.
 """
 
 from __future__ import annotations

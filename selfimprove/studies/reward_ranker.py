@@ -1,7 +1,7 @@
 """Does a reward model that learns from the programs that fooled it rank better?
 
 Claims of Sorokin et al. 2025 (arXiv 2504.09643), on programs of one line that are run in the sandbox. Three reward
-models rank the same programs of held-out problems: the first one, and two that are trained anew on as many pairs, of
+models rank the same programs of held-out problems: the first one, and two that are trained again on as many pairs, of
 which the new ones have hard negatives, or any that fail.
 """
 

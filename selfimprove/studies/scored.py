@@ -177,6 +177,6 @@ def dev_samples(engine: Engine, dev: Sequence[Problem]) -> Groups:
 
 
 def below_gate(models: Models, engine: Engine, dev: Sequence[Problem]) -> str:
-    """Which of the reward models does not tell right from wrong well enough; empty where both do."""
+    """Which of the reward models does not tell right from wrong well enough; empty if both do."""
     areas = models.aurocs(dev_samples(engine, dev))
     return ", ".join(f"{name} {area.value:.3f}" for name, area in areas.items() if area.value < GATE)

@@ -14,13 +14,14 @@ from rich.table import Table
 
 from selfimprove.methods.sharpening import bon, optimum, sharpened, total_variation
 from selfimprove.report.metrics import paired_difference
-from selfimprove.studies import Claim, Lab, Result, claim_above, difference, measured, overall
+from selfimprove.studies import Claim, Lab, Result, as_check, claim_above, claim_sign, difference, overall, untestable
 from selfimprove.studies.arms import arms_table, run_arms
 from selfimprove.types import Attempt
 from selfimprove.verify.equality import canonical
 
 SIZES = (1, 4, 16, 50)  # N of best-of-N
 FORMS = ("logprob", "mean_logprob", "majority")
+ITEMS = 60  # the least for a claim about items of one kind
 CLEAR = (0.40, 0.20, 0.15, 0.12, 0.08, 0.05)  # the mode is well ahead
 TIED = (0.300, 0.295, 0.15, 0.12, 0.085, 0.05)  # it is not
 
@@ -71,7 +72,7 @@ def study(lab: Lab) -> Iterator[Claim]:
         lab.note(f"accuracy of samples, {name}: {d.value:+.3f}, 95 % {d.low:+.3f} to {d.high:+.3f}")
     for right, change in ((True, "right get better"), (False, "wrong get worse")):
         yield _split(sft, right, f"items whose most probable response is {change}", command)
-    yield from six_outcomes(most)
+    yield from map(as_check, six_outcomes(most))
 
 
 def six_outcomes(most: int) -> Iterator[Claim]:
@@ -167,9 +168,9 @@ def _split(results: Sequence[Result], right: bool, text: str, command: str) -> C
             if (mode.verdict.status == "correct") == right:
                 name = group[0].problem.id
                 changes.setdefault(name, []).append(after[name] - _accuracy(group[half:]))
-    if not changes:
-        return Claim(text, None, "no such item", None, "the same items before", command)
+    control = "the same items before"
+    if len(changes) < ITEMS:
+        return untestable(text, f"{len(changes)} such items of the {ITEMS} needed", control, command)
     values = [float(np.mean(change)) for change in changes.values()]
     change = paired_difference(before=[0.0] * len(values), after=values)
-    holds = change.low > 0 if right else change.high < 0
-    return measured(f"{text} ({change.n} items)", holds, change, "the same items before", command)
+    return claim_sign(f"{text} ({change.n} items)", change, control, command, above=right)

@@ -11,7 +11,7 @@ from selfimprove import scores
 from selfimprove.datasets.arithmetic import LEVELS, load
 from selfimprove.report.curve import Rule
 from selfimprove.report.statistics import Estimate
-from selfimprove.studies import Claim, Lab, Result, measured
+from selfimprove.studies import Claim, Lab, Result, claim_above, measured
 from selfimprove.studies.solving import ByProblem, Solver, attempts, grader, solve, solved
 from selfimprove.studies.tiny import shipped
 from selfimprove.types import Attempt
@@ -82,9 +82,8 @@ def chosen_rates(
 
 
 def bounded(claim: str, estimate: Estimate, least: float, control: str, command: str) -> Claim:
-    """A claim that a difference is above `least`: yes or no where its whole interval is on one side, else not clear."""
-    holds = True if estimate.low > least else False if estimate.high < least else None
-    return measured(claim, holds, estimate, control, command)
+    """As `claim_above`, with the bound in third place."""
+    return claim_above(claim, estimate, control, command, least)
 
 
 def below(claim: str, estimate: Estimate, most: float, control: str, command: str) -> Claim:

@@ -1,13 +1,13 @@
 """Tools: what a solver may call while it answers, by the keyword `tools`.
 
-`method.tools.NAME` names the function that opens a tool, with its options. It is opened once a session. A tool takes a
-text and gives back what was observed, which is text too. A program that fails is an observation like any other, and so
-is one that hangs. A solver's module names in `TOOLS` the tools that it calls.
+`method.tools.NAME` names the function that opens a tool, with its options. A tool is opened once a session. It takes a
+text and returns a text, the observation. A program that fails or hangs gives an observation too. A solver's module
+names the tools that it calls in `TOOLS`.
 
-A tool that is an object may also have `take()`, the number of calls by how they ended since it was last asked, which
-become figures of the phase; and `close()`. `require_NAME(**options)` beside the function NAME is called before a
-run begins, where there is one. It raises ConfigError when this machine lacks what the tool needs, and may return what
-the run's environment.json should say of the tool.
+A tool that is an object may also have `close()` and `take()`. `take()` counts the calls since the last `take()` by how
+they ended, and the counts become figures of the phase. If there is a function `require_NAME(**options)` beside the
+function NAME, it is called before a run begins. It raises ConfigError if this machine lacks what the tool needs. What
+it returns stands in the run's environment.json.
 """
 
 from __future__ import annotations

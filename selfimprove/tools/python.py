@@ -1,11 +1,11 @@
-"""Python as a tool: a program that a policy wrote runs in the sandbox, and what it prints is the observation.
+"""Python as a tool: a policy's program runs in the sandbox, and its output is the observation.
 
-A call is one program, or cells of one divided by lines `# %%`. Earlier cells are run again before the last one, whose
-output alone is observed: so a tool needs no state, and a search may go back to any earlier cell.
+A call is one program. It may have cells, divided by lines `# %%`. Then all cells are run, and only the last one's
+output is observed. So the tool needs no state, and a search may go back to any earlier cell.
 
-Programs run in the processes of `selfimprove.verify.pool`, each in a sandbox of its own (docs/sandbox.md). Whatever
-becomes of a program is an observation. A fault of the sandbox itself is not the program's doing: it is tried again,
-counted, and too many stop the run.
+Programs run in the processes of `selfimprove.verify.pool`, each in its own sandbox (docs/sandbox.md). Whatever happens
+to a program is an observation. A fault of the sandbox is not the program's fault: the program is run again, the fault
+is counted, and too many faults stop the run.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from selfimprove.verify.pool import Pool
 from selfimprove.verify.sandbox import Result, run
 
 KEEPS_TIME = True  # the sandbox ends what takes too long
-OUTPUT_BYTES = 1 << 16  # that are read of a program
+OUTPUT_BYTES = 1 << 16  # a program that prints more is stopped
 REMEMBERED = 4096  # programs
-FAULTS, FAULT_SHARE = 10, 0.05  # of the sandbox: the run stops where there are more than both
+FAULTS, FAULT_SHARE = 10, 0.05  # the run stops if the sandbox's faults are more than both, a count and a share of calls
 CELL = re.compile(r"^# %%.*\n?", re.MULTILINE)
-ENDED = {"correct": "ok", "wrong": "failed"}  # how a figure calls an outcome; `timeout` and `error` keep their names
+ENDED = {"correct": "ok", "wrong": "failed"}  # outcome -> its name in figures; `timeout` and `error` keep their names
 
 _DRIVER = """
 import contextlib, io, json
@@ -45,7 +45,7 @@ exec(compile(last, "<cell>", "exec"), scope)
 
 
 def require_python(*, sandbox: str = "bubblewrap", image: str = IMAGE, **options: Any) -> dict[str, str]:
-    """The guards of the programs, for the run's record. Raises ConfigError where the sandbox cannot run here."""
+    """What guards the programs, for the run's record. Raises ConfigError if the sandbox cannot run here."""
     sandboxes.require(sandbox, image, "method.tools.python")
     return sandboxes.describe(sandbox, image)
 
@@ -59,17 +59,17 @@ def python(
     sandbox: str = "bubblewrap",
     image: str = IMAGE,
 ) -> Python:
-    """The tool, open.
+    """Open the tool.
 
-    seconds, memory_mb (MiB): limits of a program, as of the verifier `code`; chars: the most characters of an
-    observation; workers: programs that run at once, None: one a core; image: what a container is made of.
+    `seconds` and `memory_mb` (MiB) limit a program, as in the verifier `code`. `chars` is the most characters of an
+    observation. `workers` is how many programs run at once; None means one a core. `image` is the container's image.
     """
     options = {"seconds": seconds, "memory_mb": memory_mb, "chars": chars, "sandbox": sandbox, "image": image}
     return Python(Pool(f"{__name__}.cell", options, workers=workers or os.cpu_count() or 1, seconds=seconds))
 
 
 class Python:
-    """A program's observation; the same program is run once, and remembered."""
+    """Gives a program's observation. A program is run once, and its observation is remembered."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool.__enter__()
@@ -78,8 +78,10 @@ class Python:
         self._calls = self._faults = 0
 
     async def __call__(self, text: str) -> str:
-        """What the program `text` printed, and how it failed if it did. Raises RunError where the sandbox does not
-        work."""
+        """What the program `text` printed, and how it failed if it did.
+
+        Raises RunError if the sandbox does not work.
+        """
         if text not in self._known:
             if len(self._known) >= REMEMBERED:
                 del self._known[next(iter(self._known))]
@@ -89,7 +91,7 @@ class Python:
             except BaseException as error:
                 self._known.pop(text, None)
                 known.set_exception(error if isinstance(error, RunError) else RunError("the call was given up"))
-                known.exception()  # whoever waits for it gets it; if nobody does, that is no fault
+                known.exception()  # those who wait get it; without this, asyncio complains if nobody waits
                 raise
         return await asyncio.shield(self._known[text])
 
@@ -128,8 +130,8 @@ def cell(
 ) -> Outcome:
     """The observation of a program, in `extracted`.
 
-    The status says how it ended: `correct` by itself, `wrong` with an error of its own, `timeout`, or `error` where the
-    sandbox is at fault.
+    The status says how the program ended: `correct` without an error, `wrong` with an error of its own, `timeout`, or
+    `error` for a fault of the sandbox.
     """
     cells = CELL.split(text)
     files = {"cells.json": json.dumps(cells)} if len(cells) > 1 else {}
@@ -150,7 +152,7 @@ def cell(
 
 
 def _failure(result: Result, seconds: float, memory_mb: int) -> str:
-    """What went wrong with a program, as the last line of its traceback says it; nothing where all is well."""
+    """What went wrong with a program, as the last line of its traceback says it. "" if nothing did."""
     if result.status == "ok":
         return ""
     if result.status == "exit":
@@ -163,12 +165,12 @@ def _failure(result: Result, seconds: float, memory_mb: int) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text in which what cannot be seen stands as `\\x1b`: control characters, and halves of surrogate pairs."""
+    """The text with invisible characters written out, such as `\\x1b`: control characters and lone surrogates."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def bounded(text: str, chars: int) -> str:
-    """The text, or its two ends where it is longer than `chars` characters."""
+    """The text, or its two ends if it is longer than `chars` characters."""
     if len(text) <= chars:
         return text
     half = chars // 2

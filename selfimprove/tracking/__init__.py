@@ -1,6 +1,6 @@
-"""Where a run's figures go besides its own folder. A tracker never stops a run, nor holds it up for long.
+"""Trackers: where a run's figures go besides its own folder. A tracker never stops a run, nor delays it for long.
 
-The function that `_target_` of conf/tracker names takes the node, the run folder and the configuration.
+The function that a choice of conf/tracker names as `_target_` takes the node, the run folder and the configuration.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TABLE_PROBLEMS, TABLE_ATTEMPTS = 16, 4  # of a round's table: so many problems, so many attempts at each
+TABLE_PROBLEMS, TABLE_ATTEMPTS = 16, 4  # problems in a round's table, and attempts at each
 
 
 SERIES = {
     "evaluate/accuracy": "held-out accuracy of one greedy answer each; round -1 is the base policy",
     "evaluate/accuracy_low": "the lower end of its 95 % interval",
     "evaluate/accuracy_high": "the upper end",
-    "evaluate/change": "the paired difference to the base policy",
+    "evaluate/change": "the paired difference from the base policy",
     "generate/tokens/prompt": "prompt tokens of the round's sampling",
     "generate/tokens/sampled": "sampled tokens: the cost of a round",
     "generate/calls": "requests to the policy",
@@ -43,7 +43,7 @@ SERIES = {
     "filter/explore/distinct_answers": "different answers a problem",
     "filter/explore/distinct_correct": "different right solutions a problem",
     "filter/exploit/available_reward": "mean reward of all attempts",
-    "filter/exploit/kept_reward": "mean reward of those that were kept; only where some were",
+    "filter/exploit/kept_reward": "mean reward of kept attempts, if there are any",
     "filter/exploit/keep_rate": "share of attempts that were kept",
     "filter/examples": "training examples",
     "train/tokens": "tokens trained on",
@@ -52,13 +52,13 @@ SERIES = {
     "seconds/train": "of training",
     "seconds/evaluate": "and of the evaluation",
 }
-"""What every training run on text logs each round with `round` as the step; docs/tracking.md says more of each."""
+"""The figures that every training run on text logs each round, over `round`. docs/tracking.md says more of each."""
 
 
 class Tracker(Protocol):
-    """Calls may be repeated when a run resumes: a row is skipped if one of its kind, round, step and names was logged.
+    """Calls may be repeated when a run resumes. A row is skipped if one of its kind, round, step and names was logged.
 
-    `number` is the round; -1 is the evaluation of the base model.
+    `number` is the round. -1 is the evaluation of the base model.
     """
 
     def round(self, number: int, metrics: Mapping[str, Any]) -> None:
@@ -71,7 +71,7 @@ class Tracker(Protocol):
         """The first attempts at the first problems of a round, with their verdicts."""
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Closes the tracker with what summary.json holds; to be called once, however the run ended."""
+        """Closes the tracker with the content of summary.json. It is called once, however the run ended."""
 
 
 class Nothing:
@@ -89,7 +89,7 @@ def none(node: Target, run_dir: Path, config: Config) -> Tracker:
 
 
 class Backend(Protocol):
-    """What `Background` runs: a Tracker whose table is rows already."""
+    """What `Background` runs. It is a Tracker whose table gets rows instead of attempts."""
 
     def round(self, number: int, metrics: dict[str, Any]) -> None: ...
 
@@ -101,10 +101,10 @@ class Backend(Protocol):
 
 
 class Background:
-    """A Tracker that runs a backend in a thread of its own, so that its failures and its waiting are not the run's.
+    """A Tracker that runs a backend in a thread of its own, so that the run neither fails nor waits with it.
 
-    `start_seconds` bounds the wait for `connect`, `finish_seconds` the wait for everything logged to be written. The
-    first failure is logged as a warning, later ones are not.
+    The run waits at most `start_seconds` for `connect`, and at most `finish_seconds` until everything is written. The
+    first failure is logged as a warning. Later ones are not logged.
     """
 
     def __init__(self, connect: Callable[[], Backend], start_seconds: float = 40, finish_seconds: float = 90) -> None:
@@ -113,9 +113,9 @@ class Background:
         self._warned = False
         self._finish_seconds = finish_seconds
         threading.Thread(target=self._serve, args=(connect,), name="tracker", daemon=True).start()
-        # Waiting keeps the backend's imports apart from the run's own: two threads in one import cycle can see halves.
+        # Waiting keeps the backend's imports apart from the run's: two threads in an import cycle can see half modules.
         if not self._started.wait(start_seconds):
-            self._warn(f"no start within {start_seconds:g} s")
+            self._warn(f"did not start within {start_seconds:g} s")
 
     def round(self, number: int, metrics: Mapping[str, Any]) -> None:
         copy = dict(metrics)
@@ -136,16 +136,16 @@ class Background:
         self._put(lambda backend: backend.finish(copy))
         self._calls.put(None)
         if not self._ended.wait(self._finish_seconds):
-            self._warn(f"not finished after {self._finish_seconds:g} s, and left behind")
+            self._warn(f"did not finish within {self._finish_seconds:g} s; the run does not wait for it")
 
     def _put(self, call: Callable[[Backend], None]) -> None:
         if not self._ended.is_set():
             self._calls.put(call)
 
     def _serve(self, connect: Callable[[], Backend]) -> None:
-        # Whatever a tracking library raises (a missing package, an outage, a full disk, a defect of its own): hours of
+        # A tracking library may raise anything (a missing package, an outage, a full disk, a bug of its own). Hours of
         # sampling and training are worth more than a chart, and the run folder holds every figure anyway. So any
-        # Exception of a call ends here, in a warning, and the next call is tried.
+        # Exception of a call becomes a warning here, and the next call is tried.
         try:
             backend = connect()
             self._started.set()
@@ -167,7 +167,7 @@ class Background:
 
 
 def row(attempt: Attempt) -> dict[str, Any]:
-    """One line of the table of attempts."""
+    """One row of the table of attempts."""
     problem, trajectory, verdict = attempt.problem, attempt.trajectory, attempt.verdict
     prompt = problem.prompt
     return {
@@ -183,9 +183,10 @@ def row(attempt: Attempt) -> dict[str, Any]:
 
 
 class Ledger:
-    """The rows that were handed to a tracking service, one line each in a file of the run folder.
+    """The rows that a tracking service got. Each is a line in a file of the run folder.
 
-    A row is noted first and handed over then: a kill in between loses that row there, and none is there twice.
+    A row is noted before it is sent. If the run is killed in between, the service lacks that row. It never has one
+    twice.
     """
 
     def __init__(self, path: Path) -> None:
@@ -199,7 +200,7 @@ class Ledger:
         return len(self._lines)
 
     def add(self, kind: str, number: int, step: int, names: Iterable[str]) -> bool:
-        """Note a row; False where it was noted before. `names`, as a step may have several rows, with other names."""
+        """Note a row. False if it was noted before. Two rows of a step differ in the `names` of their figures."""
         line = f"{kind} {number} {step} {zlib.crc32(chr(10).join(sorted(names)).encode()):08x}"
         if line in self._lines:
             return False
@@ -220,7 +221,7 @@ class Ledger:
 
 
 def identity(path: Path, new: Callable[[], str]) -> str:
-    """The name by which a service knows this run, kept in a file of the run folder."""
+    """The name by which a service knows this run. It is kept in a file of the run folder."""
     if not path.exists():
         path.write_text(new() + "\n")
     return path.read_text().strip()

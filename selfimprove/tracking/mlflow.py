@@ -1,10 +1,10 @@
-"""MLflow: by default its store of files, `mlruns` in the working folder, so that nothing has to run.
+"""MLflow. By default it writes files to `mlruns` in the working folder, so that no server has to run.
 
-Two files in the run folder make resuming safe: `mlflow_id` holds the id of the MLflow run, `mlflow_logged` a line for
-each row that was handed over. MLflow's names have no `@`: `pass@4` is `pass_at_4` there. The table of attempts is not
-sent: it is in the run folder.
+Two files in the run folder make resuming safe. `mlflow_id` has the id of the MLflow run, and `mlflow_logged` has a line
+for each row that was sent. MLflow allows no `@` in names, so `pass@4` is `pass_at_4` there. The table of attempts is
+not sent, since it is in the run folder.
 
-mlflow is imported by the thread that uses it, with its usage statistics off; where it is missing the run goes on.
+The thread that uses mlflow imports it, with its usage statistics off. If it is missing, the run goes on.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _ENDS = {"complete": "FINISHED", "stopped": "KILLED"}
 
 
 def start(node: Target, run_dir: Path, config: Config) -> Tracker:
-    """Tracks a run in the experiment `tracker.project`; a folder tracked before goes on as the same run."""
+    """Track a run in the experiment `tracker.project`. A folder that was tracked before goes on as the same run."""
     return Background(lambda: Run(node, run_dir.resolve(), config))
 
 
 class Run:
-    """One MLflow run, in the shape of `selfimprove.tracking.Backend`; raises whatever mlflow raises."""
+    """One MLflow run, as a `selfimprove.tracking.Backend`. Raises what mlflow raises."""
 
     def __init__(self, node: Target, run_dir: Path, config: Config) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -64,7 +64,7 @@ class Run:
         self._write("step", number, step, self._ledger.steps_before(number) + step, values)
 
     def table(self, number: int, rows: list[dict[str, Any]]) -> None:
-        """Nothing: MLflow's tables want pandas, and the rows are in the run folder."""
+        """Does nothing: MLflow's tables need pandas, and the rows are in the run folder."""
 
     def finish(self, summary: dict[str, Any]) -> None:
         self._client.set_terminated(self._id, _ENDS.get(str(summary.get("status")), "FAILED"))

@@ -1,9 +1,9 @@
 """TensorBoard: event files in <run folder>/tensorboard, which `tensorboard --logdir outputs` shows for all runs.
 
-A resumed run writes one more event file into the same folder, and TensorBoard shows them as one run. The file
-`tensorboard_logged` of the run folder has a line for each row that was written, so that none is there twice.
+A resumed run writes another event file into the same folder, and TensorBoard shows them as one run. The file
+`tensorboard_logged` of the run folder has a line for each row that was written, so that no row is written twice.
 
-The writer is PyTorch's. It is imported by the thread that uses it; where the package is missing the run goes on.
+The writer is PyTorch's. The thread that uses it imports it. If the package is missing, the run goes on.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ log = logging.getLogger(__name__)
 
 
 def start(node: Target, run_dir: Path, config: Config) -> Tracker:
-    """Tracks a run in its own folder; a folder tracked before goes on as the same run."""
+    """Track a run in its own folder. A folder that was tracked before goes on as the same run."""
     return Background(lambda: Run(run_dir.resolve(), config))
 
 
 class Run:
-    """One TensorBoard run, in the shape of `selfimprove.tracking.Backend`."""
+    """One TensorBoard run, as a `selfimprove.tracking.Backend`."""
 
     def __init__(self, run_dir: Path, config: Config) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -67,5 +67,5 @@ class Run:
         self._writer.flush()
 
     def _text(self, name: str, text: str, at: int) -> None:
-        """Text is shown as Markdown; four blanks make it a block that is shown as it is."""
+        """Write a text. TensorBoard shows Markdown, and four leading blanks make a block that is shown unchanged."""
         self._writer.add_text(name, "".join(f"    {line}\n" for line in text.splitlines()), at)

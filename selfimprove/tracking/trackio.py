@@ -1,11 +1,10 @@
-"""trackio: a dashboard on this machine, `trackio show`, without an account and without a network.
+"""trackio: a dashboard on this machine, `trackio show`. It needs no account and no network.
 
 Its data are in trackio's own folder (TRACKIO_DIR, else trackio/ in Hugging Face's cache), so that one dashboard shows
-all runs. Two files in the run folder make resuming safe: `trackio_name` is what the run is called there, and
-`trackio_logged` has a line for each row that was handed over. The table of attempts is not sent: it is in the run
-folder.
+all runs. Two files in the run folder make resuming safe. `trackio_name` has the run's name there, and `trackio_logged`
+has a line for each row that was sent. The table of attempts is not sent, since it is in the run folder.
 
-trackio is imported by the thread that uses it; where it is missing the run goes on.
+The thread that uses trackio imports it. If it is missing, the run goes on.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ log = logging.getLogger(__name__)
 
 
 def start(node: Target, run_dir: Path, config: Config) -> Tracker:
-    """Tracks a run in `tracker.project`; a folder tracked before goes on as the same run."""
+    """Track a run in `tracker.project`. A folder that was tracked before goes on as the same run."""
     return Background(lambda: Run(node, run_dir.resolve(), config))
 
 
 class Run:
-    """One trackio run, in the shape of `selfimprove.tracking.Backend`; raises whatever trackio raises."""
+    """One trackio run, as a `selfimprove.tracking.Backend`. Raises what trackio raises."""
 
     def __init__(self, node: Target, run_dir: Path, config: Config) -> None:
         self._ledger = Ledger(run_dir / "trackio_logged")
@@ -61,7 +60,7 @@ class Run:
         self._write("step", number, step, self._ledger.steps_before(number) + step, values)
 
     def table(self, number: int, rows: list[dict[str, Any]]) -> None:
-        """Nothing: trackio's tables want pandas, and the rows are in the run folder."""
+        """Does nothing: trackio's tables need pandas, and the rows are in the run folder."""
 
     def finish(self, summary: dict[str, Any]) -> None:
         with _quiet():
@@ -75,5 +74,5 @@ class Run:
 
 
 def _quiet() -> contextlib.AbstractContextManager[Any]:
-    """trackio prints what it does; the run waits meanwhile, so nothing else is lost."""
+    """Hide what trackio prints. The run waits meanwhile, so no other output is lost."""
     return contextlib.redirect_stdout(io.StringIO())

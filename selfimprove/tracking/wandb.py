@@ -1,11 +1,11 @@
 """Weights & Biases. Without credentials it logs offline, into <run folder>/wandb, and says how to upload.
 
-Two files in the run folder make resuming safe: `wandb_id` holds the id of the W&B run, `wandb_logged` a line for each
-row that was handed over. A row is noted first and handed over then, so a kill in between loses that row on W&B, and
-none is ever there twice; what W&B had not yet written (up to a second's rows, offline) is lost likewise.
+Two files in the run folder make resuming safe. `wandb_id` has the id of the W&B run, and `wandb_logged` has a line for
+each row that was sent. A row is noted before it is sent. If the run is killed in between, W&B lacks that row, but it
+never has one twice. Offline, W&B may also lose the rows of the last second.
 
-wandb is imported by the thread that uses it: naming this tracker in a configuration does not load it, and where it is
-missing the run goes on.
+The thread that uses wandb imports it. So a configuration that names this tracker does not load it. If wandb is missing,
+the run goes on.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ log = logging.getLogger(__name__)
 
 
 def start(node: Target, run_dir: Path, config: Config) -> Tracker:
-    """Tracks a run in `tracker.project` (of `tracker.entity`, if that is set); a folder tracked before goes on."""
+    """Track a run in `tracker.project` (of `tracker.entity`, if set). A folder that was tracked before goes on."""
     return Background(lambda: Run(node, run_dir.resolve(), config))
 
 
 class Run:
-    """One W&B run, in the shape of `selfimprove.tracking.Backend`; raises whatever wandb raises."""
+    """One W&B run, as a `selfimprove.tracking.Backend`. Raises what wandb raises."""
 
     def __init__(self, node: Target, run_dir: Path, config: Config) -> None:
         self._folder = run_dir
@@ -69,7 +69,7 @@ class Run:
 
         if rows:
             table = wandb.Table(columns=[*rows[0]], allow_mixed_types=True)
-            for row in rows:  # given at once, they would be looked at with pandas, which takes a second to import
+            for row in rows:  # given all at once, wandb would read them with pandas, which takes a second to import
                 table.add_data(*row.values())
             self._write("table", number, 0, {"attempts": table}, {"round": number})
 
@@ -79,15 +79,15 @@ class Run:
         offline = self._run.offline
         self._run.summary.update({key: summary[key] for key in ("status", "base", "final") if key in summary})
         self._run.finish(exit_code=1 if summary["status"] == "failed" else 0)
-        wandb.teardown()  # waits for the service: offline, finish returns before the file is whole
+        wandb.teardown()  # waits for the service: offline, finish returns before the file is complete
         if offline:
-            # One folder for each time the run was resumed; sync uploads them in order, into one W&B run.
+            # There is one folder for each time the run was resumed. sync uploads them in order, into one W&B run.
             folders = sorted((self._folder / "wandb").glob(f"offline-run-*-{self._run.id}"))
             waiting = [str(folder) for folder in folders if not any(folder.glob("*.wandb.synced"))]
             log.info("W&B logged offline. To upload: wandb sync %s", shlex.join(waiting))
 
     def _write(self, kind: str, number: int, step: int, values: dict[str, Any], axes: dict[str, int]) -> None:
-        """One row, unless it was logged before. `axes` are its x values; it is drawn over the first."""
+        """Send a row, unless it was logged before. `axes` are its x values. It is drawn over the first of them."""
         row = len(self._ledger)
         if not self._ledger.add(kind, number, step, values):
             return
@@ -99,12 +99,12 @@ class Run:
 
 
 def _init(**options: Any) -> wandb.Run:
-    """A W&B run that asks nothing, prints nothing, and is offline where it cannot be online."""
+    """A W&B run that asks nothing and prints nothing. It is offline if it cannot be online."""
     import wandb
     from wandb.sdk.lib.wbauth import read_netrc_auth
 
-    # Neither its console capture nor its messages: the run has its own log. Nor the command line, the code and the git
-    # state it would collect: environment.json has them without secrets.
+    # No console capture and no messages, since the run has its own log. No command line, code or git state either:
+    # environment.json has them without secrets.
     settings = wandb.Settings(
         silent=True,
         console="off",
@@ -123,7 +123,7 @@ def _init(**options: Any) -> wandb.Run:
         mode = "offline"
         if os.environ.get("WANDB_MODE") == "online":
             log.warning("WANDB_MODE=online, but there is no API key: W&B logs offline")
-    # create_new: a run of its own, which no other library in this process finds and logs to.
+    # create_new: a separate run, which no other library in this process can find and log to.
     options |= {"settings": settings, "reinit": "create_new"}
     try:
         return wandb.init(**options, mode=mode)

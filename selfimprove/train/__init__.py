@@ -1,17 +1,17 @@
-"""Training: thin over TRL. Rows carry token ids, and those ids are what the model sees.
+"""Training: a thin layer over TRL. Rows carry token ids, and the model sees exactly those ids.
 
 This module holds what `sft` and `dpo` share: the context of a training phase, the order of rows, the arguments of a
-Hugging Face trainer, loading and saving. It imports torch, transformers and TRL inside functions, so that importing it
-is cheap.
+Hugging Face trainer, loading and saving. It imports torch, transformers and TRL inside functions, so that an import of
+this module is cheap.
 
 Precision. A policy is saved in `dtype`, and matrix products run in it. In bfloat16, full fine-tuning keeps float32
 weights while it trains (autocast), because a step of 1e-5 relative to a bfloat16 weight rounds to nothing. It rounds
 once, when the policy is saved. With LoRA the frozen base is held in `dtype`, or in 4 bits (QLoRA), and the adapter in
 float32.
 
-Several processes share a phase by one of accelerate's strategies; `launch` starts them. Each device step's loss is
-scaled so that the sum over all of them equals the loss of one process. `TrainContext.parts` holds unfinished work:
-checkpoints, from which a phase that was killed goes on.
+Several processes share a phase by one of accelerate's strategies. `launch` starts them. Each device step's loss is
+scaled so that the sum over all device steps equals the loss of one process. `TrainContext.parts` holds unfinished work:
+checkpoints, from which a killed phase goes on.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from selfimprove.schema import Training
 from selfimprove.train.checkpoints import checkpoint as checkpoint
 from selfimprove.train.checkpoints import unfinished as unfinished
 from selfimprove.train.probed import Answer
+from selfimprove.train.schedules import Infinite, Schedule
 from selfimprove.types import Batch, Epochs, NonNegative, Rate, Share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Schedule = Literal["constant", "linear", "cosine"]
 BATCH_SIZE = 64
 
 
@@ -45,8 +45,8 @@ BATCH_SIZE = 64
 class Held:
     """What stays in memory between phases: the model as it was saved, and its tokenizer.
 
-    Taking it is the same, to the bit, as loading the policy again. Whoever runs phases says by `path` and `node` which
-    policy it is, once that is where it belongs, and by what it was trained.
+    To take it gives the same as to load the policy again, bit for bit. The runner sets `path` once the policy is in its
+    place, and `node` to the configuration that trained it.
     """
 
     path: str = ""
@@ -56,33 +56,33 @@ class Held:
     reference: dict[str, Any] = field(default_factory=dict)  # the base model by its path, for a KL term
 
     def only(self, path: str, node: Any) -> None:
-        """Let go of what is held unless it is this policy, and was trained in this way."""
+        """Let go of the model unless it is this policy and was trained in this way."""
         if (self.path, self.node) != (path, node):
             self.model = self.tokenizer = None
 
 
 @dataclass(frozen=True)
 class TrainContext:
-    """Where a training phase starts, where it saves, and what it runs on; the same for every algorithm."""
+    """Where a training phase starts, where it saves, and what it runs on. It is the same for every algorithm."""
 
     start: str  # model or policy folder (or hub id) to start from
-    base: str  # the base model: what an adapter in `start` belongs to; the reference of DPO by choice
+    base: str  # the base model, which an adapter in `start` belongs to; DPO can take it as its reference
     out: Path  # folder for the new policy: empty, or not there yet
     seed: int
     device: Literal["cpu", "cuda"]
     dtype: Literal["float32", "bfloat16"]
-    micro_batch: int  # most rows in one device step: changes speed and memory, the result by rounding only
+    micro_batch: int  # most rows in one device step; it changes speed and memory, and the result by rounding only
     gradient_checkpointing: bool
     lora: dict[str, Any] | None  # r, alpha, dropout, target_modules, quantize; None is full fine-tuning
     log: Callable[[dict[str, float]], None]  # called once an optimizer step; `progress` is the share of steps done
     probe: Sequence[Answer] = ()  # answers that the policy is asked about before and after training
-    round: int = 0  # which of
-    rounds: int = 1  # the run's training phases this is, for schedules that span them
+    round: int = 0  # the number of this training phase in the run, from 0, for schedules that span all phases
+    rounds: int = 1  # how many training phases the run has
     training: Training = field(default_factory=Training)  # `hardware.training`
-    parts: Path | None = None  # folder for what is unfinished, see `unfinished`; without one nothing is kept
+    parts: Path | None = None  # folder for unfinished work, see `unfinished`; None: nothing is kept
     state: Path | None = None  # with `carry`: folder for what the next phase goes on with (selfimprove.train.carry)
-    last_state: Path | None = None  # and where the last phase left it; None: this is the first
-    held: Held | None = None  # what phases of this process leave in memory for one another; None: nothing
+    last_state: Path | None = None  # with `carry`: where the last phase left it; None: this is the first phase
+    held: Held | None = None  # what a phase of this process leaves in memory for the next; None: nothing
 
 
 class Optimization(TypedDict, total=False):
@@ -93,9 +93,10 @@ class Optimization(TypedDict, total=False):
     batch_size: Batch  # rows of one optimizer step; default 64
     warmup_ratio: Share  # default 0
     schedule: Schedule  # default constant
+    infinite: Infinite  # of schedule=infinite
     weight_decay: Share  # default 0
     max_grad_norm: NonNegative  # 0: gradients are not clipped; default 1
-    carry: bool  # the optimizer's moments and the schedule go on from the policy's last training phase; default false
+    carry: bool  # optimizer moments and schedule go on from the policy's last training phase; default false
 
 
 def planned(lengths: Sequence[int], context: TrainContext, options: Optimization) -> list[int]:
@@ -106,7 +107,7 @@ def planned(lengths: Sequence[int], context: TrainContext, options: Optimization
 
 
 def require_shares(batch_size: int, processes: int) -> None:
-    """Raises ConfigError when the processes cannot share a batch evenly."""
+    """Raises ConfigError if the processes cannot share a batch evenly."""
     if batch_size % processes:
         raise ConfigError(
             f"the train slot's batch_size is {batch_size}: it must be a multiple of "
@@ -118,9 +119,9 @@ def require_shares(batch_size: int, processes: int) -> None:
 def plan(lengths: Sequence[int], epochs: float, batch_size: int, seed: int) -> list[int]:
     """Row numbers in the order they are trained on, `batch_size` to an optimizer step.
 
-    There are round(epochs * rows) row numbers. Each epoch is a new shuffle, and the next one follows without a gap:
-    only the last step can have fewer than `batch_size`. Inside a step rows are sorted by length, longest first. That
-    saves padding and does not change the sum over the step.
+    There are round(epochs * rows) row numbers. Each epoch is a new shuffle, and a step may span two epochs. So only the
+    last step can have fewer than `batch_size` rows. In a step, rows are sorted by length, longest first. That saves
+    padding and does not change the sum over the step.
     """
     total = max(1, round(epochs * len(lengths)))
     rng, order = random.Random(seed), list[int]()
@@ -134,8 +135,8 @@ def plan(lengths: Sequence[int], epochs: float, batch_size: int, seed: int) -> l
 def device_steps(order: Sequence[int], batch_size: int, micro: int, processes: int, blank: int) -> list[list[int]]:
     """The rows of each device step, at most `micro`. Each process takes one of every `processes` steps in a row.
 
-    Where an optimizer step has too few rows to give every process a device step of `micro`, they are dealt out evenly.
-    Where it has fewer rows than there are processes, the others get the row `blank`, which must count for nothing.
+    If an optimizer step has too few rows to give every process a device step of `micro`, they are dealt out evenly. If
+    it has fewer rows than there are processes, the others get the row `blank`, which must count for nothing.
     """
     found: list[list[int]] = []
     for start in range(0, len(order), batch_size):
@@ -150,9 +151,9 @@ def device_steps(order: Sequence[int], batch_size: int, micro: int, processes: i
 
 
 def arguments(context: TrainContext, folder: str, rows: int, options: Optimization) -> dict[str, Any]:
-    """Arguments for a TRL config that trains on `rows` planned rows. It writes only checkpoints, into `folder`, and
-    reports nothing.
+    """Arguments for a TRL config that trains on `rows` planned rows.
 
+    The trainer writes only checkpoints, into `folder`, and reports nothing.
     `batch_size` rows make one optimizer step, over all processes. A device step holds the largest number of rows that
     divides a process's share and is at most `micro_batch`. So the global batch is always `batch_size`.
     """
@@ -165,9 +166,10 @@ def arguments(context: TrainContext, folder: str, rows: int, options: Optimizati
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": share // micro,
         "learning_rate": options["learning_rate"],
-        "lr_scheduler_type": "constant_with_warmup" if schedule == "constant" else schedule,
+        "lr_scheduler_type": {"constant": "constant_with_warmup", "infinite": "constant"}.get(schedule, schedule),
+        "lr_scheduler_kwargs": {"infinite": options["infinite"]} if schedule == "infinite" else None,
         # Rounded down: a warm-up step may have a learning rate of 0, and a short phase must not be all warm-up.
-        # A schedule that goes on is made by the trainer, which takes the ratio itself.
+        # With `carry` the trainer makes the schedule, and takes the ratio itself.
         "warmup_steps": options.get("warmup_ratio", 0.0)
         if context.state
         else math.floor(options.get("warmup_ratio", 0.0) * math.ceil(rows / batch_size)),
@@ -190,7 +192,7 @@ def arguments(context: TrainContext, folder: str, rows: int, options: Optimizati
 
 
 def require(lora: dict[str, Any] | None, training: Training, device: str) -> None:
-    """Raises ConfigError for what this machine cannot do, before a model loads."""
+    """Raises ConfigError for options that this machine cannot serve. No model is loaded."""
 
     def need(package: str, key: str, extra: str) -> None:
         if importlib.util.find_spec(package) is None:
@@ -221,10 +223,10 @@ def require(lora: dict[str, Any] | None, training: Training, device: str) -> Non
 
 
 def load(context: TrainContext) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The policy to train, in training precision, with its adapter where there is one, and its tokenizer.
+    """The policy to train in training precision, with its adapter if it has one, and its tokenizer.
 
     With LoRA, an adapter in `start` is continued. Otherwise `start` must be the base, which gets a new adapter. Raises
-    ConfigError when `start` and `lora` do not fit.
+    ConfigError if `start` and `lora` do not fit.
     """
     from transformers import AutoTokenizer, set_seed
 
@@ -251,7 +253,7 @@ def load(context: TrainContext) -> tuple[Any, PreTrainedTokenizerBase]:
 
 
 def adapted(model: Any, context: TrainContext, task: str, **more: Any) -> Any:
-    """A frozen base with the adapter in `start`, or a new one where `start` holds none. `more` is of a new one.
+    """A frozen base with the adapter in `start`, or a new one if `start` has none. `more` has options of a new one.
 
     Raises ConfigError for an adapter of another rank.
     """
@@ -259,7 +261,7 @@ def adapted(model: Any, context: TrainContext, task: str, **more: Any) -> Any:
 
     assert context.lora is not None
     if is_adapter(context.start):
-        # Left to itself, PEFT reads it onto the first GPU, from every process.
+        # By default, PEFT would read it onto the first GPU, from every process.
         model = PeftModel.from_pretrained(model, context.start, is_trainable=True, torch_device="cpu")
         rank = model.peft_config["default"].to_dict()["r"]
         if rank != context.lora["r"]:
@@ -276,7 +278,7 @@ def adapted(model: Any, context: TrainContext, task: str, **more: Any) -> Any:
         model = get_peft_model(model, config)
     made = model.peft_config["default"]
     made.base_model_name_or_path = context.base
-    if isinstance(made.target_modules, set):  # which would be written in another order by each process
+    if isinstance(made.target_modules, set):  # each process would write a set in another order
         made.target_modules = sorted(made.target_modules)
     return model
 
@@ -310,8 +312,11 @@ def _quantized(context: TrainContext) -> Any:
 
 
 def packs(context: TrainContext) -> bool:
-    """Whether a device step's rows are laid end to end. On a GPU they are where flash attention takes them: other
-    attention needs a mask as large as the square of all their tokens, and is then slower than padding."""
+    """Whether a device step's rows are laid end to end.
+
+    On a GPU they are if flash attention is used. Other attention needs a mask as large as the square of all their
+    tokens, and is then slower than padding.
+    """
     flash = context.dtype == "bfloat16" and importlib.util.find_spec("flash_attn") is not None
     return context.training.packing and (context.device == "cpu" or flash)
 

@@ -1,13 +1,12 @@
-"""Training that goes on: what one phase leaves for the policy's next, with the option `carry` of a train slot.
+"""Training that goes on: what a phase leaves for the policy's next phase, with the option `carry` of a train slot.
 
-That is the optimizer's moments, the number of steps, and float32 weights where the policy is saved in less: in
-bfloat16 a step of 1e-6 would be rounded away each time. In the folder `state`, beside `policy`: safetensors and JSON.
+It leaves the optimizer's moments and the number of steps. If the policy is saved in less than float32, it also leaves
+float32 weights: in bfloat16 a step of 1e-6 would be rounded away each time. They are safetensors and JSON files in the
+folder `state`, beside `policy`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from transformers import TrainerCallback
 from selfimprove import store
 
 if TYPE_CHECKING:
-    from selfimprove.train import Schedule, TrainContext
+    from selfimprove.train import TrainContext
 
 MOMENTS, WEIGHTS, STEPS = "moments.safetensors", "weights.safetensors", "steps.json"
 
@@ -29,7 +28,7 @@ class Moments(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step:
-            return  # it goes on from a checkpoint, which has them
+            return  # training goes on from a checkpoint, which has the moments
         from safetensors.torch import load_file
 
         named: dict[str, dict[str, Any]] = {}
@@ -43,7 +42,7 @@ class Moments(TrainerCallback):
 
 
 def restore_weights(model: Any, last: Path) -> None:
-    """Put the float32 weights of the last phase into a model that was loaded from less."""
+    """Put the float32 weights of the last phase into a model that was loaded from rounded ones."""
     if not (last / WEIGHTS).exists():
         return
     import torch
@@ -71,22 +70,12 @@ def save(trainer: Any, model: Any, context: TrainContext) -> None:
     save_file(moments, folder / MOMENTS)
     if context.lora is None and context.dtype != "float32":
         save_file({name: w.detach().cpu().contiguous() for name, w in model.named_parameters()}, folder / WEIGHTS)
-    before = store.read_json(last / STEPS)["steps"] if last else 0
-    store.write_json(folder / STEPS, {"steps": before + trainer.state.global_step})
+    store.write_json(folder / STEPS, {"steps": steps_of(last) + trainer.state.global_step})
 
 
-def rate(kind: Schedule, warmup: float, steps: int, turn: int, turns: int) -> Callable[[int], float]:
-    """The share of the learning rate at each of a phase's `steps`, for a schedule over all `turns` phases, of which
-    this is number `turn`. Each phase is an equal part of it; `warmup` is the share of it in which the rate rises."""
-
-    def share(step: int) -> float:
-        done, reached = (turn + step / steps) / turns, (turn + (step + 1) / steps) / turns
-        rise = min(1.0, reached / warmup) if warmup else 1.0
-        rest = min(1.0, max(0.0, (done - warmup) / (1 - warmup))) if warmup < 1 else 0.0
-        fall = {"linear": 1 - rest, "cosine": (1 + math.cos(math.pi * rest)) / 2}.get(kind, 1.0)
-        return rise * fall
-
-    return share
+def steps_of(state: Path | None) -> int:
+    """Optimizer steps of all phases up to the one that left this folder; 0 without one."""
+    return int(store.read_json(state / STEPS)["steps"]) if state else 0
 
 
 def _names(model: Any) -> dict[Any, str]:

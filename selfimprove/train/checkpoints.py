@@ -1,8 +1,9 @@
-"""What a training phase has not finished: a folder with checkpoints, which are whole or not there.
+"""The unfinished work of a training phase: a folder of checkpoints. A checkpoint is complete or not there.
 
-A checkpoint lists the hashes of its files, and is compared with them before training goes on from it: one that is
-damaged would give other weights, and no error. Checkpoints are read with `weights_only`. What cannot be read so is a
-pickle: FSDP's `.metadata`, which may hold the plain classes that belong there alone, and all that DeepSpeed writes.
+A checkpoint lists the hashes of its files. They are compared before training goes on from it, since a damaged one would
+give other weights and no error. Checkpoints are read with `weights_only`. Two kinds of file are pickles, which cannot
+be read in this way: FSDP's `.metadata`, which may hold only the plain classes that belong there, and all that DeepSpeed
+writes.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ from selfimprove.errors import ConfigError, Damaged
 log = logging.getLogger("selfimprove")
 
 SAVING = "saving"  # in the folder of unfinished work: the checkpoint that is being written
-PROBE = "probe.json"  # there and in each checkpoint: what the trainer said of the probe before the first step
+PROBE = "probe.json"  # in that folder and in each checkpoint: the probe's log-probabilities before the first step
 WHOLE = "whole.json"  # in a checkpoint: the hash of each file, written last
 
 
 def unfinished(folder: Path, key: str) -> Path:
-    """`folder`, for what a training phase has not finished; emptied of what a phase with another key left there, and of
-    what is damaged, with one line each. Raises ConfigError for a checkpoint that may run code."""
+    """The folder for a phase's unfinished work, without what another phase left there and without damaged files.
+
+    What is removed is logged in one line each. Raises ConfigError for a checkpoint that may run code.
+    """
     mark = folder / "key"
     if not mark.exists() or mark.read_bytes() != key.encode():
         if folder.exists():
-            log.warning("%s: what is there belongs to another configuration; it is done again", folder)
+            log.warning("%s: its checkpoints belong to another configuration; training starts again", folder)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         mark.write_text(key)
@@ -45,7 +48,7 @@ def unfinished(folder: Path, key: str) -> Path:
 
 
 def seal(made: Path, parts: Path) -> None:
-    """Write into a checkpoint what goes with it, and then the hashes of its files."""
+    """Write a checkpoint's other files, and then the hashes of all its files."""
     shutil.copyfile(parts / PROBE, made / PROBE)
     store.write_sealed(made / WHOLE, {str(f.relative_to(made)): file_digest(f) for f in files_below(made)})
 
@@ -64,7 +67,7 @@ def _damage(made: Path) -> Damaged | None:
 
 
 def _require_plain(made: Path) -> None:
-    """Raises ConfigError for a checkpoint whose files can have code called as they are read."""
+    """Raises ConfigError for a checkpoint whose files could run code when they are read."""
     if any(made.glob("global_step*")) and not trust.allowed("deepspeed"):
         raise ConfigError(
             f"{made}: DeepSpeed's checkpoints are pickles, which can run code; --allow deepspeed reads it"
@@ -78,7 +81,7 @@ def _require_plain(made: Path) -> None:
 
 
 class _Plain(pickle.Unpickler):
-    """Reads the metadata of a checkpoint of several processes, and none but the classes that it consists of."""
+    """Reads the metadata of a checkpoint of several processes. It allows only the classes that belong in it."""
 
     def find_class(self, module: str, name: str) -> Any:
         import torch

@@ -1,8 +1,8 @@
 """Direct preference optimization (arXiv:2305.18290) and its relatives, through TRL's DPOTrainer.
 
 It does full fine-tuning and LoRA, in one process or several, without dropout, as the authors did. It refuses
-Example.mask on pairs, and losses that rank the pairs of a device step (aot). Example.weight is a factor of all of a
-pair's loss; a step's loss stays a mean over its pairs, so weights that are 1 on average change no step's size.
+Example.mask on pairs, and losses that rank the pairs of a device step (aot). Example.weight is a factor of a pair's
+whole loss. A step's loss stays a mean over its pairs, so weights that are 1 on average do not change a step's size.
 
 A pair may carry its own label smoothing e in `Example.metadata["label_smoothing"]`, as in conservative DPO (Mitchell
 2023). Its loss is -(1 - e) log sigmoid(z) - e log sigmoid(-z), with z = beta times the margin. That equals the sigmoid
@@ -87,7 +87,7 @@ BLANK = {
 
 
 def require_options(*, loss: Loss = "sigmoid", label_smoothing: float = 0.0, **options: Any) -> None:
-    """Raises ConfigError for options that do not go together; the runner asks before it begins."""
+    """Raises ConfigError for options that do not go together. The runner calls this before it begins."""
     if loss not in get_args(Loss):
         raise ConfigError(f"train.loss is {loss!r}: it must be one of {', '.join(get_args(Loss))}")
     if bool(label_smoothing) != (loss in ("robust", "exo_pair")):
@@ -142,10 +142,10 @@ def prefer(
     sft_weight: float = 0.0,
     classes: Callable[[], tuple[Any, Any]] | None = None,
 ) -> dict[str, float]:
-    """Train by a loss on pairs and save. `row` made `table` of `rows`.
+    """Train by a loss on pairs and save. `table` has the result of `row` for each of `rows`.
 
-    `config` is for TRL's DPOConfig. `classes` returns a trainer and a collator to use instead of PreferenceTrainer and
-    PreferenceCollator; it is called when training starts. Returns and raises as `dpo` does.
+    `config` has arguments for TRL's DPOConfig. `classes` is called when training starts. It returns a trainer and a
+    collator to use instead of PreferenceTrainer and PreferenceCollator. Returns and raises as `dpo` does.
     """
     order = planned([example.tokens for example in rows], context, options)
 

@@ -15,7 +15,7 @@ from selfimprove.errors import RunError
 from selfimprove.train import Held, TrainContext, load, seed32
 from selfimprove.train.checkpoints import PROBE, SAVING, checkpoint
 
-FIGURES = {  # of steps, whose means are figures of the phase: name in TRL's log -> name here
+FIGURES = {  # figures of steps, whose means are figures of the phase: name in TRL's log -> name here
     "entropy": "entropy",
     "clip_ratio/region_mean": "clipped",
     "kl": "kl",
@@ -33,10 +33,11 @@ Loader = Callable[[TrainContext], tuple[Any, Any]]  # -> model, tokenizer
 def run(make: Maker, context: TrainContext, load: Loader = load) -> dict[str, float]:
     """Build a trainer with `make`, train from the newest checkpoint on, save. Returns mean loss, steps and seconds.
 
-    `seconds_load` is of reading the policy, `seconds_prepare` of making the trainer (a reference is asked then),
-    `seconds_steps` of the steps and `seconds_save` of what came after; `seconds` is of all but the first.
-    `selfimprove.train.probe` writes handover.json beside the weights. Raises ConfigError as `load` does, and RunError
-    when the loss stops being a number or when training does not run as the configuration says.
+    `seconds_load` is the time to read the policy. `seconds_prepare` is the time to make the trainer, which also asks
+    the reference. `seconds_steps` is the time of the steps, and `seconds_save` that of what comes after. `seconds` is
+    the sum of all but the first. `selfimprove.train.probe` writes handover.json beside the weights. Raises ConfigError
+    as `load` does. Raises RunError if the loss is no longer a number, or if training does not run as the configuration
+    says.
     """
     from selfimprove.train import carry
     from selfimprove.train.probe import Probe
@@ -47,7 +48,7 @@ def run(make: Maker, context: TrainContext, load: Loader = load) -> dict[str, fl
     clock.append(time.monotonic())
     if context.last_state:
         carry.restore_weights(model, context.last_state)
-    # Trainers edit the configs they are given (special tokens, use_cache); a policy keeps those it came with.
+    # Trainers edit the configs they are given (special tokens, use_cache). A policy keeps its own.
     configs = copy.deepcopy({name: getattr(model, name) for name in CONFIGS if hasattr(model, name)})
     learned = {name: weight.data for name, weight in _adapters_on_bits(model)}
     last = checkpoint(context.parts)
@@ -78,7 +79,7 @@ def run(make: Maker, context: TrainContext, load: Loader = load) -> dict[str, fl
             for name, config in configs.items():
                 setattr(model, name, config)
             if weights is None:
-                model.to(dtype).save_pretrained(context.out)  # which rounds the model itself too
+                model.to(dtype).save_pretrained(context.out)  # this rounds the model itself too
             else:
                 model.config.dtype = dtype
                 weights = {name: weight.to(dtype) for name, weight in weights.items()}
@@ -118,13 +119,15 @@ def _held(context: TrainContext) -> tuple[Any, Any] | None:
 
     set_seed(seed32(context))
     found = held.model, held.tokenizer
-    held.model = held.tokenizer = None  # this phase changes them: nobody else must take them
+    held.model = held.tokenizer = None  # this phase changes them, so nobody else may take them
     return found
 
 
 def _hold(held: Held, model: Any, tokenizer: Any, context: TrainContext) -> None:
-    """Keep the model for the next phase, without what trainers put on it. Nothing is kept of weights that were rounded
-    or are in 4 bits, which loading would give otherwise."""
+    """Keep the model for the next phase, without what trainers put on it.
+
+    Weights that were rounded, or are in 4 bits, are not kept: loading them would give other values.
+    """
     if (context.lora is None and context.dtype != "float32") or getattr(model, "is_loaded_in_4bit", False):
         return
     model.zero_grad(set_to_none=True)
@@ -136,8 +139,11 @@ def _hold(held: Held, model: Any, tokenizer: Any, context: TrainContext) -> None
 
 @functools.cache
 def _settle() -> None:
-    """Leave what imports made out of garbage collection, which accelerate asks for as each training begins: looking
-    through it takes about a fifth of a short phase."""
+    """Keep objects of imported modules out of garbage collection.
+
+    accelerate collects garbage at the start of each training. To look through those objects takes about a fifth of a
+    short phase.
+    """
     import selfimprove.train.trainers  # noqa: F401  (with all that it imports)
 
     gc.collect()
@@ -145,16 +151,16 @@ def _settle() -> None:
 
 
 def _adapters_on_bits(model: Any) -> list[tuple[str, Any]]:
-    """The adapters of a base that is held in 4 bits, which TRL's trainers would round to bfloat16; else none."""
+    """The adapters of a base in 4 bits, which TRL's trainers would round to bfloat16. Empty for another base."""
     if not getattr(model, "is_loaded_in_4bit", False):
         return []
     return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
 
 
 def whole_weights(trainer: Any) -> dict[str, Any] | None:
-    """The weights of a model that processes hold in pieces, gathered in the main process. Every process must call this.
+    """The weights of a model that is split over processes, gathered in the main process. Every process must call this.
 
-    None where each process holds all weights.
+    None if each process holds all weights.
     """
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return trainer.accelerator.get_state_dict(trainer.model_wrapped)  # type: ignore[no-any-return]
@@ -162,7 +168,10 @@ def whole_weights(trainer: Any) -> dict[str, Any] | None:
 
 
 def require_finite(weights: Iterable[tuple[str, Any]]) -> None:
-    """Raises RunError for trained weights that are no numbers, as a step can leave them whose loss still was one."""
+    """Raises RunError for trained weights that are not finite.
+
+    A step can leave such weights though its loss is finite.
+    """
     for name, weight in weights:
         if weight.is_floating_point() and not weight.isfinite().all():
             raise RunError(

@@ -1,7 +1,7 @@
 """TRL's GRPO loss on rows that were sampled and judged before. Imported only when training starts.
 
-TRL's trainer samples by itself; here `_prepare_inputs` hands on what the collator made. Of its names that begin with an
-underscore `_compute_loss`, `_get_per_token_logps_and_entropies`, `_prepare_inputs` and `_metrics` are used.
+TRL's trainer would sample answers itself. Here `_prepare_inputs` passes on the collator's rows instead. These private
+names of TRL are used: `_compute_loss`, `_get_per_token_logps_and_entropies`, `_prepare_inputs` and `_metrics`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trl.trainer.utils import add_fused_lm_head
 from selfimprove.policy.models import load_model
 from selfimprove.train.trainers import _Planned, score_labelled_positions
 
-TRUNCATED = 2.0  # the figure `sampler_ratio` counts no ratio as more
+TRUNCATED = 2.0  # the figure `sampler_ratio` counts a larger ratio as this
 BEFORE = "before.safetensors"  # in the folder of unfinished work: log-probabilities from before the first step
 
 
@@ -29,8 +29,8 @@ def collate(rows: Sequence[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]
     """Rows as tensors of shape (rows, longest), padded on the right; `counts` and `row` have shape (rows,),
     `clip_high` (rows, 1).
 
-    TRL wants prompts and completions apart: a row's first token, which is never predicted, is the prompt, and the rest
-    the completion, of which `tool_mask` says what bears loss.
+    TRL wants prompts and completions apart. So a row's first token, which is never predicted, is the prompt, and the
+    rest is the completion. `tool_mask` says which of its tokens bear loss.
     """
 
     def padded(key: str, value: float, dtype: torch.dtype) -> torch.Tensor:
@@ -54,7 +54,7 @@ def collate(rows: Sequence[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]
 
 
 class Begin(TrainerCallback):
-    """Has the trainer compute what it needs of the policy before the first step."""
+    """Lets the trainer compute the policy's log-probabilities before the first step."""
 
     def __init__(self, trainer: GradientTrainer) -> None:
         self.trainer = trainer
@@ -64,9 +64,9 @@ class Begin(TrainerCallback):
 
 
 class GradientTrainer(_Planned, GRPOTrainer):
-    """TRL's GRPO loss with our KL term, normalised over the rows or tokens of the optimizer step, not of a device step.
+    """TRL's GRPO loss with our KL term. It is normalised over the optimizer step, not over a device step.
 
-    `several`: there is more than one optimizer step, so that the ratio to the policy before the first is not 1.
+    `several` says that there is more than one optimizer step, so that the ratio to the starting policy is not 1.
     """
 
     def __init__(self, *, reference: str, several: bool, collator: Any, **kwargs: Any) -> None:
@@ -87,7 +87,7 @@ class GradientTrainer(_Planned, GRPOTrainer):
         return Trainer._prepare_inputs(self, inputs)
 
     def look_back(self, model: Any) -> None:
-        """Fill `kept`, in the device steps that training will have, so that the first step's ratio is 1 exactly."""
+        """Fill `kept`, in the same device steps as training, so that the first step's ratio is exactly 1."""
         if not (self.several or self.penalised):
             return
         kept = self.context.parts and self.context.parts / f"{self.args.process_index}-{BEFORE}"
@@ -147,7 +147,7 @@ class GradientTrainer(_Planned, GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any
     ) -> Any:
-        """As TRL's, but only the tokens that bear loss are scored; TRL's would score the prompt's too."""
+        """As TRL's method, but it scores only the tokens that bear loss. TRL's would score the prompt too."""
         assert self._bears is not None
         labels = input_ids.masked_fill(attention_mask == 0, -100)
         labels[:, 1:][self._bears == 0] = -100
@@ -198,7 +198,7 @@ class GradientTrainer(_Planned, GRPOTrainer):
         return loss
 
     def _over_step(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """This device step's part of the optimizer step's mean, as the loss type takes it."""
+        """This device step's part of the optimizer step's mean, by the loss type."""
         if self.loss_type == "dapo":
             part = values.sum() / self.step_tokens
         elif self.loss_type == "dr_grpo":
@@ -215,7 +215,7 @@ class GradientTrainer(_Planned, GRPOTrainer):
         return found
 
     def _note(self, name: str, values: torch.Tensor, mask: torch.Tensor) -> None:
-        """A figure of the step: the mean over tokens, as TRL takes those of its own."""
+        """Record a figure of the step: the mean over tokens, as TRL does for its own figures."""
         bears = (mask > 0) & values.isfinite()
         sums = torch.stack([values[bears].sum(), bears.sum().float()])
         total, count = self.accelerator.reduce(sums, "sum").tolist()

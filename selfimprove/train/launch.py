@@ -1,12 +1,12 @@
-"""A training phase in processes of its own. Their memory is free again when it ends, and several can share a phase.
+"""A training phase in separate processes. Their memory is free again when it ends, and several can share a phase.
 
-One process is started as it is. Several are started by accelerate's launcher, in a process that runs this module:
-`python -m selfimprove.train.launch JOB PARENT`. Launchers and trainers can leave things out without a word, so each
-process checks that training runs as the configuration says (`trainers.require_as_asked`).
+A single process is started directly. Several are started by accelerate's launcher, in a process that runs this module:
+`python -m selfimprove.train.launch JOB PARENT`. Launchers and trainers can ignore a setting silently. So each process
+checks that training runs as the configuration says (`trainers.require_as_asked`).
 
 Everything goes through the folder of unfinished work (`TrainContext.parts`): the job, step figures, the result, errors.
-The processes' output is kept in train.log, beside that folder. `Workers` that stay from phase to phase go on with the
-train.log of their first.
+The processes' output is in train.log, beside that folder. `Workers` that stay for several phases write to the train.log
+of their first phase.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from selfimprove.train import TrainContext, require
 from selfimprove.train.worker import PATHS, RESULT, STEPS
 
 JOB, ACCELERATE, DEEPSPEED = "job.json", "accelerate.json", "deepspeed.json"
-KILLED = "killed"  # of several processes: which was killed, and by what signal
+KILLED = "killed"  # a file that says which of several processes was killed, and by what signal
 
 log = logging.getLogger("selfimprove")
 
 
 @dataclass
 class Workers:
-    """Processes that train, and where `stay` is set wait for the next phase's job when one is done.
+    """Processes that train. With `stay` they wait for the next phase's job when one is done.
 
-    Between phases they hold the imports and the processes' group, and no weights: each job starts from files.
+    Between phases they hold the imports and the process group, but no weights. Each job starts from files.
     """
 
     stay: bool = True
     child: subprocess.Popen[bytes] | None = None
-    setup: Any = None  # what they were started with
-    jobs: int = 0  # that they have been given
+    setup: Any = None  # the settings they were started with
+    jobs: int = 0  # how many jobs they have got
     log: Path = Path()
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="selfimprove-")))
 
@@ -58,7 +58,7 @@ class Workers:
         return self.folder / "next.json"
 
     def take(self, path: Path, context: TrainContext) -> bool:
-        """Give the job in the file `path` to these processes, or start some. Returns whether they were there."""
+        """Give the job in the file `path` to these processes, or start new ones. Returns whether they were running."""
         setup = [store.read_json(path.with_name(name)) for name in (ACCELERATE, DEEPSPEED)] + [context.device]
         there = self.child is not None and self.child.poll() is None and self.setup == setup
         if there:
@@ -84,7 +84,7 @@ class Workers:
             )
 
     def wait(self, folder: Path, context: TrainContext) -> None:
-        """Until the job in `folder` is done, or its processes have ended. Each step reaches `context.log`."""
+        """Wait until the job in `folder` is done or its processes have ended. Each step reaches `context.log`."""
         assert self.child is not None
         done = [folder / RESULT, *(folder / f"done-{rank}" for rank in range(1, context.training.processes))]
         with (folder / STEPS).open(encoding="utf-8") as lines:
@@ -113,12 +113,12 @@ class Workers:
 
 
 def train(node: Target, rows: Path, context: TrainContext, workers: Workers | None = None) -> dict[str, float]:
-    """Run a node's train function on the examples in the file `rows`, in processes of its own. Returns its figures.
+    """Run a node's train function on the examples in the file `rows`, in separate processes. Returns its figures.
 
-    They are `workers`, which stay, or end with the phase. Workers that were there before and that something killed are
-    started again, once; a phase with checkpoints then goes on from the last. Each step reaches `context.log` when it is
-    done. Raises the ConfigError or RunError of a process, and RunError with one line for whatever else ends a process.
-    The processes end with this one, and when it is interrupted.
+    The processes are `workers`, if there are some that stay. Else they end with the phase. If running workers were
+    killed, they are started again once, and a phase with checkpoints goes on from the last one. Each step reaches
+    `context.log` when it is done. Raises the ConfigError or RunError of a process, and RunError with one line for
+    anything else that ends a process. The processes end with this one, and when it is interrupted.
     """
     require(context.lora, context.training, context.device)
     folder = context.parts
@@ -147,7 +147,7 @@ def train(node: Target, rows: Path, context: TrainContext, workers: Workers | No
 
 
 def _prepare(folder: Path, context: TrainContext) -> None:
-    """Clear what an earlier try left, and write the launcher's files."""
+    """Remove what an earlier try left, and write the launcher's files."""
     for leftover in (folder / RESULT, folder / KILLED, *folder.glob("error-*.json"), *folder.glob("done-*")):
         leftover.unlink(missing_ok=True)
     (folder / STEPS).write_text("")
@@ -163,9 +163,9 @@ def job(node: Target, rows: Path, context: TrainContext) -> dict[str, Any]:
 
 
 def accelerate_config(context: TrainContext, deepspeed: Path) -> dict[str, Any]:
-    """The configuration file of `accelerate launch`; `deepspeed` is the path of DeepSpeed's configuration.
+    """The configuration file of `accelerate launch`. `deepspeed` is the path of DeepSpeed's configuration.
 
-    It counts a CPU as a GPU: without a GPU, the launcher would start one process only.
+    It counts a CPU as a GPU, because without a GPU the launcher would start only one process.
     """
     strategy = context.training.strategy
     kind = {"ddp": "MULTI_GPU", "fsdp2": "FSDP"}.get(strategy, "DEEPSPEED")
@@ -210,18 +210,18 @@ def _environment(context: TrainContext) -> dict[str, str]:
     path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
     environment = os.environ | {"PYTHONPATH": path}
     if context.device == "cpu":
-        # Without a number: that of the process, which accelerate would add, PyTorch cannot load a checkpoint to.
+        # The device has no number: accelerate would add the process's, and PyTorch cannot load a checkpoint to that.
         environment |= {"ACCELERATE_USE_CPU": "true", "ACCELERATE_TORCH_DEVICE": "cpu"}
         return environment
     if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & environment.keys():
         environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # rows of all lengths leave few holes then
-    if context.training.processes == 1:  # with more in sight, the Trainer would split its batches over all of them
+    if context.training.processes == 1:  # if it saw more GPUs, the Trainer would split its batches over all of them
         environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     return environment
 
 
 def _complete(lines: IO[str]) -> Iterator[dict[str, float]]:
-    """The records that were added to a file of JSON lines, without one that is still being written."""
+    """The records that were added to a file of JSON lines, without one that is not written to its end."""
     while (where := lines.tell(), line := lines.readline())[1]:
         if not line.endswith("\n"):
             lines.seek(where)
@@ -230,7 +230,7 @@ def _complete(lines: IO[str]) -> Iterator[dict[str, float]]:
 
 
 def _failure(folder: Path, code: int, log: Path) -> Exception:
-    """The error of the process that ended first: the others may only have missed that one."""
+    """The error of the process that ended first. The others may have failed only because that one was missing."""
     errors = [store.read_json(path) for path in folder.glob("error-*.json")]
     if (folder / KILLED).exists():
         return RunError(f"training: {(folder / KILLED).read_text()}; what it printed is in {log}")

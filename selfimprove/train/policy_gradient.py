@@ -8,7 +8,7 @@ The loss of an optimizer step with R rows and T tokens is
 
     grpo      1/R  sum_i  1/|o_i|  sum_t l_it      (Shao et al. 2024, arXiv 2402.03300, eq. 3)
     dapo      1/T  sum_it l_it                     (Yu et al. 2025, arXiv 2503.14476, eq. 8)
-    dr_grpo   1/(R max_tokens)  sum_it l_it        (Liu et al. 2025, arXiv 2503.20783; RLOO, but for scale)
+    dr_grpo   1/(R max_tokens)  sum_it l_it        (Liu et al. 2025, arXiv 2503.20783; RLOO, except for scale)
 
 pi_old is the policy as the phase begins. With one optimizer step the ratio is 1; with more, log pi_old is computed
 before the first. Full fine-tuning and LoRA, one process or several by DDP; without dropout.
@@ -35,8 +35,11 @@ Loss = Literal["grpo", "dapo", "dr_grpo"]
 
 
 def require_stage(config: Config, stage: Stage, where: str) -> None:
-    """Raises ConfigError for a stage whose samples are not of temperature 1, whose dialogues have more turns than
-    `beta`, or whose training is split over processes by another strategy than DDP. Called before anything loads."""
+    """Raises ConfigError for a stage that policy gradients cannot train. Called before anything loads.
+
+    Its samples must have temperature 1, its dialogues at most as many turns as `beta` has values, and its processes
+    must share training by DDP.
+    """
     source = config.stages[stage.of] if stage.of else stage
     beta, turns = (stage.train or {}).get("beta"), (source.generate or {}).get("turns", 0)
     if isinstance(beta, list) and len(beta) < turns:
@@ -62,8 +65,10 @@ def require_stage(config: Config, stage: Stage, where: str) -> None:
 
 
 def row(example: Example, beta: float | Sequence[float]) -> dict[str, Any]:
-    """Token ids of one example, and for each token its advantage, whether it bears loss, its sampler's log-probability
-    (nan: unknown) and the coefficient of its KL term; all 0 on the prompt. `clip_high` is the row's own (nan: none).
+    """Token ids of one example, and for each token four figures, which are 0 on the prompt.
+
+    They are its advantage, whether it bears loss, the sampler's log-probability (nan: unknown), and the coefficient of
+    its KL term. `clip_high` is the row's own (nan: none).
 
     Raises ValueError for a row without advantages or prompt, ConfigError for a weight or a second completion.
     """
@@ -98,7 +103,7 @@ BLANK = {"input_ids": [0, 0], "bears": [0, 0], "clip_high": float("nan"), "count
 
 
 def require_options(*, loss: Loss = "dapo", max_tokens: int | None = None, **options: Any) -> None:
-    """Raises ConfigError for options that do not go together; the runner asks before it begins."""
+    """Raises ConfigError for options that do not go together. The runner calls this before it begins."""
     if (max_tokens is None) == (loss == "dr_grpo"):
         raise ConfigError(f"train.max_tokens={max_tokens}: loss=dr_grpo needs it, and the other losses take none")
 
@@ -117,16 +122,16 @@ def policy_gradient(
 ) -> dict[str, float]:
     """Train on rows with `advantages` and save the policy in `context.out`.
 
-    `clip_high` is `clip` where it is not given; a row can have its own, in `Example.metadata["clip_high"]`. `beta`
-    weighs the KL term against `reference`, the base model or the policy as the phase starts; a list has one coefficient
-    for each turn (`Example.metadata["turn"]`); 0 is none. `max_tokens` is what `dr_grpo` divides by: the longest
-    completion there can be.
+    `clip_high` is `clip` by default. A row can have its own, in `Example.metadata["clip_high"]`. `beta` is the weight
+    of the KL term from `reference`, which is the base model or the policy as the phase starts. A list has one weight
+    for each turn (`Example.metadata["turn"]`), and 0 means no term. `max_tokens` is the length of the longest possible
+    completion, by which `dr_grpo` divides.
 
-    Returns `loss` (mean over steps), `steps`, `seconds`, `tokens` (read), `loss_tokens`, and means over steps of
-    `entropy` (nats a token), `clipped` (share of tokens whose ratio was clipped), `kl` (nats a token, where beta is
-    above 0) and `sampler_ratio`: min(2, pi_old / pi of the sampler) a token, which is 1 where both agree; and `idle`,
-    the share of rows whose advantages are all 0. Raises ValueError for empty rows, ConfigError and RunError as
-    `selfimprove.train` does.
+    Returns `loss` (mean over steps), `steps`, `seconds`, `tokens` (read), `loss_tokens`, and means over steps of these:
+    `entropy` (nats a token), `clipped` (share of tokens whose ratio was clipped), `kl` (nats a token, if beta is above
+    0), `sampler_ratio` (min(2, pi_old / pi of the sampler) a token, which is 1 if both agree), and `idle` (share of
+    rows whose advantages are all 0). Raises ValueError for empty rows, ConfigError and RunError as `selfimprove.train`
+    does.
     """
     if not rows:
         raise ValueError("there are no rows to train on")
@@ -152,7 +157,7 @@ def policy_gradient(
             epsilon_high=clip_high,
             beta=0.0,  # the KL term is our own, with a coefficient a token
             max_completion_length=max_tokens or 1,
-            num_generations=2,  # TRL forms no groups here, but asks that they fit into a batch
+            num_generations=2,  # TRL forms no groups here, but requires that a group fits into a batch
             steps_per_generation=2 * shared["gradient_accumulation_steps"],
             disable_dropout=True,
             **shared,

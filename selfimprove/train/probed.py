@@ -1,5 +1,4 @@
-"""The answers by which a trainer and a sampler are compared, and the file in which the trainer says what it thinks of
-them."""
+"""The answers by which trainer and sampler are compared, and the file with the trainer's log-probabilities of them."""
 
 from __future__ import annotations
 

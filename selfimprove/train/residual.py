@@ -4,9 +4,9 @@ For a pair (y, y') with the difference of rewards m = r(y) - r(y'), the loss is
 
     (beta [log pi/pi_ref (y) - log pi/pi_ref (y')] - m)^2,
 
-It is 0 for every pair exactly where pi ~ pi_ref exp(r / beta), which maximises E_pi[r] - beta KL(pi | pi_ref) (Huang et
-al. 2024, arXiv 2412.01951; also REBEL, Gao et al. 2024, arXiv 2404.16767, with beta = 1 / eta). DPO's losses use which
-of the two is better; this one also uses by how much. It does full fine-tuning and LoRA, in one process or several.
+It is 0 for every pair exactly if pi ~ pi_ref exp(r / beta), which maximises E_pi[r] - beta KL(pi | pi_ref) (Huang et
+al. 2024, arXiv 2412.01951; also REBEL, Gao et al. 2024, arXiv 2404.16767, with beta = 1 / eta). DPO's losses use only
+which response is better. This one also uses by how much. It does full fine-tuning and LoRA, in one process or several.
 """
 
 from __future__ import annotations

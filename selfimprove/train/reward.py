@@ -1,4 +1,4 @@
-"""Reward models, through TRL's RewardTrainer: a number for a prompt and what stands behind it, read at the last token.
+"""Reward models, through TRL's RewardTrainer: a number for a prompt and its completion, read at the last token.
 
 `reward` learns from pairs, by the loss of Bradley and Terry (Ouyang et al. 2022, arXiv 2203.02155, eq. 1):
 
@@ -8,10 +8,10 @@
 
     L = -b log sigmoid(r(x, y)) - (1 - b) log sigmoid(-r(x, y))
 
-Either trains a role of `kind: sequence`. The first phase starts from a language model, whose head is replaced by one of
-a single output; a later one goes on from the last reward model. A verifier reads it (`verifier=reward_model` with
-`role`, or Scorer). Token ids reach the model as they are. Full fine-tuning and LoRA, in one process. Dropout is the
-model's own: `model.lora.dropout`.
+Both train a role of `kind: sequence`. The first phase starts from a language model and replaces its head by one with a
+single output. A later phase goes on from the last reward model. A verifier reads the model (`verifier=reward_model`
+with `role`, or Scorer). Token ids reach the model unchanged. Full fine-tuning and LoRA, in one process. Dropout is the
+model's own, `model.lora.dropout`.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ LABEL = "label"  # in the metadata of a row for `classifier`: 1 or 0
 
 
 def require_stage(config: Config, stage: Stage, where: str, wanted: str = "sequence") -> None:
-    """Raises ConfigError for a stage whose learner is no reward model of the kind that is `wanted`, or that several
-    processes share."""
+    """Raises ConfigError unless the stage's learner is a reward model of the `wanted` kind, trained by one process."""
     kind = config.roles[str(stage.role)].kind
     if kind != wanted:
         raise ConfigError(
@@ -53,15 +52,17 @@ def require_stage(config: Config, stage: Stage, where: str, wanted: str = "seque
     lora = config.model_of(str(stage.role)).lora
     if lora and lora.quantize:
         raise ConfigError(
-            f"model.lora.quantize={lora.quantize}: a reward model's base is not held in 4 bits; give the role "
+            f"model.lora.quantize={lora.quantize}: a reward model's base cannot be in 4 bits; give the role "
             f"{stage.role} a model of its own without it",
             "model",
         )
 
 
 def pair_row(example: Example) -> dict[str, Any]:
-    """Token ids of both sides of a pair, each with its prompt. Raises ValueError for what is no pair, ConfigError for
-    a mask or a weight."""
+    """Token ids of both sides of a pair, each with its prompt.
+
+    Raises ValueError for a row that is not a pair, and ConfigError for a mask or a weight.
+    """
     _require_plain(example)
     if not example.completion_ids or not example.rejected_ids or not example.prompt_ids:
         raise ValueError(f"a row of problem {example.problem_id} is no preference pair: it lacks tokens on one side")
@@ -72,8 +73,10 @@ def pair_row(example: Example) -> dict[str, Any]:
 
 
 def labelled_row(example: Example) -> dict[str, Any]:
-    """Token ids of one row, and its label. Raises ValueError without a label of 0 or 1, ConfigError for a mask, a
-    weight or a pair."""
+    """Token ids of one row, and its label.
+
+    Raises ValueError for a label other than 0 or 1, and ConfigError for a mask, a weight or a pair.
+    """
     _require_plain(example)
     label = example.metadata.get(LABEL)
     if label not in (0, 1) or not example.prompt_ids or example.rejected_ids:
@@ -107,8 +110,8 @@ def reward(
 def classifier(rows: Sequence[Example], context: TrainContext, **options: Unpack[Optimization]) -> dict[str, float]:
     """Train a reward model on rows with a label, `Example.metadata["label"]`, and save it in `context.out`.
 
-    A step's loss is the mean over its rows. Returns as `reward` does, without `margin`; `pair_accuracy` is the share
-    of rows on whose side of 1/2 the probability is. Raises as `reward` does.
+    A step's loss is the mean over its rows. Returns as `reward` does, without `margin`. `pair_accuracy` is the share of
+    rows whose probability is on the label's side of 1/2. Raises as `reward` does.
     """
     table = [labelled_row(example) for example in rows]
     return fit([example.tokens for example in rows], table, context, options, _label_trainer)
@@ -134,9 +137,9 @@ def fit(
     kind: Callable[[], tuple[Any, dict[str, Any]]],
     loader: Loader | None = None,
 ) -> dict[str, float]:
-    """Train on a table of rows and save. `kind` gives the trainer's class and what its RewardConfig has besides.
+    """Train on a table of rows and save. `kind` gives the trainer's class and more arguments of its RewardConfig.
 
-    `loader` gives the model to train; None: a sequence classifier of one output, as `load` has it.
+    `loader` gives the model to train. None means a sequence classifier with one output, from `load`.
     """
     if not table:
         raise ValueError("there are no rows to train on")
@@ -166,11 +169,11 @@ def fit(
 def load(
     context: TrainContext, kind: str = "SequenceClassification", outputs: int = 1, task: str = "SEQ_CLS"
 ) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The reward model to train, with its adapter where there is one, and its tokenizer.
+    """The reward model to train, with its adapter if it has one, and its tokenizer.
 
-    `kind` is that of the transformers class, `task` PEFT's name for it, `outputs` the size of its head. The weights of
-    a new head are drawn by the context's seed. Raises ConfigError for a model whose head is of another size, or when
-    `start` and `lora` do not fit.
+    `kind` names the transformers class, `task` is PEFT's name for it, and `outputs` is the size of its head. The
+    weights of a new head are drawn by the context's seed. Raises ConfigError for a model whose head has another size,
+    or if `start` and `lora` do not fit.
     """
     from transformers import set_seed
 
@@ -187,7 +190,7 @@ def load(
     dtype = context.dtype if context.lora else "float32"
     model = _with_head(adapter_base(context.start) if adapter else context.start, dtype, kind, outputs)
     text = model.config.get_text_config()
-    if text.pad_token_id is None:  # rows are padded with it, and the model finds its last token by it
+    if text.pad_token_id is None:  # it pads rows, and the model uses it to find the last token
         text.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     if context.lora is None:
         return model, tokenizer
@@ -198,7 +201,10 @@ def load(
 
 
 def _with_head(path: str, dtype: str, kind: str, outputs: int) -> Any:
-    """The model in `path` with a head of so many outputs, new where it has none. Raises ConfigError for another one."""
+    """The model in `path` with a head of `outputs` outputs, a new one if it has none.
+
+    Raises ConfigError for a head of another size.
+    """
     import torch
     import transformers
     from transformers import AutoConfig
@@ -221,7 +227,7 @@ def _with_head(path: str, dtype: str, kind: str, outputs: int) -> Any:
     finally:
         logging.set_verbosity(said)
     if isinstance(getattr(model, "dropout", None), torch.nn.Dropout):
-        model.dropout.p = 0.0  # which transformers puts before the head of tokens, whatever the model has itself
+        model.dropout.p = 0.0  # transformers puts a dropout before this head, even if the model has none itself
     if model.config.num_labels != outputs:
         raise ConfigError(f"{path}: has {model.config.num_labels} labels, and a reward model is trained with {outputs}")
     if missing := sorted(set(info["missing_keys"]) - {"score.weight", "score.bias"}):

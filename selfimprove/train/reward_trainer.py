@@ -1,5 +1,7 @@
-"""TRL's RewardTrainer in a planned order, with losses that are means over an optimizer step. Imported only when
-training starts."""
+"""TRL's RewardTrainer with rows in a planned order. Losses are means over an optimizer step.
+
+Imported only when training starts.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ LABEL = "label"  # the column of a row's label
 
 
 class _Shares(_Planned):
-    """Losses that are means over what an optimizer step holds, however many of it share a device step."""
+    """A loss that is a mean over an optimizer step, however it is split into device steps."""
 
     def get_batch_samples(self, *args: Any) -> Any:
         batches, items = super().get_batch_samples(*args)
@@ -30,7 +32,7 @@ class _Shares(_Planned):
         return loss * size * self.current_gradient_accumulation_steps / self.whole
 
     def _size(self, inputs: dict[str, Any]) -> int:
-        """How many of what the mean is over."""
+        """How many items the mean is over."""
         raise NotImplementedError
 
     def _mean_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
@@ -39,7 +41,7 @@ class _Shares(_Planned):
 
 
 class PairTrainer(_Shares, RewardTrainer):
-    """TRL's Bradley-Terry loss. Its mean over a device step becomes that step's part of the optimizer step's mean."""
+    """TRL's Bradley-Terry loss. A device step's mean becomes its part of the optimizer step's mean."""
 
     def _size(self, inputs: dict[str, Any]) -> int:
         return len(inputs["input_ids"]) // 2
@@ -49,7 +51,7 @@ class PairTrainer(_Shares, RewardTrainer):
 
 
 class LabelCollator(DataCollatorForPreference):
-    """TRL's collator for rows of which each has one side, and a label; shapes (rows, longest) and (rows,)."""
+    """TRL's collator for rows of one side with a label. Shapes are (rows, longest) and (rows,)."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         both: dict[str, Any] = super().torch_call(examples)
@@ -75,7 +77,10 @@ class LabelTrainer(PairTrainer):
 
 
 class StepCollator(DataCollatorForPreference):
-    """TRL's collator for rows of one side, and the label of the step that ends at each token, shape (rows, longest)."""
+    """TRL's collator for rows of one side with labels of steps.
+
+    A step's label is at its last token, (rows, longest).
+    """
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         both: dict[str, Any] = super().torch_call(examples)

@@ -1,7 +1,8 @@
 """Supervised fine-tuning on sampled completions, through TRL's SFTTrainer.
 
-Example.mask says which completion tokens bear loss, and Example.weight is used too. It does full fine-tuning and LoRA,
-in one process or several. Methods that retrain from the base each round pass the base as `context.start`.
+Example.mask says which completion tokens bear loss, and Example.weight is a factor of a row's loss. It does full
+fine-tuning and LoRA, in one process or several. Methods that retrain from the base each round pass the base as
+`context.start`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def row(example: Example) -> dict[str, Any]:
-    """Token ids and labels of one example: -100 on the prompt, where the mask is 0, and on a first token."""
+    """Token ids and labels of one example. A label is -100 on the prompt, on a first token, and where the mask is 0."""
     mask = example.mask or [1] * len(example.completion_ids)
     labels = [-100] * len(example.prompt_ids)
     labels += [token if kept else -100 for token, kept in zip(example.completion_ids, mask, strict=True)]
@@ -37,7 +38,7 @@ def sft(
     """Train on `rows` and save the policy in `context.out`.
 
     A step's loss is the sum of weight * NLL (nats) over its labelled tokens, divided by their number. Returns `loss`
-    (mean over steps), `steps`, `seconds`, `tokens` (read) and `loss_tokens`. Raises ValueError when no token of `rows`
+    (mean over steps), `steps`, `seconds`, `tokens` (read) and `loss_tokens`. Raises ValueError if no token of `rows`
     bears loss, ConfigError and RunError as `selfimprove.train` does.
     """
     table = [row(example) for example in rows]

@@ -1,11 +1,12 @@
 """Process reward models: whether each step of a solution is right, read at the step's last token.
 
-A token classifier with two outputs, wrong and right, as `verify/steps.py` reads it (`kind: token_classifier`). With z_i
-its outputs where step i ends and b_i in {0, 1} that step's label (Lightman et al. 2023, arXiv 2305.20050, section 2.6):
+The model is a token classifier with two outputs, wrong and right, as `verify/steps.py` reads it (`kind:
+token_classifier`). z_i are its outputs at the end of step i, and b_i in {0, 1} is that step's label (Lightman et al.
+2023, arXiv 2305.20050, section 2.6):
 
     L = - sum over steps  log softmax(z_i)[b_i]  /  number of steps
 
-It trains a role of `kind: token`. The first phase starts from a language model, whose head is replaced; a later one
+It trains a role of `kind: token`. The first phase starts from a language model and replaces its head. A later phase
 goes on from the last model. `filter/labels.py` makes the rows. TRL has no PRMTrainer any more (as of 1.16), so the loss
 is our own. Full fine-tuning and LoRA, in one process.
 """
@@ -29,14 +30,14 @@ IGNORED = -100
 
 
 def require_stage(config: Config, stage: Stage, where: str) -> None:
-    """Raises ConfigError for a stage whose learner is no reward model of tokens, or that processes share."""
+    """Raises ConfigError unless the stage's learner is a reward model of tokens, trained by one process."""
     reward_models.require_stage(config, stage, where, "token")
 
 
 def step_row(example: Example) -> dict[str, Any]:
-    """Token ids of a row, and beside each token the label of the step that ends there; -100 where none does.
+    """Token ids of a row, and for each token the label of the step that ends there, or -100 if none does.
 
-    Raises ValueError for a row without such labels, ConfigError for a mask, a weight or a pair.
+    Raises ValueError for a row without such labels, and ConfigError for a mask, a weight or a pair.
     """
     if example.weight != 1 or example.mask is not None or example.rejected_ids:
         raise ConfigError(
@@ -63,8 +64,8 @@ def steps(rows: Sequence[Example], context: TrainContext, **options: Unpack[Opti
     """Train a process reward model on rows with labelled steps, and save it in `context.out`.
 
     A step's loss is the mean over the labelled steps of its rows. Returns `loss` (mean over optimizer steps), `steps`,
-    `seconds`, `tokens` (read), and `pair_accuracy`, the share of labelled steps on whose side of 1/2 the probability
-    is. Raises ValueError for empty rows, ConfigError and RunError as `selfimprove.train` does.
+    `seconds`, `tokens` (read), and `pair_accuracy`, the share of labelled steps whose probability is on the label's
+    side of 1/2. Raises ValueError for empty rows, ConfigError and RunError as `selfimprove.train` does.
     """
     table = [step_row(example) for example in rows]
     load = partial(reward_models.load, kind="TokenClassification", outputs=2, task="TOKEN_CLS")

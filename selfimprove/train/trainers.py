@@ -1,4 +1,4 @@
-"""TRL's trainers with our row order and our log, and without work that nobody reads.
+"""TRL's trainers with our row order and our log, and without figures that nobody reads.
 
 This module is imported only when training starts.
 """
@@ -36,8 +36,8 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from selfimprove import store
 from selfimprove.errors import RunError
-from selfimprove.train import TrainContext, device_steps
-from selfimprove.train.carry import rate
+from selfimprove.train import TrainContext, device_steps, schedules
+from selfimprove.train.carry import steps_of
 from selfimprove.train.checkpoints import SAVING, checkpoint, seal
 
 LOGGED = (
@@ -50,14 +50,14 @@ _patched: Any = dpo_trainer
 _patched.create_model_from_path = lambda *arguments, **options: None
 _patched.hash_module = lambda module: ""
 
-SPENT = "seconds.json"  # in a checkpoint: what training took until then
+SPENT = "seconds.json"  # in a checkpoint: how long training took until then
 
 
 class Steps(TrainerCallback):
     """Follows a phase step by step.
 
-    At the start it checks what is running. Each step's figures go to `log`. A loss that is no longer a number stops the
-    phase. A phase that goes on from a checkpoint logs the steps before it again.
+    At the start it checks that training runs as asked. Each step's figures go to `log`. A loss that is no longer a
+    number stops the phase. A phase that goes on from a checkpoint logs the steps before it again.
     """
 
     def __init__(self, trainer: _Planned) -> None:
@@ -79,7 +79,7 @@ class Steps(TrainerCallback):
             control.should_save = due or (how.checkpoint_minutes is not None and self._late(how.checkpoint_minutes))
 
     def _late(self, minutes: float) -> bool:
-        """Whether it is so long since the last checkpoint, by the clock of any process: they save together."""
+        """Whether it is time for a checkpoint, by the clock of any process, since all processes save together."""
         late = torch.tensor(float(time.monotonic() - self.saved > 60 * minutes), device=self.trainer.accelerator.device)
         return bool(self.trainer.accelerator.reduce(late, "sum") > 0)
 
@@ -100,7 +100,7 @@ class Steps(TrainerCallback):
 
 
 def require_as_asked(trainer: _Planned) -> None:
-    """Raises RunError when training does not run as the configuration says.
+    """Raises RunError if training does not run as the configuration says.
 
     Without this, a launcher that starts one process and a Trainer that leaves a strategy out would pass unnoticed.
     """
@@ -132,10 +132,10 @@ def score_labelled_positions(model: Any, entropy: bool = False) -> None:
     """On a CPU, replace the head that TRL puts on a model by one that only scores positions with a label.
 
     Without a GPU, TRL 1.16's fused head (`add_fused_lm_head` in trl/trainer/utils.py) multiplies every position by the
-    whole vocabulary, twice, prompt and padding included, and adds passes for entropy and accuracy. This head asks the
-    model's own forward for the columns where some row has a label. The fields that only feed metrics are zero, but for
-    the entropy (nats) where it is asked for. Models whose forward cannot choose columns, and mixtures of experts
-    (router loss), keep TRL's head.
+    whole vocabulary, twice, even those of prompt and padding. It also adds passes for entropy and accuracy. This head
+    asks the model's own forward for the columns in which some row has a label. Fields that only feed metrics are zero,
+    except the entropy (nats) if it is asked for. Models whose forward cannot choose columns keep TRL's head, and so do
+    mixtures of experts (router loss).
     """
     if isinstance(model, PeftModel):
         model = model.get_base_model()
@@ -170,7 +170,7 @@ def score_labelled_positions(model: Any, entropy: bool = False) -> None:
 class _Planned(Trainer):
     """A trainer that takes rows in a planned order and logs to the context. It prints and sends nothing.
 
-    A checkpoint is whole or not there. `blank` is the number of a row that counts for nothing.
+    A checkpoint is complete or not there. `blank` is the number of a row that counts for nothing.
     """
 
     def __init__(self, *, order: list[int], blank: int, context: TrainContext, **kwargs: Any) -> None:
@@ -186,8 +186,10 @@ class _Planned(Trainer):
         self.begin = time.monotonic()
 
     def create_accelerator_and_postprocess(self) -> None:
-        """With FSDP in bfloat16, what is summed stays in float32: gradients over processes, and the log-probabilities
-        of a completion. accelerate would have both rounded: a sum of -600 nats to the next multiple of 4."""
+        """With FSDP in bfloat16, keep sums in float32: gradients over processes, and a completion's log-probability.
+
+        accelerate would round both: a sum of -600 nats to the next multiple of 4.
+        """
         super().create_accelerator_and_postprocess()
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         if plugin is not None and self.accelerator.mixed_precision == "bf16":
@@ -195,7 +197,7 @@ class _Planned(Trainer):
 
     @property
     def seconds(self) -> float:
-        """How long training took so far, the parts before a kill included."""
+        """How long training took so far, with the parts before a kill."""
         return self.before + time.monotonic() - self.begin
 
     def get_train_dataloader(self) -> Any:
@@ -212,17 +214,21 @@ class _Planned(Trainer):
         )
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The Trainer's, or with `carry` one that spans all the run's phases of this policy."""
-        context, args = self.context, self.args
+        """The Trainer's scheduler, or with `carry` one that goes on over the run's phases of this policy."""
+        context, args, steps = self.context, self.args, num_training_steps
         if context.state and self.lr_scheduler is None:
-            kind: Any = args.lr_scheduler_type.removeprefix("constant_with_")
+            own: Any = args.lr_scheduler_kwargs or {}
+            if "infinite" in own:
+                share = schedules.infinite(own["infinite"], steps, steps_of(context.last_state))
+            else:
+                kind: Any = args.lr_scheduler_type.removeprefix("constant_with_")
+                share = schedules.spanning(kind, args.warmup_steps, steps, context.round, context.rounds)
             used: Any = optimizer or self.optimizer
-            share = rate(kind, args.warmup_steps, num_training_steps, context.round, context.rounds)
             self.lr_scheduler = LambdaLR(used, share)
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save without TRL's model card. A folder with its final name holds a whole checkpoint."""
+        """Save without TRL's model card. A folder with its final name holds a complete checkpoint."""
         Trainer._save_checkpoint(self, model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
@@ -237,13 +243,13 @@ class _Planned(Trainer):
                 shutil.rmtree(older)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Do not warn of a weight that is tied to another: a checkpoint holds it once."""
+        """Do not warn of tied weights, which a checkpoint holds once."""
         tied = getattr(self.model, "all_tied_weights_keys", {})
         load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
         super()._issue_warnings_after_load(load_result)
 
     def _send_telemetry(self) -> None:
-        """Report nothing. TRL would report each start to its makers."""
+        """Report nothing. TRL would report each start to its authors."""
 
 
 class WeightedCollator(DataCollatorForLanguageModeling):
@@ -280,7 +286,7 @@ class SupervisedTrainer(_Planned, SFTTrainer):
         return super().compute_loss(weighted, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
 
 
-OWN = ("label_smoothing", "weight", "counts")  # of a pair, beside its ids
+OWN = ("label_smoothing", "weight", "counts")  # a pair's fields besides its ids
 
 
 class PreferenceCollator(DataCollatorForPreference):
@@ -310,14 +316,14 @@ class PreferenceTrainer(_Planned, DPOTrainer):
             self.accelerator.gather = functools.partial(_gather_uneven, self.accelerator)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
-        return dataset  # the columns that TRL's tokenisation would make are there already
+        return dataset  # it already has the columns that TRL's tokenisation would make
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """Compute log-probabilities under the reference once, before the first step; then let the reference go.
 
         TRL's own version does the same through a cache file and with progress bars. The reference is `ref_model` if
-        there is one. Else it is the policy itself, which has not moved yet. For `start` the policy keeps its adapter:
-        TRL's copy `ref` of a continued one, or none for a new one, which is zero. For `base` it goes without.
+        there is one. Else it is the policy itself, which has not changed yet. For `start` the policy keeps its adapter:
+        TRL's copy `ref` of a continued adapter, or none for a new one, which is zero. For `base` it has no adapter.
         """
         policy: Any = self.model
         if self.args.use_cpu:
@@ -346,8 +352,10 @@ class PreferenceTrainer(_Planned, DPOTrainer):
         return dataset.add_column("ref_chosen_logps", chosen).add_column("ref_rejected_logps", rejected)
 
     def _as_split(self, policy: Any) -> Any:
-        """The policy, which FSDP has not split yet and which is not on the device, as it will compute then: with its
-        weights in the dtype of the device steps."""
+        """The policy as it will compute once FSDP has split it: with its weights in the dtype of the device steps.
+
+        At this point it is neither split nor on the device.
+        """
         device = self.accelerator.device
         dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
         weights = {name: weight.detach().to(device, dtype) for name, weight in policy.named_parameters()}
@@ -392,12 +400,12 @@ class PreferenceTrainer(_Planned, DPOTrainer):
         if self.sft_weight:
             nll = -outputs.log_probs[:pairs].sum(dim=1) / outputs.label_mask[:pairs].sum(dim=1)
             loss = loss + self.sft_weight * (weight * nll).mean()
-        # The trainer will divide by the number of device steps; what is wanted is a mean over pairs.
-        # Of a device step all pairs count, or none does.
+        # The trainer will divide by the number of device steps, but the loss has to be a mean over pairs.
+        # Either all pairs of a device step count, or none does.
         return loss * counts.sum() * self.current_gradient_accumulation_steps / self.pairs
 
 
 def _gather_uneven(accelerator: Any, tensor: torch.Tensor) -> torch.Tensor:
-    """The values of all processes, (all,), for figures that TRL logs. Each process may have another number of them."""
+    """The values of all processes, (all,), for figures that TRL logs. Processes may have different numbers of them."""
     gathered: torch.Tensor = gather(pad_across_processes(tensor, pad_index=math.nan))
     return gathered[~gathered.isnan()]

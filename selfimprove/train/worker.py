@@ -1,9 +1,9 @@
 """One process of a training phase: `python -m selfimprove.train.worker JOB PARENT`.
 
-JOB is the file that `selfimprove.train.launch` wrote. PARENT is the id of the process that started this one; this one
-dies with it. Beside JOB stand the main process's step figures and result, and each process's error.
+JOB is the file that `selfimprove.train.launch` wrote. PARENT is the id of the process that started this one, and this
+one ends with it. The main process's step figures and result, and each process's error, are files beside JOB.
 
-Where JOB names a file `next`, this process stays when the job is done, and does the jobs that this file names after it.
+If JOB names a file `next`, this process stays when the job is done. It then does the jobs that the file names.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def work(job: dict[str, Any], folder: Path) -> dict[str, float]:
 
 
 def do(path: Path, rank: str) -> dict[str, Any]:
-    """Do the job in the file `path` and write the result, of the other processes `done-RANK`. Returns the job."""
+    """Do the job in the file `path` and write the result. Other processes write `done-RANK`. Returns the job."""
     job: dict[str, Any] = store.read_json(path)
     try:
         result = work(job, path.parent)
@@ -54,7 +54,7 @@ def do(path: Path, rank: str) -> dict[str, Any]:
 
 
 def following(path: Path, number: int) -> Path:
-    """The job of this number, as soon as the file `path` names it."""
+    """Wait until the file `path` names the job of this number, and return it."""
     while not path.exists() or (found := store.read_json(path))["number"] != number:
         time.sleep(PAUSE)
     return Path(found["job"])

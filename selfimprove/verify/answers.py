@@ -39,7 +39,7 @@ def vote(group: Sequence[Attempt], *, window: Count | None = None) -> int | None
 
 def weighted(group: Sequence[Attempt], *, heaviest: Count | None = None, window: Count | None = None) -> int | None:
     """The first candidate with the answer whose candidates weigh most together, by the `weight` that their solver gave
-    each (in the metadata; 0 where it gave none). Only the `heaviest` candidates vote, of those of the last `window`
+    each (in the metadata; 0 if it gave none). Only the `heaviest` candidates vote, of those of the last `window`
     stages; None for either: all. Of equals, what was there first.
     """
     stages = sorted({stage(attempt) for attempt in group})

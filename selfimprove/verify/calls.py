@@ -42,7 +42,7 @@ def reference(gold: str, metadata: dict[str, Any]) -> str:
 
 
 def read(text: str) -> Call | None:
-    """The first call with named arguments, all of them literals; None where there is none."""
+    """The first call with named arguments, all of them literals; None if there is none."""
     for match in _NAME.finditer(text):
         for end in re.finditer(r"\)", text[match.end() :]):
             try:

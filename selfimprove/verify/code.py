@@ -43,7 +43,7 @@ RELATIVE = 1e-9  # relative tolerance of a printed number, if that is more than 
 
 
 def require(*, sandbox: str = "bubblewrap", image: str = IMAGE, **options: Any) -> dict[str, str]:
-    """The sandbox's guards, for the run's record. Raises ConfigError when the sandbox cannot run here."""
+    """The sandbox's guards, for the run's record. Raises ConfigError if the sandbox cannot run here."""
     sandboxes.require(sandbox, image)
     return sandboxes.describe(sandbox, image)
 
@@ -113,7 +113,7 @@ def _remembered(task: dict[str, Any], limits: Limits, where: dict[str, Any], par
 def reference(gold: str | None, metadata: dict[str, Any], **options: Any) -> str:
     """A completion with the gold program, which is a solution or the continuation of the problem's prompt.
 
-    Raises ValueError when there is none.
+    Raises ValueError if there is none.
     """
     if gold is None:
         raise ValueError("the problem has no gold program")

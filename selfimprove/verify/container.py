@@ -42,7 +42,7 @@ GONE = re.compile("no such container|already in progress", re.IGNORECASE)
 def describe(engine: str, image: str) -> dict[str, str]:
     """The engine's version and the image's digest (its id if it came from no registry).
 
-    Raises ConfigError when the engine is not installed or does not answer, or when the image is not on this machine.
+    Raises ConfigError if the engine is not installed or does not answer, or when the image is not on this machine.
     The message names the command that helps.
     """
     version = _ask(engine, "version", "--format", "{{.Server.Version}}")

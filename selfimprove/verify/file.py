@@ -40,7 +40,7 @@ def verify_file(
 
     For a group verifier, all rows with the same id are samples of one problem, wherever they stand in the file.
 
-    Raises ConfigError when a row is malformed (with its line), when a file cannot be read or written, and when a group
+    Raises ConfigError if a row is malformed (with its line), when a file cannot be read or written, and when a group
     verifier needs a model.
     """
     counts = dict.fromkeys(STATUSES, 0)

@@ -64,7 +64,7 @@ def require(
     incorrect: str | None = None,
     **options: Any,
 ) -> None:
-    """Raises ConfigError when a server cannot be used as configured."""
+    """Raises ConfigError if a server cannot be used as configured."""
     if server is None:
         return
     if model in (None, "policy", "base"):
@@ -86,7 +86,7 @@ def resource(
     trust_remote_code: bool = False,
     **options: Any,
 ) -> Engine | Server | None:
-    """The judge: a server, a separate engine, or None for the policy. Raises ConfigError when it cannot be opened."""
+    """The judge: a server, a separate engine, or None for the policy. Raises ConfigError if it cannot be opened."""
     if server is not None:
         return Server(server, model, key_env, concurrency)
     if model == "policy":
@@ -172,7 +172,7 @@ async def verify(
 
 
 async def ask(judge: Policy, chat: list[Message], form: Form) -> Said:
-    """The verdict of a model in an engine. Raises ValueError when the prompt does not fit its window."""
+    """The verdict of a model in an engine. Raises ValueError if the prompt does not fit its window."""
     written = ""
     if form.reason:
         (sample,) = await judge.sample(chat, temperature=form.temperature, max_tokens=form.max_tokens)
@@ -195,7 +195,7 @@ async def share(
     """(P(correct), P of either word) after an assistant's turn that begins with `opened`.
 
     The second is 1 if there is only one word. Two words are compared from the first token in which they differ, when
-    tokenized in place. Raises ValueError when the prompt does not fit the window.
+    tokenized in place. Raises ValueError if the prompt does not fit the window.
     """
     ids = [judge.render(closing(chat, opened + word)) for word in (correct, incorrect) if word is not None]
     other = ids[1] if len(ids) > 1 else judge.render(closing(chat, opened) if opened else chat)
@@ -247,7 +247,7 @@ def verdict_of(text: str, form: Form) -> bool | None:
 class Server:
     """An OpenAI-compatible chat endpoint, with at most `concurrency` requests at once.
 
-    Raises ConfigError when it does not know the model, refuses the key or gives no log-probabilities, and RunError when
+    Raises ConfigError if it does not know the model, refuses the key or gives no log-probabilities, and RunError when
     it cannot be reached.
     """
 
@@ -258,7 +258,7 @@ class Server:
         )
 
     async def ask(self, judge: Policy, chat: list[Message], form: Form, number: int) -> Said:
-        """The verdict on a problem's solution `number`. Raises ValueError when the server refuses this request."""
+        """The verdict on a problem's solution `number`. Raises ValueError if the server refuses this request."""
         seed = seeds.derive(judge.seed, judge.role, *judge.scope, number) % 2**31
         reply = await self._create(chat, form, seed)
         read = reply.usage.prompt_tokens if reply.usage else 0

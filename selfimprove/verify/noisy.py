@@ -28,7 +28,7 @@ def reads_gold(**options: Any) -> bool:
 
 
 def require(*, gives: list[str] | None = None, **options: Any) -> None:
-    """Raises ConfigError where the data set's check, whose record `gives`, has no scores of steps."""
+    """Raises ConfigError if the data set's check, whose record `gives`, has no scores of steps."""
     if gives is not None and "steps" not in gives:
         raise ConfigError(
             "verifier: the data set's own check gives no scores of steps to put noise on; choose reward models: "

@@ -57,7 +57,7 @@ def resource(opening: Opening, *, outcome: Target, steps: Target, **options: Any
 
 
 def require(*, outcome: Target, steps: Target, **options: Any) -> None:
-    """Raises ConfigError where one of the two lacks what it needs."""
+    """Raises ConfigError if one of the two lacks what it needs."""
     for node in (outcome, steps):
         if own := getattr(module_of(node), "require", None):
             own(**options_of(node))
@@ -90,7 +90,7 @@ async def verify(
 ) -> list[Outcome]:
     """w as the reward, `correct` from `threshold` on, with the scores of the steps, and the answer that is read.
 
-    The product of the step scores counts 0 where a solution states no answer, as in the released code. What one of the
+    The product of the step scores counts 0 if a solution states no answer, as in the released code. What one of the
     two models cannot read is an `error`.
     """
     models: Models = context.resource

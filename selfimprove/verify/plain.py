@@ -8,7 +8,7 @@ _KINDS: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "frozenset":
 
 
 def encode(value: Any) -> Any:
-    """JSON that `decode` turns back into an equal value. Raises ValueError when there is no such form."""
+    """JSON that `decode` turns back into an equal value. Raises ValueError if there is no such form."""
     if value is None or isinstance(value, bool):
         return value
     for kind in (int, float, str):

@@ -49,7 +49,7 @@ class _Worker:
     """One child process. Belongs to the thread that made it: the kernel kills the child when that thread ends."""
 
     def __init__(self, header: dict[str, Any]) -> None:
-        """Raises ConfigError when the check cannot be loaded with its options."""
+        """Raises ConfigError if the check cannot be loaded with its options."""
         path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
         # With a fixed hash seed, the order of a set, and so a verdict, is the same in all workers.
         environment = os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
@@ -173,7 +173,7 @@ class Pool:
     def run(self, items: Iterable[Item]) -> Iterator[Outcome]:
         """The outcome of each item, in order. It holds at most `WINDOW` items and checks equal ones within them once.
 
-        Raises ConfigError when the check cannot be loaded.
+        Raises ConfigError if the check cannot be loaded.
         """
         waiting: deque[Future[Outcome]] = deque()
         recent: dict[bytes, Future[Outcome]] = {}

@@ -36,7 +36,7 @@ _FUNCTION = re.compile(r"a?(?:sin|cos|tan|cot|sec|csc)h?|sqrt|cbrt|exp|log|ln|[a
 
 
 def library() -> Any:
-    """The package. Raises ConfigError when it is not installed."""
+    """The package. Raises ConfigError if it is not installed."""
     try:
         return importlib.import_module("reasoning_gym")
     except ModuleNotFoundError as error:
@@ -44,7 +44,7 @@ def library() -> Any:
 
 
 def require(**options: Any) -> dict[str, str]:
-    """The package's version, for the run's record. Raises ConfigError when it is not installed."""
+    """The package's version, for the run's record. Raises ConfigError if it is not installed."""
     library()
     return {"reasoning_gym": importlib.metadata.version("reasoning-gym")}
 
@@ -91,7 +91,7 @@ def extract(text: str) -> str | None:
 
 
 def pack(record: dict[str, Any]) -> Any:
-    """A task's record of a problem as JSON. Raises ValueError when it has no such form."""
+    """A task's record of a problem as JSON. Raises ValueError if it has no such form."""
     return encode(record)
 
 

@@ -38,7 +38,7 @@ def require_stage(config: Config, verifier: Target, where: str) -> None:
 
 
 def require_role(config: Config, role: str, where: str) -> None:
-    """Raises ConfigError when `role` is not a reward model of the method."""
+    """Raises ConfigError if `role` is not a reward model of the method."""
     reward_models = [name for name, options in config.roles.items() if options.kind == "sequence"]
     if role not in reward_models:
         raise ConfigError(
@@ -56,7 +56,7 @@ def resource(
     trust_remote_code: bool = False,
     **options: Any,
 ) -> Scorer:
-    """The reward model. Raises ConfigError when it cannot be loaded, or has more than two labels."""
+    """The reward model. Raises ConfigError if it cannot be loaded, or has more than two labels."""
     if role is not None:
         return open_role(opening, role)
     assert model is not None
@@ -69,7 +69,7 @@ def opens(*, model: str | None = None, role: str | None = None, **options: Any) 
 
 
 def open_role(opening: Opening, role: str) -> Scorer:
-    """The newest weights of a reward model of the method. Raises RunError when they cannot be read."""
+    """The newest weights of a reward model of the method. Raises RunError if they cannot be read."""
     try:
         return open_model(opening, opening.paths[role])
     except ConfigError as problem:
@@ -78,7 +78,7 @@ def open_role(opening: Opening, role: str) -> Scorer:
 
 
 def open_model(opening: Opening, model: str, trust_remote_code: bool = False) -> Scorer:
-    """A sequence classifier with one or two labels. Raises ConfigError when the model is not one."""
+    """A sequence classifier with one or two labels. Raises ConfigError if the model is not one."""
     from transformers import AutoModelForSequenceClassification
 
     from selfimprove.verify.scoring import Scorer

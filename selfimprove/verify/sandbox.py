@@ -204,7 +204,7 @@ class _Bubblewrap(Child):
                 self.follow(self.pid)
 
     def kill(self) -> None:
-        """Kill every process in the sandbox. Raises RuntimeError when they do not end."""
+        """Kill every process in the sandbox. Raises RuntimeError if they do not end."""
         if len(self.fds) < 2:
             return
         with suppress(ProcessLookupError):
@@ -304,7 +304,7 @@ def _fixed_options() -> tuple[str, ...]:
 def _python() -> str:
     """The interpreter for programs: this one's base, or the system's if an unprivileged user cannot read that.
 
-    Root's programs run as such a user. Raises ConfigError when there is no interpreter.
+    Root's programs run as such a user. Raises ConfigError if there is no interpreter.
     """
     base = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
     if base.exists() and (

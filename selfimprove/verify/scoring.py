@@ -1,6 +1,6 @@
-"""Scores from a model that is no policy: a classifier of sequences or tokens, opened once and asked by many coroutines.
+"""Scores from a model that is not a policy: a classifier of sequences or tokens. Many coroutines can ask it at once.
 
-Imports torch: load it when a phase begins, not with the configuration.
+This module imports torch. Import it when a phase begins, not with the configuration.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from transformers.utils import logging
 
 from selfimprove.errors import ConfigError
 from selfimprove.policy import models
-from selfimprove.policy.hf import PREFILL_TOKENS, SETTLED
+from selfimprove.policy.hf import SETTLED
+from selfimprove.policy.hf_reader import PREFILL_TOKENS
 from selfimprove.types import Message
 from selfimprove.verify import Opening
 
@@ -34,11 +35,11 @@ class _Asked(_Row):
 
 
 class Scorer:
-    """A model's outputs for token ids, in batches of like length.
+    """A model's outputs for token ids, in batches of similar length.
 
-    `auto` is a class of transformers (AutoModelForSequenceClassification and the like), `path` a model folder or hub
-    id, or the folder of a LoRA adapter with a head. Raises ConfigError when it cannot be loaded, or has no trained head
-    of that kind: a head made up at random would give scores all the same.
+    `auto` is a class of transformers, such as AutoModelForSequenceClassification. `path` is a model folder, a hub id,
+    or the folder of a LoRA adapter with a head. Raises ConfigError if the model cannot be loaded, or has no trained
+    head of that kind. Transformers would draw such a head at random, and its scores would mean nothing.
     """
 
     def __init__(self, auto: Any, path: str, opening: Opening, *, trust_remote_code: bool = False) -> None:
@@ -49,7 +50,7 @@ class Scorer:
         dtype = getattr(torch, opening.model.dtype)
         adapter = models.is_adapter(path)
         said = logging.get_verbosity()
-        logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # which weights are missing is said below
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # missing weights are an error of ours, below
         try:
             model, info = auto.from_pretrained(
                 models.adapter_base(path) if adapter else path,
@@ -84,9 +85,9 @@ class Scorer:
         self._pump: asyncio.Task[None] | None = None
 
     async def logits(self, ids: Sequence[int], positions: Sequence[int] = ()) -> list[list[float]]:
-        """The model's outputs at these positions, a row each; of a sequence classifier, without any, its one row.
+        """The model's outputs at these positions, one row each. A sequence classifier has one row and no positions.
 
-        Raises ValueError for more ids than the model's window has.
+        Raises ValueError if there are more ids than the model's window holds.
         """
         self._require_room(ids)
         asked = _Asked(list(ids), list(positions), asyncio.get_running_loop().create_future())
@@ -98,8 +99,8 @@ class Scorer:
     def passes(self, ids: Sequence[int], n: int, seed: int) -> list[list[float]]:
         """A sequence classifier's row in each of `n` passes with dropout (Gal and Ghahramani 2015, arXiv 1506.02142).
 
-        All passes are one batch by themselves, so that they depend on the weights, the ids and the seed, and on nothing
-        else that is asked. A model without dropout gives the same row each time. Raises ValueError as `logits` does.
+        The passes are a batch of their own. So they depend on the weights, the ids and the seed alone, and not on other
+        requests. A model without dropout gives the same row each time. Raises ValueError as `logits` does.
         """
         self._require_room(ids)
         with torch.random.fork_rng([self.model.device] if self.model.device.type == "cuda" else []):
@@ -124,7 +125,7 @@ class Scorer:
         try:
             while True:
                 await self._settle()
-                self._waiting = [asked for asked in self._waiting if not asked.future.done()]  # without cancelled ones
+                self._waiting = [asked for asked in self._waiting if not asked.future.done()]  # drop cancelled ones
                 if not self._waiting:
                     return
                 self._waiting.sort(key=lambda asked: len(asked.ids), reverse=True)
@@ -132,13 +133,13 @@ class Scorer:
                 batch = self._waiting[:count]
                 for asked, rows in zip(batch, self._forward(batch), strict=True):
                     asked.future.set_result(rows)
-        except Exception as error:  # every waiter learns of it; nobody awaits the pump itself
+        except Exception as error:  # nobody awaits the pump, so everybody who waits for an answer is told
             for asked in self._waiting:
                 if not asked.future.done():
                     asked.future.set_exception(error)
 
     async def _settle(self) -> None:
-        """Let every coroutine speak that is about to."""
+        """Let coroutines make their requests until no new one comes."""
         quiet = 0
         while quiet < SETTLED:
             before = len(self._waiting)
@@ -147,8 +148,11 @@ class Scorer:
 
     @torch.inference_mode()
     def _forward(self, batch: Sequence[_Row]) -> list[list[list[float]]]:
-        """Padded on the right. A sequence classifier may look for its last token by the padding id, so where the model
-        names none, one is taken that no row has."""
+        """The outputs of one batch, padded on the right.
+
+        A sequence classifier may find its last token by the padding id. If the model names no padding id, an id is used
+        that no row has.
+        """
         padding = self._padding
         if padding is None:
             used = {token for asked in batch for token in asked.ids}
@@ -168,7 +172,7 @@ class Scorer:
         head = self.model.get_output_embeddings()
         if head is None:
             found = self.model(**inputs).logits[where]
-        else:  # a vocabulary is wide: its head sees only the positions that are asked for
+        else:  # a vocabulary is large, so the head sees only the positions that are asked for
             hook = head.register_forward_pre_hook(lambda _, args: (args[0][where][None],))
             try:
                 found = self.model(**inputs, use_cache=False).logits[0]
@@ -179,7 +183,7 @@ class Scorer:
 
 
 def _labels(adapter: str) -> int:
-    """How many outputs the head has that stands in an adapter's folder. Raises ConfigError where there is none."""
+    """The number of outputs of the head in an adapter's folder. Raises ConfigError if there is no head."""
     from safetensors import safe_open
 
     with safe_open(f"{adapter}/adapter_model.safetensors", framework="pt") as file:

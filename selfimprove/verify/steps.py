@@ -1,14 +1,15 @@
 """A score for every step of a solution, from the data set's own check or from a process reward model.
 
-A step is a line that is not blank. Models of two kinds are read, each as those who train them do:
+A step is a line that is not blank. Two kinds of model can be read. Each is read in the way in which it is trained:
 
-- `token_classifier`: TRL's PRMTrainer (as of trl 0.16), and `train/steps.py`. Problem and steps are tokenised by
-  themselves, each step followed by `separator`; at its last token the second of two labels says that the step is right.
-- `causal`: Math-Shepherd (Wang et al. 2023, arXiv 2312.08935, and the card of its released model). Each step ends with
-  a tag; there the language model's logits of `good` and `bad` give the probability that the step is right.
+- `token_classifier`: as TRL's PRMTrainer (trl 0.16) and `train/steps.py` train. The problem and each step are tokenised
+  separately, and `separator` follows each step. At the separator's last token, the second of two labels means that the
+  step is right.
+- `causal`: as Math-Shepherd (Wang et al. 2023, arXiv 2312.08935, and the card of its released model). Each step ends
+  with a tag. There the language model's logits of `good` and `bad` give the probability that the step is right.
 
-How steps make one reward: the least one (Math-Shepherd, section 3.4), their product (Lightman et al. 2023, arXiv
-2305.20050, section 2.6), the last one, or their mean.
+The reward of a solution is the least score of its steps (Math-Shepherd, section 3.4), their product (Lightman et al.
+2023, arXiv 2305.20050, section 2.6), the last one, or their mean.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ Aggregate = Literal["min", "last", "product", "mean"]
 
 
 def reads_gold(*, model: str | None = None, **options: Any) -> bool:
-    """Whether gold answers are compared with: by the data set's own check, where there is no model."""
+    """Whether gold answers are read. They are if there is no model, since the data set's own check reads them."""
     return model is None
 
 
 def require(*, model: str | None = None, gives: list[str] | None = None, **options: Any) -> None:
-    """Raises ConfigError where neither a model nor the data set's check, whose record `gives`, has scores of steps."""
+    """Raises ConfigError if there is no model and the data set's check, which `gives` these, gives no `steps`."""
     if model is None and "steps" not in (gives or []):
         raise ConfigError(
             "verifier=steps: the data set's own check gives no scores of steps, so set verifier.model to a process "
@@ -51,7 +52,10 @@ def resource(
     trust_remote_code: bool = False,
     **options: Any,
 ) -> Scorer | None:
-    """The process reward model, None where the data set's check is asked. Raises ConfigError when it is of no use."""
+    """The process reward model, or None if the data set's check gives the scores.
+
+    Raises ConfigError for a model that cannot be loaded or does not have two labels a token.
+    """
     if model is None:
         return None
     from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
@@ -85,10 +89,10 @@ async def verify(
     bad: str = "-",
     trust_remote_code: bool = False,
 ) -> list[Outcome]:
-    """The steps' scores, and their aggregate as the reward: `correct` from `threshold` on.
+    """The steps' scores, and their aggregate as the reward. An answer is `correct` if that is at least `threshold`.
 
-    Without `model` the data set's own check gives the scores, and its `unparseable`, `timeout` and `error` stay what
-    they are. With it, an answer without a line is `unparseable`, one that the model cannot read an `error`.
+    Without `model` the data set's own check gives the scores, and its `unparseable`, `timeout` and `error` are kept.
+    With a model, an answer without a line is `unparseable`, and an answer that the model cannot read is an `error`.
     """
 
     async def judge(trajectory: Trajectory) -> Outcome:
@@ -115,7 +119,7 @@ async def verify(
         except ValueError as error:
             return Outcome("error", 0.0, reason=f"process reward model: {error}")
         context.policy.meter.count("process_reward_model", calls=1, prompt=0, scored=len(ids))
-        # A softmax over two is the sigmoid of their distance.
+        # A softmax over two logits is the sigmoid of their difference.
         return _outcome([0.5 * (1 + math.tanh((row[columns[0]] - row[columns[1]]) / 2)) for row in rows])
 
     def _outcome(scores: list[float], extracted: str | None = None) -> Outcome:
@@ -131,7 +135,7 @@ def lines(text: str) -> list[str]:
 
 
 def combine(scores: list[float], aggregate: Aggregate) -> float:
-    """One reward of a solution's scores, of which there is at least one."""
+    """One reward from a solution's scores. There has to be at least one score."""
     if aggregate == "min":
         return min(scores)
     if aggregate == "last":
@@ -140,13 +144,13 @@ def combine(scores: list[float], aggregate: Aggregate) -> float:
 
 
 def bare_question(problem: Problem) -> str:
-    """The question without the policy's prompt template, where the data set tells."""
+    """The question without the policy's prompt template, if the data set has it; else the last message."""
     last = problem.prompt if isinstance(problem.prompt, str) else problem.prompt[-1]["content"]
     return str(problem.metadata.get("question", last))
 
 
 def separated(tokenizer: Any, question: str, steps: list[str], separator: str) -> tuple[list[int], list[int]]:
-    """TRL's token ids, and where each step's separator ends."""
+    """TRL's token ids, and the index at which each step's separator ends."""
 
     def encode(text: str) -> list[int]:
         ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
@@ -162,12 +166,12 @@ def separated(tokenizer: Any, question: str, steps: list[str], separator: str) -
 
 
 def tagged(tokenizer: Any, question: str, steps: list[str], tag: str) -> tuple[list[int], list[int]]:
-    """Math-Shepherd's token ids, and where the tags are. Raises ValueError where there is not one a step."""
+    """Math-Shepherd's token ids, and the index of each tag. Raises ValueError if there is not exactly one a step."""
     ids: list[int] = tokenizer(f"{question} " + "\n".join(f"{step} {tag}" for step in steps)).input_ids
     mark = _last(tokenizer, tag)
     ends = [i for i, token in enumerate(ids) if token == mark][-len(steps) :]
     if ids.count(mark) != len(steps) or tag in question or any(tag in step for step in steps):
-        raise ValueError(f"the tag {tag!r} stands elsewhere than at the ends of the steps")
+        raise ValueError(f"the tag {tag!r} is not only at the ends of the steps")
     return ids, ends
 
 

@@ -218,7 +218,9 @@ def test_the_study_measures_its_claims(done: tuple[list[Claim], Lab]) -> None:
         assert claim.interval
         low, high = claim.interval
         assert low <= claim.value <= high
-        assert claim.holds == (low >= 0 or (None if high >= 0 else False) if "no lower" in said else low > 0)
+        above = low >= 0 if "no lower" in said else low > 0
+        assert claim.holds is (True if above else False if high < 0 else None)
+    assert [claim.claim[:8] for claim in claims if claim.check] == ["(T, tau)"]
 
 
 def test_a_round_samples_and_filters_by_what_was_chosen(done: tuple[list[Claim], Lab]) -> None:

@@ -180,7 +180,7 @@ def test_what_the_user_types_wins_over_the_methods_own_model_and_data() -> None:
     own = compose(["method=self_lengthen"])
     assert (own.model.name, own.dataset.name) == ("writer", "outline")
     assert compose(["experiment=smollm2_asdiv"]).model.name == "smollm2_135m"
-    with pytest.raises(ConfigError, match=r"unlike choices; give dataset=\.\.\."):
+    with pytest.raises(ConfigError, match=r"different choices; give dataset=\.\.\."):
         brought(["method=rise,self_lengthen", "model=tiny"])
     typed = compose(["method=self_lengthen", "model=tiny", "dataset=arithmetic"])
     assert (typed.model.name, typed.dataset.name) == ("tiny", "arithmetic")

@@ -8,6 +8,7 @@ import torch
 
 from selfimprove.policy import Policy
 from selfimprove.policy.hf import TransformersEngine
+from selfimprove.policy.hf_reader import Reader
 from selfimprove.policy.models import resolve
 from selfimprove.types import Problem
 
@@ -95,8 +96,8 @@ def test_a_model_that_changes_logits_behind_its_head_is_refused(engine, monkeypa
             rows.hidden([0])
             return rows.logits
 
-    head = TransformersEngine._head
-    monkeypatch.setattr(TransformersEngine, "_head", lambda self, states: head(self, states) / 4)
+    head = Reader.head
+    monkeypatch.setattr(Reader, "head", lambda self, states: head(self, states) / 4)
     with pytest.raises(ValueError, match="hidden states and output head do not give this model's logits"):
         drawn(engine, [Reads()])
 

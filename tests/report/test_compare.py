@@ -195,7 +195,7 @@ def test_the_base_policy_is_given_as_many_tokens(tmp_path):
     assert dear.rows[0][6] is not None
     more = table(compare([write_run(tmp_path / "more", [BASE, BETTER], sampled=answers, tokens=9000)]), first_title())
     assert more.rows[0][6] is None
-    assert "only 8 answers a problem are there; --baselines samples them" in more.note
+    assert "only 8 answers a problem were sampled; --baselines samples them" in more.note
 
 
 def first_title():

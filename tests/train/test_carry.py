@@ -12,7 +12,7 @@ from small_rows import LORA, rows, weights
 
 from selfimprove import store
 from selfimprove.train import Held, TrainContext
-from selfimprove.train.carry import STEPS, WEIGHTS, rate
+from selfimprove.train.carry import STEPS, WEIGHTS
 from selfimprove.train.policy_gradient import policy_gradient
 from selfimprove.train.sft import sft
 
@@ -55,13 +55,6 @@ def test_a_schedule_goes_on_over_all_phases(context: Make) -> None:
     logged: list[float] = []
     passes(context, "carried", 4, carry=True, schedule="linear", log=lambda f: logged.append(f["learning_rate"]))
     assert logged == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
-
-
-def test_the_rate_of_a_schedule_by_hand() -> None:
-    rising = [rate("cosine", 0.5, 1, turn, 4)(0) for turn in range(4)]
-    assert rising == pytest.approx([0.5, 1.0, 1.0, 0.5])
-    assert [rate("constant", 0.0, 2, 0, 1)(step) for step in (0, 1, 2)] == [1, 1, 1]
-    assert [rate("linear", 0.0, 2, 1, 2)(step) for step in (0, 1, 2)] == pytest.approx([0.5, 0.25, 0.0])
 
 
 def test_steps_too_small_for_bfloat16_add_up(context: Make) -> None:

@@ -1,6 +1,6 @@
-// What the rest builds on: elements made of text alone, figures as words, and the compressed data of this file.
+// Shared helpers: elements that hold text only, figures as words, and the compressed data of this file.
 
-// An element; children are elements or text. Text never becomes markup, whatever a model wrote.
+// An element. Its children are elements or text. Text never becomes markup, whatever a model wrote.
 const el = (tag, attributes = {}, ...children) => {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -12,7 +12,7 @@ const el = (tag, attributes = {}, ...children) => {
   return made;
 };
 
-// The text of a compressed block of this file. `take`: the block is not needed again.
+// The text of a compressed block of this file. With `take` the block is removed, since it is not needed again.
 const text = async (id, take = false) => {
   const holder = document.getElementById(id);
   const coded = holder.textContent;
@@ -38,7 +38,7 @@ const duration = (seconds) => {
   return seconds < 5400 ? `${(seconds / 60).toFixed(1)} min` : `${(seconds / 3600).toFixed(1)} h`;
 };
 
-// A cell of a table: a number or text, or [value, low, high]. What is shown, and what it is sorted by.
+// A table's cell: a number, text, or [value, low, high]. Gives what is shown and what the column is sorted by.
 const KINDS = {
   text: (value) => value,
   number,
@@ -57,7 +57,7 @@ const cell = (value, kind) => {
   return low === undefined ? [show(middle)] : [show(middle), el("small", {}, ` [${show(low)}, ${show(high)}]${apart}`)];
 };
 
-// A table; sorted by a click on a column's head, where there is anything to sort.
+// A table. A click on a column's head sorts it, if there is anything to sort.
 const UNITS = { percent: " %", points: ", points" };
 const table = ({ caption, columns, rows, tall }) => {
   const body = el("tbody");

@@ -1,4 +1,4 @@
-// Charts: one helper that draws a figure when it comes into view, with its controls and its numbers as a table.
+// Charts: one helper draws a figure when it comes into view. It adds the controls, and the numbers as a table.
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const COLOURS = 8;
@@ -36,8 +36,8 @@ const layout = (count, more) => ({
   ...more,
 });
 
-// A figure. `draw()` gives {traces, layout, legend} or {message}; `controls(redraw)` the inputs above it.
-// A trace's own `figures`, rows [x, y, low, high], are what its table says.
+// A figure. `draw()` gives {traces, layout, legend} or {message}. `controls(redraw)` gives the inputs above it.
+// A trace's `figures`, rows [x, y, low, high], are the rows of its table.
 const figure = (parent, { title, note, controls, draw, small, figures, first }) => {
   const plot = el("div", { class: small ? "plot small" : "plot", role: "img", "aria-label": title });
   const empty = el("p", { class: "empty", hidden: true });
@@ -79,7 +79,7 @@ const figure = (parent, { title, note, controls, draw, small, figures, first }) 
   return made;
 };
 
-// A line with a band from low to high. Points are [x, y, low, high]; low and high may be missing.
+// A line with a band from low to high. Points are [x, y, low, high], and low and high may be missing.
 const line = (name, points, { color, dash }, { band = true, thin = false, legend = true, shade = 0.14 } = {}) => {
   const drawn = [];
   const bounded = points.filter((p) => p[2] !== null && p[2] !== undefined);
@@ -106,7 +106,7 @@ const axisOf = (names) => (names.every(share) ? { tickformat: ".0%" } : { expone
 const rounds = (title, last) => axis(title, last <= 24 ? { dtick: 1 } : {});
 const series = (group, metric) => known(group.rounds.map((r) => [r.round, ...(r.m[metric] ?? [null])]));
 
-// Metrics of rounds over rounds: of one group all of them, of several groups the one that is picked.
+// Metrics over rounds: all of them if there is one group, else the one that the reader picks.
 const metricChart = (parent, report, { title, note, metrics, unit, small, apart }) => {
   const there = metrics.filter(([key]) => report.groups.some((group) => group.rounds.some((r) => key in r.m)));
   if (!there.length) return;
@@ -127,7 +127,7 @@ const metricChart = (parent, report, { title, note, metrics, unit, small, apart 
 const scoreChart = (parent, report) => {
   const names = [...new Set(report.groups.flatMap((group) => group.evals.flatMap((e) => Object.keys(e.m))))];
   if (!names.length) {
-    parent.append(el("p", { class: "empty" }, "No evaluation on the held-out problems is whole yet."));
+    parent.append(el("p", { class: "empty" }, "No evaluation on the held-out problems is complete yet."));
     return;
   }
   const score = report.unit.name;
@@ -162,13 +162,13 @@ const scoreChart = (parent, report) => {
   });
 };
 
-// Figures of training over optimizer steps: a line a run, in its group's colour
+// Figures of training over optimizer steps: one line a run, in its group's colour
 const stepChart = (parent, report) => {
   const names = [...new Set(report.runs.flatMap((run) => Object.keys(run.steps)))];
   if (!names.length) return;
   let picked = names.includes("reward") ? "reward" : names[0];
   figure(parent, {
-    title: "Training, by optimizer step", note: "What the trainer logged at each step, and what the attempts of each pass were.", figures: { x: "step", y: "value" },
+    title: "Training, by optimizer step", note: "What the trainer logged at each step, and figures of the attempts of each pass.", figures: { x: "step", y: "value" },
     controls: (redraw) => [names.length > 1 && choose("Figure", names.map((name) => [name, name]), (key) => { picked = key; redraw(); }, picked)],
     draw: () => {
       const traces = report.groups.flatMap((group, i) => group.runs.filter((run) => report.runs[run].steps[picked]).flatMap((run, nth) =>
@@ -183,7 +183,7 @@ const stepChart = (parent, report) => {
 const trained = (group) => group.rounds.map((r) => [`round ${r.round}`, r.m]);
 const held = (group) => group.evals.map((e, i) => [i ? `after round ${i - 1}` : "base policy", e.m]);
 
-// A figure by the number in its name, a line for each round of a group. A source is [name, of a group its rounds, form].
+// A figure over the number in its name, with a line for each round of a group. A source is [name, group -> rounds, form].
 const numberedChart = (parent, report, { title, note, x, y, sources, ticks }) => {
   const points = (m, form) => Object.entries(m).flatMap(([name, value]) => (form.test(name) ? [[Number(name.match(form)[1]), ...value]] : [])).sort((a, b) => a[0] - b[0]);
   const usable = sources.filter(([, read, form]) => report.groups.some((group) => read(group).some(([, m]) => points(m, form).length > 1)));
@@ -205,7 +205,7 @@ const numberedChart = (parent, report, { title, note, x, y, sources, ticks }) =>
 };
 
 const passChart = (parent, report) => numberedChart(parent, report, {
-  title: "pass@k by k", note: "The chance that k samples hold a correct one: exploration is what larger k add.", x: "k", y: "pass@k",
+  title: "pass@k by k", note: "The chance that at least one of k samples is correct. What larger k add is exploration.", x: "k", y: "pass@k",
   sources: [["training samples", trained, /explore\/pass@(\d+)$/], ["held-out samples", held, /^pass@(\d+)$/]],
   ticks: (all) => ({ type: "log", tickvals: all, ticktext: all.map(String) }),
 });
@@ -216,7 +216,7 @@ const layerChart = (parent, report) => numberedChart(parent, report, {
   ticks: (all) => (all.length <= 12 ? { dtick: 1 } : {}),
 });
 
-// Stacked bars of a group's runs, averaged: `parts(run)` is a list, an entry a bar, of [label, {part: value}]
+// Stacked bars, averaged over a group's runs. `parts(run)` has one entry a bar: [label, {part: value}]
 const barChart = (parent, report, { title, note, order, paint, parts, y, relative, show }) => {
   const bars = (group) => {
     const found = new Map();
@@ -248,7 +248,7 @@ const barChart = (parent, report, { title, note, order, paint, parts, y, relativ
   });
 };
 
-// A reliability diagram: of answers that were given such a score, how many are right; and how many there are
+// A reliability diagram: for each score, the share of answers with it that are right, and how many there are
 const wilson = (hits, n) => {
   const z = 1.96, p = hits / n, middle = p + (z * z) / (2 * n), spread = z * Math.sqrt((p * (1 - p)) / n + (z * z) / (4 * n * n));
   return [(middle - spread) / (1 + (z * z) / n), (middle + spread) / (1 + (z * z) / n)];

@@ -1,4 +1,4 @@
-// The explorer: a run's problems, every round's answers to each, with verdicts, turns and search trees.
+// The explorer: a run's problems, and every round's answers to each with verdicts, turns and search trees.
 
 const MARKS = { correct: "✓", wrong: "✗", unparseable: "?", timeout: "⌛", error: "!" };
 const LISTED = 300; // problems drawn in the list at once
@@ -11,7 +11,7 @@ const explorer = (parent, report) => {
     parent.append(el("p", { class: "empty" }, "No answer has a verdict yet."));
     return;
   }
-  const loaded = new Map(); // run -> its block; the last one alone, for they are large
+  const loaded = new Map(); // run -> its block; only the last one is kept, since they are large
   let data = null, chosen = -1, shown = [], limit = LISTED, found = null;
   const filter = { split: "", status: "", place: "", text: "" };
 
@@ -35,7 +35,7 @@ const explorer = (parent, report) => {
       el("label", {}, "Search", search),
       count,
     ].filter(Boolean)),
-    el("p", { class: "note" }, "Keys: / to search, j and k or the arrow keys for the next and the previous problem."),
+    el("p", { class: "note" }, "Keys: / searches; j and k, or the arrow keys, go to the next and the previous problem."),
     left,
     el("div", { class: "explorer" }, list, detail),
   );
@@ -177,16 +177,18 @@ const explorer = (parent, report) => {
   };
   const figure_ = (value) => (value === null ? "–" : number(value));
 
-  // [parent, text, visits, prior, q, value, reward, terminal + 2 chosen, status, tokens]; a branch is drawn when it is opened
+  // [parent, text, visits, prior, q, value, reward, terminal + 2 chosen, status, tokens, observed]; a branch is drawn
+  // when the reader opens it
   const tree = (nodes) => {
     const below = nodes.map(() => []);
     nodes.forEach(([parent], i) => parent >= 0 && below[parent].push(i));
     const branch = (i) => {
-      const [, said, visits, prior, q, value, , flags, status] = nodes[i];
+      const [, said, visits, prior, q, value, , flags, status, , seen = -1] = nodes[i];
       const label = [
         el("span", { class: "step" }, flags & 2 ? "★ " : "", i === 0 ? "start" : words(said).trim() || "(blank)"),
         el("span", { class: "figures" }, i === 0 ? `  N ${visits}` : `  N ${visits} · Q ${figure_(q)} · v ${figure_(value)} · p ${figure_(prior)} `),
         flags & 1 ? (status >= 0 ? badge(status) : el("span", { class: "figures" }, "end")) : null,
+        seen >= 0 ? el("div", { class: "figures" }, `→ ${words(seen).trim()}`) : null,
       ];
       const item = el("li");
       const kind = flags & 2 ? "chosen" : "";

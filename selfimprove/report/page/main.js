@@ -1,4 +1,4 @@
-// The page, top to bottom: what was run, curves, exploration, calibration, what changed, the explorer.
+// The page from top to bottom: the runs, curves, exploration, calibration, changes, the explorer.
 
 const main = document.getElementById("main");
 const section = (id, title, note, short = title) => {
@@ -27,12 +27,12 @@ const curves = (report) => {
 };
 
 const exploration = (report) => {
-  const made = section("exploration", "Exploration and exploitation", "How wide each round looked on its training problems, and what the filter kept of what was there.", "Exploration");
+  const made = section("exploration", "Exploration and exploitation", "How different each round's attempts at its training problems were, and what the filter kept of them.", "Exploration");
   const grid = el("div", { class: "two" });
   made.append(grid);
   passChart(grid, report);
   metricChart(grid, report, {
-    title: "Distinct answers and solutions", note: "Different ones among a problem's attempts, means over problems.", unit: "a problem", small: true,
+    title: "Distinct answers and solutions", note: "How many different ones a problem's attempts have, means over problems.", unit: "a problem", small: true,
     metrics: ["answers", "solutions", "correct"].map((name) => [`filter/explore/distinct_${name}`, name === "correct" ? "distinct correct solutions" : `distinct ${name}`]),
   });
   metricChart(grid, report, {
@@ -40,12 +40,12 @@ const exploration = (report) => {
     metrics: [["filter/exploit/kept_reward", "kept"], ["filter/exploit/available_reward", "available"], ["filter/exploit/best_reward", "best of a problem"]],
   });
   metricChart(grid, report, { title: "Share kept for training", unit: "share kept", small: true, metrics: [["filter/exploit/keep_rate", "kept attempts / attempts"]] });
-  if (!grid.childElementCount) made.append(el("p", { class: "empty" }, "No round has come to its filter yet."));
+  if (!grid.childElementCount) made.append(el("p", { class: "empty" }, "No round has reached its filter yet."));
 };
 
 const calibration = (report) => {
   if (!report.calibration.length) return;
-  const made = section("calibration", "Calibration of self-evaluation", "What the method said an answer or a step is worth, before anybody looked at the gold answer, beside whether it is right. Bars: Wilson's 95 % interval; answers to one problem go together, so it is somewhat too narrow.", "Calibration");
+  const made = section("calibration", "Calibration of self-evaluation", "How much an answer or a step is worth by the method's own score, which reads no gold answer, and how often such answers are right. Bars: Wilson's 95 % interval. Answers to one problem are alike, so the interval is somewhat too narrow.", "Calibration");
   const grid = el("div", { class: "two" });
   made.append(grid);
   report.calibration.forEach((signal) => calibrationChart(grid, report, signal));
@@ -57,7 +57,7 @@ const changes = (report) => {
   made.append(grid);
   const held = ["wrong → right", "right → wrong"];
   barChart(grid, report, {
-    title: "Transitions between evaluations", note: "Held-out problems whose score rose (above zero) or fell (below): of an accuracy, that became right or wrong.", order: held, relative: true, y: "problems",
+    title: "Transitions between evaluations", note: "Held-out problems whose score rose (above zero) or fell (below zero). For an accuracy: they became right or wrong.", order: held, relative: true, y: "problems",
     paint: (part) => colour(part === held[0] ? "--correct" : "--wrong"),
     parts: (run) => run.transitions.map(([gained, lost], i) => [i ? `round ${i - 1} → ${i}` : "base → 0", { [held[0]]: gained, [held[1]]: -lost }]),
   });

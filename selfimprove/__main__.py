@@ -1,0 +1,5 @@
+"""`python -m selfimprove` is the command line."""
+
+from selfimprove.cli import main
+
+main()

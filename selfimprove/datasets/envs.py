@@ -1,0 +1,32 @@
+"""The tasks of an environment, as its module's `tasks` gives them. docs/environments.md has a whole environment."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+from selfimprove.binding import function, module_of
+from selfimprove.datasets import Generated, Row, finish, sizes_of
+from selfimprove.errors import ConfigError
+from selfimprove.types import Problem
+
+
+def load(*, env: dict[str, Any], seed: int, **options: Unpack[Generated]) -> list[Problem]:
+    """`env` names the environment's class. Raises ConfigError where there is none, its module has no `tasks`, this
+    machine lacks what it needs, or there are too few tasks."""
+    function(env, "dataset.env")
+    module = module_of(env)
+    if not hasattr(module, "tasks"):
+        raise ConfigError(
+            f"dataset.env._target_={env['_target_']}: its module needs tasks(side, count, seed), which gives the rows",
+            "dataset.env",
+        )
+    if hasattr(module, "require"):
+        module.require()
+    rows: list[Row] = []
+    for side, size in sizes_of(options).items():
+        found = list(module.tasks(side, size, seed)) if size else []
+        if len(found) < size:
+            key = f"dataset.{'heldout' if side == 'test' else side}_size"
+            raise ConfigError(f"{key}={size}: there are only {len(found)} such tasks", key)
+        rows += found
+    return finish(rows, name=module.__name__.rpartition(".")[2], seed=seed, **options)

@@ -1,0 +1,149 @@
+"""The tool `env`: episodes of the data set's environment, hundreds at once, in processes that can be killed.
+
+An episode is its task and its actions so far. A process that is asked for the next step takes it in the environment
+that it has open for these actions, or begins anew and plays them again. So an episode can be copied at any step, and an
+environment that hangs or dies costs its own episode alone, which ends as `timeout` or `error`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from selfimprove.binding import bind, module_of
+from selfimprove.env import WAIT, Env, Seen
+from selfimprove.errors import ConfigError
+from selfimprove.tools.python import bounded, escaped
+from selfimprove.types import Count, Problem, Seconds
+from selfimprove.verify import Outcome
+from selfimprove.verify.pool import Pool
+
+OPEN = 64  # environments that a process keeps open
+
+_open: dict[
+    str, tuple[Env, list[str], list[Seen]]
+] = {}  # by task: what was done there, and what was seen; oldest first
+
+
+def require_worlds(*, env: dict[str, Any] | None = None, **options: Any) -> None:
+    """Raises ConfigError where the data set has no environment, or this machine lacks what that needs."""
+    if env is None:
+        raise ConfigError("method.tools.env: the data set is no environment; dataset=craft is one", "dataset")
+    bind(env, "dataset.env")
+    if require := getattr(module_of(env), "require", None):
+        require()
+
+
+def worlds(
+    *,
+    env: dict[str, Any] | None,
+    seconds: Seconds = 10.0,
+    memory_mb: Count = 2048,
+    chars: Count = 1000,
+    workers: Count | None = None,
+) -> Worlds:
+    """The tool, open.
+
+    env: the environment, a node with `_target_`; seconds, memory_mb (MiB): limits of a step; chars: the most characters
+    of what is seen; workers: processes, None: one a core.
+    """
+    target, options = f"{__name__}.play", {"env": env, "chars": chars}
+    return Worlds(Pool(target, options, workers=workers or os.cpu_count() or 1, seconds=seconds, memory_mb=memory_mb))
+
+
+class Worlds:
+    """Plays actions in the environment of a problem."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool.__enter__()
+        self._ended: Counter[str] = Counter()  # steps by how they ended, since `take`
+
+    def start(self, problem: Problem) -> Episode:
+        """A new episode. Raises ValueError for a problem that is no task of an environment."""
+        if "task" not in problem.metadata:
+            raise ValueError("it is no task of an environment: its metadata has no `task`")
+        return Episode(self, problem)
+
+    async def play(self, problem: Problem, actions: Sequence[str]) -> tuple[Seen, Outcome]:
+        """What is seen after these actions, from the beginning, and what the whole of them came to."""
+        outcome = await self._pool.check_one(json.dumps(list(actions)), None, {"task": problem.metadata["task"]})
+        if outcome.status in ("timeout", "error"):
+            self._ended[outcome.status] += 1
+            return Seen(f"{outcome.status}: {outcome.reason}", done=True, status=outcome.status), outcome  # type: ignore[arg-type]
+        self._ended["ok"] += 1
+        reward = outcome.step_rewards[-1] if outcome.step_rewards else 0.0
+        return Seen(outcome.extracted or "", reward, outcome.reason == "done"), outcome
+
+    def take(self) -> dict[str, int]:
+        """Steps since the last `take`, by how they ended: `ok`, `timeout` or `error`."""
+        taken = dict(self._ended)
+        self._ended.clear()
+        return taken
+
+    def close(self) -> None:
+        self._pool.__exit__()
+
+
+class Episode:
+    """One attempt at a task. `reward` is what it has gained so far, and `last` what was seen last."""
+
+    def __init__(self, worlds: Worlds, problem: Problem) -> None:
+        self.worlds, self.problem = worlds, problem
+        self.actions = list[str]()  # without those in which nothing is done
+        self.reward, self.last = 0.0, Seen("")
+
+    async def reset(self) -> Seen:
+        """Begin anew, and see the beginning."""
+        self.actions, self.reward = [], 0.0
+        self.last, _ = await self.worlds.play(self.problem, [])
+        return self.last
+
+    async def step(self, action: str) -> Seen:
+        """Do something, and see what comes of it."""
+        if action == WAIT:
+            return Seen("ok.")
+        self.actions = [*self.actions, action]
+        self.last, outcome = await self.worlds.play(self.problem, self.actions)
+        self.reward = outcome.reward
+        return self.last
+
+    def copy(self) -> Episode:
+        """The same episode, to go on in another way."""
+        other = Episode(self.worlds, self.problem)
+        other.actions, other.reward, other.last = self.actions, self.reward, self.last
+        return other
+
+
+def play(text: str, gold: str | None, metadata: dict[str, Any], *, env: dict[str, Any], chars: int) -> Outcome:
+    """What actions, a JSON list, come to in an environment from its beginning: a check of `selfimprove.verify.pool`.
+
+    `reward` is what they gained, step by step in `step_rewards`; with 1 or more the status is `correct`. `extracted` is
+    what is seen last, with invisible characters written out. `reason` is "done" where the episode is over; actions
+    behind its end are not played.
+    """
+    seen = _played(env, metadata["task"], json.loads(text))
+    rewards = [float(step.reward) for step in seen[1:]]
+    shown = bounded(escaped(seen[-1].text), chars)
+    status = "correct" if sum(rewards) >= 1 else "wrong"
+    return Outcome(status, sum(rewards), shown, rewards, "done" if seen[-1].done else None)  # type: ignore[arg-type]
+
+
+def _played(env: dict[str, Any], task: dict[str, Any], actions: list[str]) -> list[Seen]:
+    """What was seen at the beginning and after each action."""
+    key = json.dumps([env, task], sort_keys=True)
+    world, done, seen = _open.pop(key, (None, [], []))
+    if world is None or done != actions[: len(done)]:
+        world, done = bind(env, "dataset.env")(task), []
+        seen = [world.reset()]
+    for action in actions[len(done) :]:
+        if seen[-1].done:
+            break
+        seen.append(world.step(action))
+        done = [*done, action]
+    _open[key] = world, done, seen
+    if len(_open) > OPEN:
+        del _open[next(iter(_open))]
+    return seen

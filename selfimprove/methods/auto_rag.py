@@ -1,0 +1,165 @@
+"""Auto-RAG: a model talks with a retriever, query by query, until it knows enough to answer.
+
+Auto-RAG: Autonomous Retrieval-Augmented Generation for Large Language Models (Yu et al. 2024, arXiv 2411.19443; code
+ictnlp/Auto-RAG).
+
+    curation     for each question x, with a teacher:
+        for t = 0 .. T
+            r_t    what the last documents say, if anything, and what is missing: by the teacher, several times over
+            q_t    the query in it; kept is one whose documents hold a sub-answer, else any
+            d_t    the documents that q_t finds
+        until r_t states an answer
+    filter       dialogues whose answer is the gold one
+    train        fine-tuning on the teacher's turns; x and d_t bear no loss
+    inference    the same dialogue by the policy. Documents that it has seen are not shown again.
+        after T queries   one more turn has to answer
+        while it asks     the policy itself writes the document, from what it knows, at most E times
+
+*Wrong when* the retriever cannot find by words what the question does not name, or when the policy takes what the
+documents do not say for an answer: then no query follows, and more documents do not help.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any
+
+from annotated_types import Ge
+
+from selfimprove import seeds
+from selfimprove.filter.spans import whole
+from selfimprove.generate.act import act
+from selfimprove.generate.dialogue import Dialogue
+from selfimprove.policy import Policy
+from selfimprove.policy.teacher import told
+from selfimprove.tools import Tool
+from selfimprove.train.sft import sft
+from selfimprove.types import Attempt, Count, Example, Message, NonNegative, Problem, Trajectory
+
+train = sft
+
+TOOLS = ("retriever", "teacher")  # what its solvers call
+QUERY, REFINED, ANSWER = "Query:", "Refined Query:", "Final Answer:"
+
+
+async def unseen(retriever: Tool, query: str, seen: set[str], most: int) -> list[str]:
+    """The best passages for a query that are not in `seen`, at most `most`."""
+    return [passage for passage in (await retriever(query)).splitlines() if passage not in seen][:most]
+
+
+async def curate(
+    problem: Problem,
+    policy: Policy,
+    *,
+    max_iter: Count,
+    max_passages: Count,
+    shown: str,
+    queries: Count,
+    tools: Mapping[str, Any],
+    seed: int,
+    instruction: str | None = None,
+    temperature: NonNegative = 1.0,
+    max_tokens: Count | None = None,
+) -> list[Trajectory]:
+    """A dialogue by the tool `teacher`, whose words become the policy's ids once.
+
+    The teacher is asked in a chat: `instruction` (a system message with examples of the form), the problem, and then
+    its own turns with what was retrieved as the user's. Each turn is drawn `queries` times. One stays whose documents
+    hold one of metadata["sub_answers"] that was not found yet, if the problem has them, else any.
+    """
+    chat: list[Message] = [{"role": "system", "content": instruction}] if instruction else []
+    chat += [{"role": "user", "content": problem.prompt}] if isinstance(problem.prompt, str) else problem.prompt
+    dialogue, seen = Dialogue(policy, problem.prompt), set[str]()
+    wanted = [str(one) for one in problem.metadata.get("sub_answers", [])]
+    for turn in range(max_iter + 1):
+        draws = [seeds.derive(seed, turn, draw) for draw in range(queries)]
+        options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
+        said = await asyncio.gather(*(tools["teacher"](chat, seed=draw, **options) for draw in draws))
+        asked = [(words, query) for words in said if (query := query_of(words))]
+        found = [await unseen(tools["retriever"], query, seen, max_passages) for _, query in asked]
+        helpful = [i for i, passages in enumerate(found) if any(holds(passages, one) for one in wanted)]
+        kept = random.Random(draws[0]).choice(helpful or [*range(len(asked))]) if query_of(said[0]) else None
+        sample = await told(policy, dialogue.ids, said[0] if kept is None else asked[kept][0], seed)
+        if sample is None:
+            break
+        dialogue.take(sample)
+        if turn == max_iter or kept is None:
+            break
+        seen.update(found[kept])
+        wanted = [one for one in wanted if not holds(found[kept], one)]
+        observation = filled(shown, number=turn + 1, documents=" ".join(found[kept]))
+        dialogue.user(observation)
+        chat = [*chat, {"role": "assistant", "content": sample.text}, {"role": "user", "content": observation}]
+    return [Trajectory(problem.id, dialogue.samples)] if dialogue.samples else []
+
+
+async def answer(
+    problem: Problem,
+    policy: Policy,
+    *,
+    max_iter: Count,
+    elicit_max_iter: Annotated[int, Ge(0)],
+    max_passages: Count,
+    shown: str,
+    document: str,
+    tools: Mapping[str, Tool],
+    temperature: NonNegative = 0.0,
+    max_tokens: Count | None = None,
+) -> list[Trajectory]:
+    """One dialogue with the retriever, for held-out problems.
+
+    `shown` is what the user says of documents, with {number} and {documents} in it. `document` is the prompt by which
+    the policy writes a document itself, with {question} and {query}. metadata has the number of `searches`, and
+    `written`, the documents that the policy wrote.
+    """
+    dialogue, seen = Dialogue(policy, problem.prompt), set[str]()
+    question = str(problem.metadata.get("question", problem.prompt))
+    queries, written = [question], list[str]()  # the question: where a turn has neither query nor answer
+
+    async def step(text: str) -> str | None:
+        if query := query_of(text):
+            queries.append(query)
+        elif ANSWER.lower() in text.lower():
+            return None
+        found = await unseen(tools["retriever"], queries[-1], seen, max_passages)
+        seen.update(found)
+        return filled(shown, number=len(queries) - 1, documents=" ".join(found))
+
+    options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
+    searches = len(await act(dialogue, step, actions=max_iter, **options))
+    while REFINED in dialogue.samples[-1].text and len(written) < elicit_max_iter and not dialogue.full:
+        asked = filled(document, question=question, query=query_of(dialogue.samples[-1].text))
+        (own,) = await policy.sample([{"role": "user", "content": asked}], stop=("\n",), **options)
+        written.append(own.text.strip())
+        dialogue.user(filled(shown, number=searches + len(written), documents=written[-1]))
+        if not dialogue.full:
+            await dialogue.reply(**options)
+    return [Trajectory(problem.id, dialogue.samples, {"searches": searches, "written": written})]
+
+
+def filled(template: str, **fields: Any) -> str:
+    """A template with the fields in its braces; other braces stay."""
+    for name, value in fields.items():
+        template = template.replace(f"{{{name}}}", str(value))
+    return template
+
+
+def query_of(text: str) -> str:
+    """The query that a turn ends with; nothing where it asks for none."""
+    return text.rpartition(QUERY)[2].strip() if QUERY in text else ""
+
+
+def holds(passages: Iterable[str], words: str) -> bool:
+    """Whether some passage has these words in it, in any case."""
+    return any(re.search(rf"\b{re.escape(words)}\b", passage, re.IGNORECASE) for passage in passages)
+
+
+def dialogues(groups: Iterable[list[Attempt]], *, right: bool = True) -> Iterator[Example]:
+    """A row for each dialogue that ended, with loss on its turns; with `right`, only where its answer is right."""
+    for group in groups:
+        for attempt in group:
+            if (attempt.verdict.status == "correct" or not right) and ANSWER in attempt.trajectory.text:
+                yield whole(attempt.trajectory)

@@ -1,0 +1,281 @@
+"""NIW-Meta: a prior over the weights of a net, learnt from episodes so that few examples suffice for a new one.
+
+A Hierarchical Bayesian Model for Deep Few-Shot Meta Learning (Kim and Hospedales 2023, arXiv 2306.09702). An episode is
+a problem, with a support that is shown and a query that is asked.
+
+    model      (mu, Sigma) ~ NIW,   theta_i ~ N(mu, Sigma) for episode i
+               q(mu, Sigma) = NIW(m0, V0, l0, n0),   q(theta_i) = N(m_i, V_i);   Sigma, V0 and V_i are diagonal
+    generate   for a new episode: the prior N(m0, V0 / (n0 + d + 2)), the mode of q(mu, Sigma); q = N(m, V) by a few
+               gradient steps from it on  E_q[loss_i] + KL(q, prior);  predictions are means over draws of theta from q
+    verify     the query: minus the squared error, or the share of right classes
+    filter     all episodes
+    train      for each episode, on support and query:
+                   a few SGLD steps from m0; of the iterates the mean m~ and the precision A~ (at most ai_max)
+                   V_i = (A~ + n0 V0^-1)^-1          m_i = V_i (A~ m~ + n0 V0^-1 m0)
+               and one step of (m0, V0), through these two closed forms but not through SGLD, on
+                   E_q[loss_i(theta)] + 1/2 [tr(n0 V0^-1 V_i) + (m_i - m0)' n0 V0^-1 (m_i - m0) - log|V_i| + log|V0|]
+
+m_i and V_i minimise that where loss_i is the quadratic with minimum m~ and curvature A~. n0 = d + 2 is kept. The net
+has m = m0 and log_v = log(V0 / n0).
+
+*Wrong when* episodes have nothing in common but the form of the net: then a prior cannot help. Wrong too where few
+steps from m0 do not reach what fits an episode: the quadratic is then of a place where nobody stops.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge
+
+from selfimprove.policy import Policy
+from selfimprove.scores import Scores
+from selfimprove.train import TrainContext
+from selfimprove.types import (
+    Attempt,
+    Batch,
+    Count,
+    Epochs,
+    Example,
+    NonNegative,
+    Positive,
+    Problem,
+    Rate,
+    Samples,
+    Trajectory,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from selfimprove.policy.episodes import Points, Prior
+
+Steps = Annotated[int, Ge(0)]
+
+
+# A new episode
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Draws of weights for episodes, by variational inference on their supports.
+
+    Steps are along the natural gradient where q is the prior: `rate` times the prior's variance for the mean, half of
+    it for the log standard deviation. A step of rate 1 thus undoes the pull of the KL as a whole, and none overshoots it.
+    """
+
+    steps: int
+    rate: float
+    draws: int
+
+    def __call__(self, net: Prior, points: Points, seeds: Sequence[int]) -> torch.Tensor:
+        """theta ~ q, shape (draws, b, d). Each episode's come from its own seed."""
+        import torch
+
+        from selfimprove.policy.episodes import normal
+
+        d = len(net.m)
+        prior_m, prior_v = net.m.detach(), (net.log_v.detach() + math.log((d + 2) / (2 * d + 4))).exp()
+        eps = normal(list(seeds), (self.steps + self.draws) * d, prior_m).unflatten(1, (-1, d)).transpose(0, 1)
+        m = prior_m.repeat(len(seeds), 1).requires_grad_()
+        s = (prior_v.log() / 2).repeat(len(seeds), 1).requires_grad_()  # log standard deviation
+        for step in range(self.steps):
+            v = (2 * s).exp()
+            kl = 0.5 * (v / prior_v + (m - prior_m) ** 2 / prior_v - 2 * s).sum(-1)
+            objective = (net.loss(m + s.exp() * eps[step], points) + kl).sum()
+            grad_m, grad_s = torch.autograd.grad(objective, (m, s))
+            m = (m - self.rate * prior_v * clipped(grad_m)).detach().requires_grad_()
+            s = (s - self.rate / 2 * clipped(grad_s)).detach().requires_grad_()
+        return m + s.exp() * eps[self.steps :]
+
+
+@dataclass(frozen=True)
+class Descent:
+    """The control: gradient descent from m alone, as MAML adapts. One "draw" of weights."""
+
+    steps: int
+    rate: float
+
+    def __call__(self, net: Prior, points: Points, seeds: Sequence[int]) -> torch.Tensor:
+        theta = net.m.detach().repeat(len(points.x), 1).requires_grad_()
+        return descended(net, theta, points, self.steps, self.rate, graph=False)[None]
+
+
+def descended(net: Prior, theta: torch.Tensor, points: Points, steps: int, rate: float, *, graph: bool) -> torch.Tensor:
+    """Weights (b, d) after gradient descent on the supports; with `graph`, a differentiable function of `theta`."""
+    import torch
+
+    for _ in range(steps):
+        (grad,) = torch.autograd.grad(net.loss(theta, points).sum(), theta, create_graph=graph)
+        theta = theta - rate * clipped(grad)
+    return theta
+
+
+def clipped(grad: torch.Tensor, most: float = 10.0) -> torch.Tensor:
+    """Gradients (b, d), each episode's with a norm of at most `most`."""
+    import torch
+
+    return grad * torch.clamp(most / grad.norm(dim=-1, keepdim=True).clamp(min=1e-12), max=1.0)
+
+
+async def inferred(
+    problem: Problem, policy: Policy, *, steps: Steps, learning_rate: Positive, samples: Samples
+) -> list[Trajectory]:
+    """One trajectory: the predictions for the query, by weights that are inferred from the support."""
+    return await _answered(problem, policy, Posterior(steps, learning_rate, samples))
+
+
+async def descent(problem: Problem, policy: Policy, *, steps: Steps, learning_rate: Positive) -> list[Trajectory]:
+    """The same by gradient descent from m0."""
+    return await _answered(problem, policy, Descent(steps, learning_rate))
+
+
+async def _answered(problem: Problem, policy: Policy, hook: Any) -> list[Trajectory]:
+    """The text has a line for each query point: the mean and the variance of each of its outputs."""
+    (sample,) = await policy.sample(problem.prompt, hook=hook)
+    assert problem.array is not None
+    assert sample.array is not None
+    points, width = problem.array.shape[0], len(sample.array) // problem.array.shape[0]
+    rows = [sample.array[i * width : (i + 1) * width] for i in range(points)]
+    support = problem.array.data[problem.array.shape[1] - 1 :: problem.array.shape[1]]
+    asked = [row for row, known in zip(rows, support, strict=True) if not known]
+    sample.text = "\n".join(" ".join(f"{value:.6g}" for value in row) for row in asked)
+    return [Trajectory(problem.id, [sample])]
+
+
+# Learning the prior
+
+
+def whole(groups: Iterable[list[Attempt]]) -> Iterator[Example]:
+    """An example for each episode: its array with the targets of the query in it, and all of its points counted."""
+    for attempt, *_ in groups:
+        array, targets = attempt.problem.array, iter(attempt.problem.metadata["targets"])
+        assert array is not None
+        columns, data = array.shape[1], list(array.data)
+        outputs = len(attempt.problem.metadata["targets"][0])
+        for end in range(columns, len(data) + 1, columns):
+            if not data[end - 1]:
+                data[end - 1 - outputs : end - 1] = next(targets)
+        metadata = {"input": {"shape": list(array.shape), "data": data}}
+        yield Example(attempt.problem.id, [attempt.trajectory.id], [], [], metadata=metadata)
+
+
+def meta(
+    rows: Sequence[Example],
+    context: TrainContext,
+    *,
+    steps: Count,
+    step_size: Positive,
+    alpha: NonNegative,
+    ai_max: Positive,
+    burnin: Steps,
+    epochs: Epochs,
+    learning_rate: Rate,
+    batch_size: Batch,
+) -> dict[str, float]:
+    """Learn m0 and V0. `steps`, `step_size`, `alpha` (of the noise) and `burnin` are of SGLD. Returns what `own.fit`
+    does."""
+
+    def loss(net: Prior, points: Points, shown: Points) -> torch.Tensor:
+        mean, precision = quadratic(net, points, steps, step_size, alpha, burnin, ai_max)
+        m, v = closed_form(mean, precision, net.m, net.log_v)
+        return objective(net, points, m, v).mean()
+
+    return _learn(rows, context, loss, epochs, learning_rate, batch_size)
+
+
+def maml(
+    rows: Sequence[Example],
+    context: TrainContext,
+    *,
+    steps: Steps,
+    step_size: Positive,
+    epochs: Epochs,
+    learning_rate: Rate,
+    batch_size: Batch,
+) -> dict[str, float]:
+    """The control: m by the query's loss after `steps` of gradient descent on the support, and through them (Finn et
+    al. 2017, arXiv 1703.03400). With no steps it learns one net for all episodes."""
+
+    def loss(net: Prior, points: Points, shown: Points) -> torch.Tensor:
+        theta = descended(net, net.m.expand(len(points.x), -1), shown, steps, step_size, graph=True)
+        asked = points._replace(counts=1 - shown.counts)
+        return net.loss(theta, asked).mean() + 0 * net.log_v.sum()
+
+    return _learn(rows, context, loss, epochs, learning_rate, batch_size)
+
+
+def _learn(
+    rows: Sequence[Example],
+    context: TrainContext,
+    loss: Any,
+    epochs: float,
+    learning_rate: float,
+    batch_size: int,
+) -> dict[str, float]:
+    """Steps on loss(net, points, support), of batches of episodes."""
+    import torch
+
+    from selfimprove.policy import nets
+    from selfimprove.train import own
+
+    net: Any = own.start(context)
+    episodes = own.inputs(rows, context.device)
+
+    def of_batch(batch: list[int]) -> torch.Tensor:
+        shown = net.read(episodes[batch])
+        return loss(net, shown._replace(counts=torch.ones_like(shown.counts)), shown)  # type: ignore[no-any-return]
+
+    found = own.fit(
+        net, own.batches(len(rows), epochs, batch_size, context.seed), of_batch, context, learning_rate=learning_rate
+    )
+    nets.save(net, context.out)
+    return found
+
+
+def quadratic(
+    net: Prior, points: Points, steps: int, step_size: float, alpha: float, burnin: int, ai_max: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """m~ and A~ of each episode, both (b, d), from SGLD: theta' = theta - e grad + sqrt(2 e alpha) noise. No graph."""
+    import torch
+
+    theta, iterates = net.m.detach().repeat(len(points.x), 1).requires_grad_(), []
+    for _ in range(steps):
+        (grad,) = torch.autograd.grad(net.loss(theta, points).sum(), theta)
+        noise = math.sqrt(2 * step_size * alpha) * torch.randn_like(theta)
+        theta = (theta - step_size * clipped(grad) + noise).detach().requires_grad_()
+        iterates.append(theta.detach())
+    kept = torch.stack(iterates[burnin:])
+    return kept.mean(0), (1 / kept.var(0, unbiased=False).clamp(min=1e-12)).clamp(max=ai_max)
+
+
+def closed_form(
+    mean: torch.Tensor, precision: torch.Tensor, m0: torch.Tensor, log_v: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """m_i and V_i, (b, d), from m~, A~ and the prior; `log_v` = log(V0 / n0)."""
+    prior = (-log_v).exp()  # n0 V0^-1
+    v = 1 / (precision + prior)
+    return v * (precision * mean + prior * m0), v
+
+
+def objective(net: Prior, points: Points, m: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """The bound that an episode adds, shape (b,), in nats, up to a constant: E_q[loss] by one draw of theta, and the KL
+    from the prior."""
+    import torch
+
+    theta = m + v.sqrt() * torch.randn_like(m)
+    return net.loss(theta, points) + penalty(m, v, net.m, net.log_v)
+
+
+def penalty(m: torch.Tensor, v: torch.Tensor, m0: torch.Tensor, log_v: torch.Tensor) -> torch.Tensor:
+    """1/2 [tr(n0 V0^-1 V) + (m - m0)' n0 V0^-1 (m - m0) - log|V| + log|V0 / n0|], shape (b,)."""
+    return 0.5 * ((v + (m - m0) ** 2) * (-log_v).exp() - v.log() + log_v).sum(-1)
+
+
+def figures(rounds: Sequence[Scores]) -> dict[str, float]:
+    """`coverage`: the share of query targets inside the 95 % interval of the prediction, where targets are numbers."""
+    found = [float(answer) for answer in rounds[-1].answers if answer is not None]
+    return {"coverage": sum(found) / len(found)} if found else {}

@@ -1,0 +1,44 @@
+"""A small vision transformer as a classifier, by transformers' own blocks."""
+
+from __future__ import annotations
+
+import torch
+from transformers import ViTConfig, ViTModel
+
+from selfimprove.policy.nets import Classifier
+
+
+class Vit(Classifier):
+    """Grey pictures of size x size in [0, 1], in patches of patch x patch; one linear head over the mean of the patches.
+
+    Without dropout. `features` are what the head reads, shape (n, width).
+    """
+
+    def __init__(self, *, size: int, patch: int, width: int = 32, blocks: int = 4, heads: int = 4, classes: int = 10):
+        super().__init__(size=size, patch=patch, width=width, blocks=blocks, heads=heads, classes=classes)
+        self.body = ViTModel(vit_config(size, patch, width, blocks, heads), add_pooling_layer=False)
+        self.head = torch.nn.Linear(width, classes)
+
+    def features(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Pictures, shape (n, size, size), to features, shape (n, width)."""
+        return self.body(pictures[:, None]).last_hidden_state[:, 1:].mean(1)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Logits, shape (n, classes)."""
+        return self.head(self.features(pictures))
+
+
+def vit_config(size: int, patch: int, width: int, blocks: int, heads: int) -> ViTConfig:
+    """The blocks of such a model; the MLP of a block is twice as wide."""
+    return ViTConfig(
+        image_size=size,
+        patch_size=patch,
+        num_channels=1,
+        hidden_size=width,
+        num_hidden_layers=blocks,
+        num_attention_heads=heads,
+        intermediate_size=2 * width,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        encoder_stride=patch,
+    )

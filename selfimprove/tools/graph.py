@@ -1,0 +1,110 @@
+"""A knowledge graph as a tool: who is related to whom, and the rules by which questions that are known are answered.
+
+The graph is a dict of dicts: entity -> relation -> entities. A rule is the body of a path of relations between two
+entities, with variables in the place of those between: "pal(x, z1) & boss(z1, y)".
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from selfimprove.binding import Target, bind
+from selfimprove.errors import ConfigError
+from selfimprove.tools.retrieval import Retriever
+from selfimprove.types import Count
+
+Triple = tuple[str, str, str]  # subject, relation, object
+Seed = tuple[str, str, str]  # question, the entity it is about, its answer
+
+
+def _bound(node: Target) -> Callable[[], Any]:
+    try:
+        return bind(node, "facts")
+    except ConfigError as problem:
+        raise ValueError(str(problem)) from None
+
+
+Bound = Annotated[Any, BeforeValidator(_bound)]
+
+
+class Graph:
+    """Entities and their relations. A graph `over` another one has its triples too, and adds to itself alone."""
+
+    def __init__(self, triples: Iterable[Triple], over: Graph | None = None) -> None:
+        self.links: dict[str, dict[str, list[str]]] = {}
+        self.over = over
+        for triple in triples:
+            self.add(triple)
+
+    def add(self, triple: Triple) -> bool:
+        """Add a triple; False where it is there already."""
+        subject, relation, other = triple
+        if other in self.neighbors(subject, relation):
+            return False
+        self.links.setdefault(subject, {}).setdefault(relation, []).append(other)
+        return True
+
+    def neighbors(self, entity: str, relation: str) -> list[str]:
+        """The entities that a relation of this one leads to, in the order of their triples."""
+        below = self.over.neighbors(entity, relation) if self.over else []
+        return [*below, *self.links.get(entity, {}).get(relation, [])]
+
+    def paths(self, start: str, end: str, most: int) -> list[list[str]]:
+        """The shortest paths of relations from one entity to another, of at most `most` relations, by breadth-first
+        search."""
+        found, reached = list[list[str]](), {start: 0}
+        queue = deque[tuple[str, list[str]]]([(start, [])])
+        while queue:
+            entity, path = queue.popleft()
+            if path and entity == end:
+                found.append(path)
+                continue
+            if len(path) == most or (found and len(path) >= len(found[0])):
+                continue
+            for relation, others in self.links.get(entity, {}).items():
+                for other in others:
+                    if other == end or reached.setdefault(other, len(path) + 1) >= len(path) + 1:
+                        queue.append((other, [*path, relation]))
+        return found
+
+
+def rule(path: Sequence[str]) -> str:
+    """A path of relations with variables: x, z1, z2 and so on, y."""
+    names = ["x", *(f"z{i}" for i in range(1, len(path))), "y"]
+    return " & ".join(f"{relation}({names[i]}, {names[i + 1]})" for i, relation in enumerate(path))
+
+
+class Knowledge:
+    """The tool: a graph, and rules of questions that are known."""
+
+    def __init__(self, triples: Iterable[Triple], seeds: Sequence[Seed], k: int, beam: int, hops: int) -> None:
+        self.graph, self.k, self.beam, self.hops = Graph(triples), k, beam, hops
+        self._seeds = {question: (entity, answer) for question, entity, answer in seeds}
+        self._nearest = Retriever(list(self._seeds), len(self._seeds))
+
+    async def rules(self, question: str) -> str:
+        """Up to k known questions that are most like this one, each with up to `beam` rules that lead from its entity
+        to its answer, a question a line. Questions to whose answer no path leads are left out, and so is this one."""
+        lines = list[str]()
+        for known in (await self._nearest(question)).splitlines():
+            paths = self.graph.paths(*self._seeds[known], self.hops) if known != question else []
+            if paths:
+                lines.append(f"{known} {' or '.join(dict.fromkeys(map(rule, paths[: self.beam])))}")
+            if len(lines) == self.k:
+                break
+        return "\n".join(lines)
+
+    async def __call__(self, text: str) -> str:
+        """The neighbours of "entity, relation", one a line."""
+        entity, _, relation = (part.strip() for part in text.partition(","))
+        return "\n".join(self.graph.neighbors(entity, relation))
+
+
+def knowledge(*, facts: Bound, seeds: Bound, k: Count = 3, beam: Count = 3, hops: Count = 3) -> Knowledge:
+    """The tool, open. facts: the function that gives the triples; seeds: the one that gives known questions; k: seeds
+    that are shown; beam: rules of each; hops: the longest rule."""
+    return Knowledge(facts(), seeds(), k, beam, hops)

@@ -1,0 +1,87 @@
+"""Infinite rates: reading, the corpora's rounds, the annealed branch, and a whole small run."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from pathlib import Path
+
+import pytest
+
+from selfimprove import run, store
+from selfimprove.config import compose
+from selfimprove.errors import ConfigError
+from selfimprove.generate.read import read
+from selfimprove.methods.inf_lr import every
+from selfimprove.policy import Policy
+from selfimprove.studies.tiny import shipped
+from selfimprove.types import Attempt, Problem, Sample, Trajectory, Verdict
+from selfimprove.verify.likelihood import likelihood
+from tests.test_resume import drive
+
+SIZES = ["method=inf_lr", "tracker=none", "verify.workers=1", "dataset.train_size=24", "dataset.heldout_size=6",
+         "dataset.chars=40", "rounds=2", "method.train.batch_size=4"]  # fmt: skip
+EVERY = "method.stages.anneal.when=every"
+
+
+def test_a_text_is_read_and_its_score_is_its_mean_log_probability() -> None:
+    engine = shipped(max_length=40)
+    policy = Policy(engine, 0, max_tokens=8)
+    problem = Problem("p", "\n", "def f(x):\n    return x" * 4)
+    (trajectory,) = asyncio.run(read(problem, policy))
+    (sample,) = trajectory.samples
+    assert len(sample.prompt_ids) + len(sample.completion_ids) == 40  # the window
+    assert sample.completion_ids == policy.encode(problem.gold or "")[: len(sample.completion_ids)]
+    (outcome,) = asyncio.run(likelihood(problem, [trajectory], None))
+    assert outcome.reward == pytest.approx(sum(sample.logprobs) / len(sample.logprobs))
+    assert outcome.reward < 0
+
+
+def test_a_text_without_a_token_has_no_likelihood() -> None:
+    (outcome,) = asyncio.run(
+        likelihood(Problem("p", "", ""), [Trajectory("p", [Sample([1], [], [], "", "stop", 0)])], None)
+    )
+    assert (outcome.status, outcome.reward) == ("unparseable", -math.inf)
+
+
+def test_all_that_was_read_is_learnt() -> None:
+    def attempt(name: str) -> Attempt:
+        trajectory = Trajectory(name, [Sample([1], [2, 3], [-1.0, -2.0], "ab", "stop", 0)], id=f"r0/{name}/0")
+        return Attempt(Problem(name, "\n", "ab"), trajectory, Verdict(trajectory.id, "correct", -1.5))
+
+    found = list(every([[attempt("a")], [attempt("b")]]))
+    assert [(e.problem_id, e.prompt_ids, e.completion_ids, e.mask) for e in found] == [
+        ("a", [1], [2, 3], None),
+        ("b", [1], [2, 3], None),
+    ]
+
+
+def test_it_needs_log_probabilities_and_no_more_rounds_than_corpora() -> None:
+    with pytest.raises(ConfigError, match="rounds=4: a round is a task"):
+        compose(["method=inf_lr", "rounds=4"])
+    with pytest.raises(ConfigError, match=r"method.stages.learn.start=nobody: must be last, base or a stage"):
+        compose(["method=inf_lr", "method.stages.learn.start=nobody"])
+    with pytest.raises(ConfigError, match="engine=openai"):
+        compose(["method=inf_lr", "engine=openai"])
+
+
+def test_the_next_corpus_goes_on_from_the_policy_before_the_annealing(tmp_path: Path) -> None:
+    """The annealed branch changes nothing of what is learnt after it."""
+    with_branch, without = tmp_path / "with", tmp_path / "without"
+    summary = run.start(compose([*SIZES, EVERY]), with_branch)
+    assert summary["status"] == "complete"
+    run.start(compose([*SIZES, "~method.stages.anneal"]), without)
+
+    def learnt(folder: Path, round: int) -> str:
+        (path,) = folder.glob(f"rounds/{round:03d}.0_learn/policy/model.safetensors")
+        return store.file_digest(path)
+
+    assert [learnt(with_branch, i) for i in (0, 1)] == [learnt(without, i) for i in (0, 1)]
+    steps = [store.read_json(path)["steps"] for path in sorted(with_branch.glob("rounds/*/state/steps.json"))]
+    assert steps == [3, 4, 6, 7]  # learn, anneal, learn, anneal: 3 steps a corpus, and one of an annealing
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_the_branch_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    small = f"method=inf_lr dataset=arithmetic ~method.problems method.train.batch_size=2 {EVERY}"
+    drive(tmp_path, f"{small} dataset.score=accuracy", ["manifest:0/train", "manifest:1/train", "train:2"])
