@@ -29,7 +29,7 @@ def main(name: str) -> None:
     size, patch, steps = SIZES[name]
     every = [pictures.Task(list(range(10)))]
     load = getattr(pictures, name)
-    count = {"digits": 1000, "fashion": 20_000}[name]
+    count = {"digits": 1000, "fashion": 5000}[name]
     problems = load(tasks=every, train_size=count, heldout_size=1, seed=0)
     data = torch.tensor([p.array.data for p in problems if p.split == "train"]).reshape(-1, 1, size, size)
     torch.manual_seed(0)

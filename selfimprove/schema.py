@@ -159,7 +159,7 @@ class Method(Stage):
     kind: str
     summary: str
     needs: list[str]
-    brings: dict[str, str] = {}  # choices of other groups that it is made for: `overrides.brought` makes them
+    brings: dict[str, str] = {}  # choices of groups, and keys, that it is made for: `overrides.brought`
     roles: dict[str, Role] = {}
     stages: dict[str, Stage] = {}  # in order; none: the method itself is the only one
     tools: dict[str, Target] = {}  # what solvers may call, opened once a session

@@ -58,3 +58,10 @@ def test_the_run_is_refused_where_that_is_asked(data):
 
 def test_what_counts_as_alike_is_configured(data):
     assert not prepare(compose([*data, "overlap.share=0.99"]))[1]
+
+
+def test_arrays_need_an_engine_that_reads_them_and_the_other_way_round():
+    with pytest.raises(ConfigError, match="engine=transformers: dataset=digit_tasks has problems with arrays"):
+        prepare(compose(["dataset=digit_tasks", "tracker=none"]))
+    with pytest.raises(ConfigError, match="engine=net: dataset=arithmetic has problems without arrays"):
+        prepare(compose(["engine=net", "model=digits_vit", "dataset.train_size=2", "dataset.heldout_size=2"]))

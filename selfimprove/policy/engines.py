@@ -185,3 +185,10 @@ def net(path: str, model: Model, hardware: Hardware, problems: Sequence[Problem]
     from selfimprove.policy.draws import DrawsEngine
 
     return DrawsEngine(partial(nets.read, device=hardware.device), path)
+
+
+def require_net(config: Config, trains: bool) -> None:
+    """Raises ConfigError where the model's folder holds no net."""
+    from selfimprove.policy import models, nets
+
+    nets.load(models.resolve(config.model.name, config.model.path))

@@ -94,7 +94,10 @@ def load(path: str | Path) -> Net:
         net = _class_of(config.pop("_target_"), path)(**config)
         net.load_state_dict(load_file(Path(path) / WEIGHTS))
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as problem:
-        raise ConfigError(f"{path}: no net for engine=net ({str(problem).splitlines()[0]})", "model.path") from None
+        reason = str(problem).splitlines()[0]
+        raise ConfigError(
+            f"model.path: {path} is no folder of a net, for engine=net ({reason})", "model.path"
+        ) from None
     return net
 
 

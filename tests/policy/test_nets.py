@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from selfimprove import store
+from selfimprove import ready, store
+from selfimprove.config import compose
 from selfimprove.errors import ConfigError
 from selfimprove.policy import Policy, Request, nets
 from selfimprove.policy.draws import DrawsEngine
@@ -95,7 +96,7 @@ def test_a_folder_that_names_no_net_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_folder_is_one_line(tmp_path: Path, file: str) -> None:
     saved(Vit(size=4, patch=2, width=8, blocks=1, heads=2), tmp_path)
     (tmp_path / file).write_text("{")
-    with pytest.raises(ConfigError, match=r"no net for engine=net \([^\n]*\)$"):
+    with pytest.raises(ConfigError, match=r"is no folder of a net, for engine=net \([^\n]*\)$"):
         nets.load(tmp_path)
 
 
@@ -103,3 +104,12 @@ def test_an_array_survives_its_file(tmp_path: Path) -> None:
     problems = [Problem("a", "x", array=Array((2, 1), (0.1, 1 / 3))), Problem("b", "x")]
     store.write_records(tmp_path / "problems.parquet", problems, Problem)
     assert list(store.read_records(tmp_path / "problems.parquet", Problem)) == problems
+
+
+def test_a_model_that_is_not_there_is_refused_before_a_run_writes_anything(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SELFIMPROVE_CACHE", str(tmp_path))
+    config = compose(["method=cl_suite", "model=fashion_vit"])
+    with pytest.raises(ConfigError, match=r"^model\.path: fashion_vit is no folder of a net"):
+        ready.require_engine(config, trains=True)
