@@ -59,7 +59,7 @@ def require_there(config: Config, weights: bool = False) -> str:
     for model in (*others, config.model):
         path = resolve(model.name, model.path)
         if model.path == "made" and not Path(path).exists():
-            _log.info("model=%s is trained now, once: it takes about half a minute", model.name)
+            _log.warning("model=%s is trained now, once: it takes about half a minute", model.name)
             importlib.import_module(f"selfimprove.studies.made.{model.name}").make(Path(path))
         if Path(path).is_dir() and "logprobs" in config.engine["gives"]:
             require_files(Path(path), weights)

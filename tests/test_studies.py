@@ -18,7 +18,6 @@ from selfimprove.studies import (
     Result,
     advantage,
     as_check,
-    auto_evolve,
     claim_above,
     claim_sign,
     difference,
@@ -253,7 +252,6 @@ def test_a_claim_without_its_premise_is_neither_yes_nor_no():
 def test_what_a_script_of_known_chances_shows_is_a_check():
     """Of a policy whose chances a study sets, nothing is claimed."""
     lab = Lab(True, Path("nowhere"), note=lambda table: None)
-    assert all(line.check for line in islice(auto_evolve.study(lab), 3))
     assert all(line.check for line in islice(gen_vs_mc.study(lab), 4))
 
 

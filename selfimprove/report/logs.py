@@ -95,7 +95,7 @@ def _table(name: str, order: Sequence[str], found: list[Mapping[str, float]], ba
     for i, one in enumerate(kept):
         beside: Cell = "baseline" if i == base else difference([one], [kept[base]], scale)
         rows.append([order[i], float(len(one)), over_seeds(matrix([one]), scale), beside])
-    note = "95 % intervals over problems; differences are paired by problem. * : the interval leaves out 0"
+    note = "95 % intervals over problems; differences are paired by problem. * : the interval does not contain 0"
     note += "; not corrected for several logs." if len(order) > 2 else "."
     return Table(name, columns, rows, note)
 

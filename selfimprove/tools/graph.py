@@ -89,7 +89,7 @@ class Knowledge:
     async def rules(self, question: str) -> str:
         """Up to k known questions that are most like this one, each with up to `beam` rules that lead from its entity
         to its answer, a question a line. Questions to whose answer no path leads are left out, and so is this one."""
-        lines = list[str]()
+        lines, question = list[str](), " ".join(question.split())
         for known in (await self._nearest(question)).splitlines():
             paths = self.graph.paths(*self._seeds[known], self.hops) if known != question else []
             if paths:
@@ -102,6 +102,14 @@ class Knowledge:
         """The neighbours of "entity, relation", one a line."""
         entity, _, relation = (part.strip() for part in text.partition(","))
         return "\n".join(self.graph.neighbors(entity, relation))
+
+
+def require_knowledge(*, facts: Target, seeds: Target, **options: Any) -> None:
+    """Raises ConfigError where there is no triple or no known question."""
+    for key, node in (("facts", facts), ("seeds", seeds)):
+        where = f"method.tools.knowledge.{key}"
+        if not bind(node, where)():
+            raise ConfigError(f"{where}: {node['_target_']} gives nothing, and has to give at least one", where)
 
 
 def knowledge(*, facts: Bound, seeds: Bound, k: Count = 3, beam: Count = 3, hops: Count = 3) -> Knowledge:

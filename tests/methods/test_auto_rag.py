@@ -8,7 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from selfimprove import run, store
 from selfimprove.config import compose
@@ -18,6 +20,7 @@ from selfimprove.errors import ConfigError
 from selfimprove.methods.auto_rag import answer, curate, dialogues
 from selfimprove.policy import Policy, Request
 from selfimprove.policy.scripted import END, TURN, ScriptedEngine
+from selfimprove.studies.auto_rag import retrieved_once, spearman
 from selfimprove.tools.retrieval import Retriever
 from selfimprove.types import Attempt, Example, Problem, Sample, Trajectory, Verdict
 from tests.test_resume import drive
@@ -218,3 +221,27 @@ def test_a_wrong_choice_is_one_line(wrong: str, said: str) -> None:
 def test_a_run_killed_while_it_trains_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     small = " ".join(o for o in SIZES if not o.startswith(("tracker", "verify.")))
     drive(tmp_path, f"{small} hardware.max_batch=1", ["manifest:0/generate", "manifest:0/train"])
+
+
+def counted(hops: int, searches: int) -> list[Attempt]:
+    sample = Sample([1], [2], [0.0], "", "stop", 0)
+    asked = Problem(f"{hops}-{searches}", "Q", metadata={"hops": hops})
+    return [Attempt(asked, Trajectory(asked.id, [sample], {"searches": searches}), Verdict("", "wrong", 0.0))]
+
+
+def test_the_studys_rank_correlation_is_scipys_where_all_weigh_the_same() -> None:
+    groups = [counted(hops, searches) for hops, searches in ((1, 1), (1, 3), (2, 2), (3, 5), (3, 4), (2, 1))]
+    hops = [g[0].problem.metadata["hops"] for g in groups]
+    searches = [g[0].trajectory.metadata["searches"] for g in groups]
+    assert spearman(groups, np.ones(6)) == pytest.approx(spearmanr(hops, searches).statistic)
+    assert spearman([counted(1, 2), counted(2, 2)], np.ones(2)) == 0
+
+
+def test_one_retrieval_answers_only_what_it_holds_whole() -> None:
+    found = load(seed=0, prompt="{question}", train_size=0, heldout_size=60)
+    asked = [p for p in found if p.split == "test"]
+    few, all_of_it = retrieved_once(asked, 2), retrieved_once(asked, 1840)
+    assert all(few[name] <= all_of_it[name] for name in few)
+    by_hops = {n: np.mean([few[p.id] for p in asked if p.metadata["hops"] == n]) for n in (1, 2, 3)}
+    assert by_hops[3] == 0  # three facts are not two passages
+    assert by_hops[1] > 0.5

@@ -26,8 +26,17 @@ OPTIONS: dict[str, Any] = {
     "epochs": 1, "learning_rate": 1e-2, "batch_size": 4, "bottleneck": 3, "momentum": 0.1, "reg": 0.1,
     "align_epochs": 2, "align_rate": 0.005,
 }  # fmt: skip
-SIZE = ["method=mos", "tracker=none", "verify.workers=1", "rounds=2", "dataset.train_size=40",
-        "dataset.heldout_size=20", "dataset.tasks=[{classes:[0,1]},{classes:[2,3]}]", "method.train.epochs=1", "method.train.align_epochs=2"]  # fmt: skip
+SIZE = [
+    "method=mos",
+    "tracker=none",
+    "verify.workers=1",
+    "rounds=2",
+    "dataset.train_size=40",
+    "dataset.heldout_size=20",
+    "dataset.tasks=[{classes:[0,1]},{classes:[2,3]}]",
+    "method.train.epochs=1",
+    "method.train.align_epochs=2",
+]
 
 
 def context(start: Path, out: Path) -> TrainContext:

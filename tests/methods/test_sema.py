@@ -26,8 +26,17 @@ OPTIONS: dict[str, Any] = {
     "threshold": 2.0, "blocks": 2, "bottleneck": 3, "descriptor": 2, "epochs": 1, "learning_rate": 1e-2,
     "descriptor_epochs": 20, "descriptor_rate": 0.01, "batch_size": 4,
 }  # fmt: skip
-SIZE = ["method=sema", "tracker=none", "verify.workers=1", "rounds=2", "dataset.train_size=40",
-        "dataset.heldout_size=20", "dataset.tasks=[{classes:[0,1]},{classes:[2,3],invert:true}]", "method.train.epochs=1", "method.train.descriptor_epochs=2"]  # fmt: skip
+SIZE = [
+    "method=sema",
+    "tracker=none",
+    "verify.workers=1",
+    "rounds=2",
+    "dataset.train_size=40",
+    "dataset.heldout_size=20",
+    "dataset.tasks=[{classes:[0,1]},{classes:[2,3],invert:true}]",
+    "method.train.epochs=1",
+    "method.train.descriptor_epochs=2",
+]
 
 
 def context(start: Path, out: Path) -> TrainContext:

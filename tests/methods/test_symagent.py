@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from selfimprove import run, store
@@ -18,6 +19,7 @@ from selfimprove.errors import ConfigError
 from selfimprove.methods.symagent import Episode, answer, explore, merged, right, seeds
 from selfimprove.policy import Policy, Request
 from selfimprove.policy.scripted import END, TURN, ScriptedEngine
+from selfimprove.studies.symagent import precision
 from selfimprove.tools.graph import Knowledge
 from selfimprove.tools.retrieval import Retriever
 from selfimprove.types import Attempt, Example, Problem, Sample, Trajectory, Verdict
@@ -227,3 +229,17 @@ def test_a_wrong_option_is_one_line(wrong: str, said: str) -> None:
 def test_a_run_killed_between_its_stages_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     small = " ".join(o for o in SIZES if not o.startswith(("tracker", "verify.")))
     drive(tmp_path, f"{small} hardware.max_batch=1", ["manifest:0/train", "manifest:1/generate"])
+
+
+def test_precision_is_the_share_of_extracted_triples_that_are_true() -> None:
+    one, relation, other = triples()[0]
+
+    def group(*extracted: list[str]) -> list[Attempt]:
+        sample = Sample([1], [2], [0.0], "", "stop", 0)
+        return [
+            Attempt(Problem("p", "Q"), Trajectory("p", [sample], {"extracted": extracted}), Verdict("", "wrong", 0.0))
+        ]
+
+    true, false = [one, relation, other], [one, relation, one]
+    assert precision([group(true), group(true, false), group()], np.ones(3)) == pytest.approx(2 / 3)
+    assert precision([group()], np.ones(1)) == 0

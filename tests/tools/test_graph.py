@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import networkx
+import pytest
 
 from selfimprove.datasets.docqa import known, triples
-from selfimprove.tools.graph import Graph, Knowledge, rule
+from selfimprove.errors import ConfigError
+from selfimprove.tools.graph import Graph, Knowledge, require_knowledge, rule
 
 TRIPLES = [("a", "r", "b"), ("a", "r", "c"), ("b", "s", "d"), ("c", "t", "d"), ("d", "r", "a"), ("a", "u", "e")]
 
@@ -66,3 +68,15 @@ def test_the_nearest_known_questions_show_their_rules() -> None:
 
 def test_asked_by_words_it_gives_neighbours() -> None:
     assert asyncio.run(Knowledge(TRIPLES, [("who is", "a", "b"), ("red", "a", "d")], 1, 1, 3)("a, r")) == "b\nc"
+
+
+def nothing() -> list[str]:
+    return []
+
+
+def test_an_empty_graph_is_refused_before_a_run() -> None:
+    facts, empty = ({"_target_": name} for name in ("selfimprove.datasets.docqa.triples", f"{__name__}.nothing"))
+    with pytest.raises(ConfigError, match=r"knowledge\.facts: .* gives nothing"):
+        require_knowledge(facts=empty, seeds=facts)
+    with pytest.raises(ConfigError, match=r"knowledge\.seeds: .* gives nothing"):
+        require_knowledge(facts=facts, seeds=empty)
