@@ -21,6 +21,7 @@ from selfimprove.studies import Result, overall, streams
 from selfimprove.studies import mos as study
 from selfimprove.train import TrainContext, own
 from selfimprove.types import Example
+from tests.test_resume import drive
 
 OPTIONS: dict[str, Any] = {
     "epochs": 1, "learning_rate": 1e-2, "batch_size": 4, "bottleneck": 3, "momentum": 0.1, "reg": 0.1,
@@ -171,3 +172,9 @@ def test_bad_input_is_one_line(wrong: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said.replace("+", r"\+")) as caught:
         compose(["method=mos", wrong])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_a_task_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    small = "method=mos dataset=digit_tasks method.train.epochs=1 method.train.align_epochs=1"
+    drive(tmp_path, small, ["manifest:0/train", "train:2"])

@@ -21,6 +21,7 @@ from selfimprove.studies import Result
 from selfimprove.studies import sema as study
 from selfimprove.train import TrainContext, own
 from selfimprove.types import Example
+from tests.test_resume import drive
 
 OPTIONS: dict[str, Any] = {
     "threshold": 2.0, "blocks": 2, "bottleneck": 3, "descriptor": 2, "epochs": 1, "learning_rate": 1e-2,
@@ -163,3 +164,9 @@ def test_bad_input_is_one_line(wrong: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said) as caught:
         compose(["method=sema", wrong])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_a_task_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    small = "method=sema dataset=digit_changes method.train.epochs=1 method.train.descriptor_epochs=1"
+    drive(tmp_path, small, ["manifest:0/train", "train:2"])
