@@ -153,7 +153,12 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 def exact(
-    groups: Iterable[list[Attempt]], *, memory: Sequence[Memory], sigma: NonNegative, share: Share, seed: int
+    groups: Iterable[list[Attempt]],
+    *,
+    memory: Sequence[Memory],
+    sigma: NonNegative = 0.0,
+    share: Share = 1.0,
+    seed: int,
 ) -> Iterator[Memory]:
     """The events themselves: of those with |y - y_base| > sigma, a random share. One memory a chunk."""
     yield from memory

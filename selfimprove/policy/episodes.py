@@ -61,7 +61,13 @@ class Prior(Net):
         return (each * points.counts).sum(-1)
 
     def read(self, episodes: torch.Tensor) -> Points:
-        """The support of episodes (b, n, inputs + outputs + 1); points of the query do not count."""
+        """The support of episodes (b, n, inputs + outputs + 1); points of the query do not count.
+
+        Raises ValueError for episodes of another width.
+        """
+        if episodes.shape[-1] != self.inputs + self.outputs + 1:
+            own = f"{self.inputs} inputs and {self.outputs} outputs"
+            raise ValueError(f"the model answers episodes of {own}, and this one has {episodes.shape[-1] - 1} in all")
         x, y, support = episodes.split([self.inputs, self.outputs, 1], -1)
         return Points(x, y, support[..., 0])
 

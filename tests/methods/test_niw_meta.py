@@ -111,6 +111,14 @@ def test_draws_depend_on_an_episodes_own_support_and_seed(net, tmp_path):
     assert np.array([line.split() for line in together[0].splitlines()], float).shape == (10, 2)
 
 
+def test_an_episode_of_another_kind_is_refused(net, tmp_path):
+    nets.save(net, tmp_path)
+    (problem,) = episodes.glyphs(ways=2, shots=1, queries=1, train_size=1, heldout_size=1, seed=0)[:1]
+    policy = Policy(DrawsEngine(nets.read, str(tmp_path)), 0, max_tokens=1).for_problem(problem)
+    with pytest.raises(ValueError, match="episodes of 1 inputs and 1 outputs, and this one has 198 in all"):
+        asyncio.run(niw_meta.descent(problem, policy, steps=1, learning_rate=0.1))
+
+
 def test_the_reward_is_the_querys():
     found = regression("1 0.25\n2 0.25", None, {"targets": [[1.5], [4.0]]})
     assert found.reward == pytest.approx(-(0.25 + 4) / 2)
