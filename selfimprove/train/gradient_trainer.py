@@ -183,8 +183,8 @@ class GradientTrainer(_Planned, GRPOTrainer):
         if self.bounded:  # torch clamps by two tensors or by none
             own: torch.Tensor = inputs["clip_high"]
             common = args.epsilon if args.epsilon_high is None else args.epsilon_high
-            self.epsilon_high = own.nan_to_num(common)
-            self.epsilon_low = torch.full_like(own, args.epsilon)
+            self.epsilon_high = own.nan_to_num(common)  # type: ignore[assignment]
+            self.epsilon_low = torch.full_like(own, args.epsilon)  # type: ignore[assignment]
         share = 1.0 if self.loss_type == "dapo" else len(mask) * steps / self.step_rows
         loss = self._compute_loss(model, given) * share  # type: ignore[no-untyped-call]
         logps = self._seen.pop()
