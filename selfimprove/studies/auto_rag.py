@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -85,7 +86,7 @@ def claims(lab: Lab, runs: Mapping[str, Sequence[Result]], heldout: Sequence[Pro
     yield from found if ends >= GATE else (replace(c, holds=None, value=why, interval=None) for c in found)
 
 
-def options() -> dict[str, object]:
+def options() -> dict[str, Any]:
     """The options of the solver for held-out problems, as the method has them."""
     node = compose(["method=auto_rag"]).method.evaluate
     assert node is not None
