@@ -176,7 +176,10 @@ def test_the_exact_model_follows_the_theory(tmp_path):
     claims = list(exact(Lab(quick=True, folder=tmp_path, note=lambda table: None)))
     failed = [claim.claim for claim in claims if claim.holds is False]
     assert not failed
-    assert sum(claim.holds is True for claim in claims) >= 7
+    flat = [claim for claim in claims if "changes by less than" in claim.claim]  # four rounds are too few to be sure
+    assert len(flat) == 2
+    assert sum(claim.holds is True for claim in claims if claim not in flat) >= 5
+    assert [claim.check for claim in claims] == [True] * 3 + [False] * (len(claims) - 3)
 
 
 def test_a_flow_goes_to_where_the_curator_wants_it_and_the_run_is_the_seeds(tmp_path):
