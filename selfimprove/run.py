@@ -212,8 +212,8 @@ def _passes(session: Session, summary: Summary, tracker: Any) -> str | None:
         reached = summary.over_budget() if step is not session.passes[-1] else None
         if step.ends_round or reached:
             _evaluate(session, step, policies)
-            if session.config.eval.samples and (line := _variety(session, step)):
-                log.warning("round %s: %s", run.prefix(step)[1:], line)
+            if session.config.eval.samples and (lost := _variety(session, step)):
+                log.warning("round %s: %s", run.prefix(step)[1:], lost)
             _after_round(session, summary, tracker, this_round)
             reached = summary.over_budget() if step is not session.passes[-1] else None
         else:

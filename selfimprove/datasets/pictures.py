@@ -59,9 +59,11 @@ def fashion(
 
     Raises ConfigError where a file is missing or is none of these, or a task has not so many pictures.
     """
-    sides = [(_idx(path, f"{name}-images-idx3-ubyte") / 255, _idx(path, f"{name}-labels-idx1-ubyte"))
-             for name in ("train", "t10k")]  # fmt: skip
-    return stream("clothes", *sides, tasks, (train_size, dev_size, heldout_size), seed)
+
+    def side(name: str) -> Pictures:
+        return _idx(path, f"{name}-images-idx3-ubyte") / 255, _idx(path, f"{name}-labels-idx1-ubyte")
+
+    return stream("clothes", side("train"), side("t10k"), tasks, (train_size, dev_size, heldout_size), seed)
 
 
 def stream(

@@ -54,6 +54,11 @@ class Mos(Vit):
     `tasks` are the classes of each task so far.
     """
 
+    prototypes: torch.Tensor  # p_c, shape (classes, width)
+    means: torch.Tensor  # mu_c, shape (classes, width)
+    covariances: torch.Tensor  # Sigma_c, shape (classes, width, width)
+    task_of: torch.Tensor  # of each class, -1: not seen yet
+
     def __init__(self, *, tasks: list[list[int]], bottleneck: int, **options: int) -> None:
         super().__init__(**options)
         self.options |= {"tasks": tasks, "bottleneck": bottleneck}
@@ -61,9 +66,9 @@ class Mos(Vit):
         self.adapters = torch.nn.ModuleList(
             torch.nn.ModuleList(Bottleneck(width, bottleneck) for _ in range(self.options["blocks"])) for _ in tasks
         )
-        self.register_buffer("prototypes", torch.zeros(classes, width))  # p_c
-        self.register_buffer("means", torch.zeros(classes, width))  # mu_c
-        self.register_buffer("covariances", torch.zeros(classes, width, width))  # Sigma_c
+        self.register_buffer("prototypes", torch.zeros(classes, width))
+        self.register_buffer("means", torch.zeros(classes, width))
+        self.register_buffer("covariances", torch.zeros(classes, width, width))
         task_of = torch.full((classes,), -1)
         for number, own_classes in enumerate(tasks):
             task_of[own_classes] = number
@@ -186,8 +191,8 @@ def align(net: Mos, epochs: int, rate: float, count: int) -> None:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     labels = seen.repeat(count)
     for _ in range(epochs):
-        drawn = gaussians.sample((count,)).flatten(0, 1)  # type: ignore[no-untyped-call]  # (count * classes, width)
-        for batch in torch.randperm(len(drawn)).split(count):
+        drawn = gaussians.sample((count,)).flatten(0, 1)  # (count * classes, width)
+        for batch in torch.split(torch.randperm(len(drawn)), count):
             optimizer.zero_grad()
             cross_entropy(only(net.head(drawn[batch]), seen.tolist()), labels[batch]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -81,7 +81,7 @@ class Posterior:
 
         d = len(net.m)
         prior_m, prior_v = net.m.detach(), (net.log_v.detach() + math.log((d + 2) / (2 * d + 4))).exp()
-        eps = normal(list(seeds), (self.steps + self.draws) * d, prior_m).unflatten(1, (-1, d)).transpose(0, 1)
+        eps = normal(list(seeds), (self.steps + self.draws) * d, prior_m).reshape(len(seeds), -1, d).transpose(0, 1)
         m = prior_m.repeat(len(seeds), 1).requires_grad_()
         least = -(self.ai_max + 1 / prior_v).log()
         s = (least / 2).repeat(len(seeds), 1).requires_grad_()  # log standard deviation
@@ -92,7 +92,8 @@ class Posterior:
             grad_m, grad_s = torch.autograd.grad(objective, (m, s))
             m = (m - self.rate * clipped(grad_m)).detach().requires_grad_()
             s = (s - self.rate * clipped(grad_s)).detach().requires_grad_()
-        return m + s.exp() * eps[self.steps :]
+        draws: torch.Tensor = m + s.exp() * eps[self.steps :]
+        return draws
 
 
 @dataclass(frozen=True)

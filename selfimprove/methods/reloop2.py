@@ -105,7 +105,7 @@ def compensate(y_base: np.ndarray, found: Readout | None, lam: float, g: float) 
     if found is None:
         return y_base
     y_err = g * (found.labels - y_base) + (1 - g) * (found.labels - found.predicted)
-    return np.clip(y_base + lam * np.nan_to_num(y_err), 0, 1)
+    return np.asarray(np.clip(y_base + lam * np.nan_to_num(y_err), 0, 1))
 
 
 def recall(memory: Sequence[Memory], keys: np.ndarray, neighbours: int, tau: float) -> Readout | None:
@@ -146,7 +146,7 @@ def buckets(projections: np.ndarray, keys: np.ndarray) -> np.ndarray:
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
 
 
 # Writing the memory

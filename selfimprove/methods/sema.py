@@ -98,6 +98,10 @@ class Sema(Vit):
         width = self.options["width"]
         self.mixtures = torch.nn.ModuleList(Mixture(count, width, bottleneck, descriptor) for count in modules_of)
 
+    def blocks(self) -> list[Mixture]:
+        """The modules of each of the last blocks."""
+        return [mixture for mixture in self.mixtures if isinstance(mixture, Mixture)]
+
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
         """Pictures, shape (n, size, size), to features, shape (n, width)."""
         return features(self.body, pictures, self._added)
@@ -149,7 +153,7 @@ class Learning:
 
     def describe(self, net: Sema, place: int, epochs: float, rate: float) -> None:
         """The newest descriptor of a block learns what goes into it."""
-        mixture, x = net.mixtures[place], net.inputs(self.x)[place]
+        mixture, x = net.blocks()[place], net.inputs(self.x)[place]
         last = len(mixture.adapters) - 1
         self.fit(net, lambda batch: mixture.error(x[batch], last).mean(), epochs, rate, [mixture.descriptors[last]])
         with torch.no_grad():
@@ -185,12 +189,12 @@ def train(
     """
     net = _opened(own.start(context), blocks, bottleneck, descriptor, context.device)
     task = Learning(context, own.inputs(rows, context.device), own.labels(rows, context.device), batch_size)
-    unlike = [mixture.unlike(x) for mixture, x in zip(net.mixtures, net.inputs(task.x), strict=True)]
+    unlike = [mixture.unlike(x) for mixture, x in zip(net.blocks(), net.inputs(task.x), strict=True)]
     new = not any(net.options["modules_of"])
     grew = set[int]()
     while (place := scan(net, task.x, threshold, grew)) is not None and (new or not shared):
         net = larger(net, place, context.device)
-        mixture = net.mixtures[place]
+        mixture = net.blocks()[place]
         task.classify(net, epochs, learning_rate, [mixture.adapters[-1], mixture.router[-1]])
         task.describe(net, place, descriptor_epochs, descriptor_rate)
         grew.add(place)
@@ -206,7 +210,7 @@ def train(
 
 def scan(net: Sema, x: torch.Tensor, threshold: float, grew: set[int]) -> int | None:
     """The first block, counted among those that can grow, to which the pictures are unlike; None: there is none."""
-    for place, (mixture, seen) in enumerate(zip(net.mixtures, net.inputs(x), strict=True)):
+    for place, (mixture, seen) in enumerate(zip(net.blocks(), net.inputs(x), strict=True)):
         if place not in grew and mixture.unlike(seen) > threshold:
             return place
     return None

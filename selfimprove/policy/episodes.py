@@ -46,7 +46,7 @@ class Prior(Net):
         """Outputs (b, n, outputs) of nets with weights theta (b, d) at inputs (b, n, inputs)."""
         start = 0
         for number, (a, b) in enumerate(self.sizes):
-            layer = theta[:, start : start + (a + 1) * b].unflatten(1, (a + 1, b))
+            layer = theta[:, start : start + (a + 1) * b].reshape(-1, a + 1, b)
             x = torch.baddbmm(layer[:, -1:], torch.relu(x) if number else x, layer[:, :-1])
             start += (a + 1) * b
         return x
@@ -58,7 +58,8 @@ class Prior(Net):
             each = -(points.y * found.log_softmax(-1)).sum(-1)
         else:
             each = ((points.y - found) ** 2).sum(-1) / (2 * self.noise**2)
-        return (each * points.counts).sum(-1)
+        losses: torch.Tensor = (each * points.counts).sum(-1)
+        return losses
 
     def read(self, episodes: torch.Tensor) -> Points:
         """The support of episodes (b, n, inputs + outputs + 1); points of the query do not count.
@@ -68,7 +69,7 @@ class Prior(Net):
         if episodes.shape[-1] != self.inputs + self.outputs + 1:
             own = f"{self.inputs} inputs and {self.outputs} outputs"
             raise ValueError(f"the model answers episodes of {own}, and this one has {episodes.shape[-1] - 1} in all")
-        x, y, support = episodes.split([self.inputs, self.outputs, 1], -1)
+        x, y, support = torch.split(episodes, [self.inputs, self.outputs, 1], -1)
         return Points(x, y, support[..., 0])
 
     def predict(self, theta: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

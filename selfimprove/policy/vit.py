@@ -21,11 +21,13 @@ class Vit(Classifier):
 
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
         """Pictures, shape (n, size, size), to features, shape (n, width)."""
-        return self.body(pictures[:, None]).last_hidden_state[:, 1:].mean(1)
+        found: torch.Tensor = self.body(pictures[:, None]).last_hidden_state[:, 1:].mean(1)
+        return found
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Logits, shape (n, classes)."""
-        return self.head(self.features(pictures))
+        logits: torch.Tensor = self.head(self.features(pictures))
+        return logits
 
 
 def vit_config(size: int, patch: int, width: int, blocks: int, heads: int) -> ViTConfig:

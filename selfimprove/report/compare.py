@@ -98,7 +98,8 @@ class Group:
         problems), over the seeds that both have."""
         seeds = [seed for seed in self.seeds if other is None or seed in other.seeds]
         rest = [other.scores(-1, seed) if other else self.scores(0, seed) for seed in seeds]
-        return matrix([self.scores(-1, seed) for seed in seeds]) - matrix(rest)
+        differences: np.ndarray = matrix([self.scores(-1, seed) for seed in seeds]) - matrix(rest)
+        return differences
 
     def spent(self, rounds: int | None = None) -> dict[str, float]:
         """Tokens of each kind in the first `rounds` rounds (None: all), mean over runs."""

@@ -66,8 +66,8 @@ def claims(lab: Lab, tools: Mapping[str, Any]) -> Iterator[Claim]:
     arms = {name: [*own, rate(rates[name])] for name, own in arms.items()}
     runs = run_arms(lab, common, {name: own for name, own in arms.items() if name != GOOD})
     once = lab.over_seeds(*common, *arms[GOOD])
-    more = np.mean([trained(r) for r in runs[OWN]]) / max(1, np.mean([trained(r) for r in once]))
-    runs[GOOD] = lab.over_seeds(*common, *arms[GOOD], epochs(max(EPOCHS, round(EPOCHS * float(more)))))
+    more = float(np.mean([trained(r) for r in runs[OWN]])) / max(1.0, float(np.mean([trained(r) for r in once])))
+    runs[GOOD] = lab.over_seeds(*common, *arms[GOOD], epochs(max(EPOCHS, round(EPOCHS * more))))
 
     def find_back(result: Result, number: int) -> Found:
         path = f"{result.path}/rounds/{number:03d}/policy"

@@ -149,7 +149,7 @@ def table(groups: Mapping[str, Sequence[Groups]], lacking: Sequence[Groups]) -> 
         right = float(np.mean([a.verdict.status == "correct" for a in own]))
         return right, float(np.mean([a.trajectory.metadata["searches"] for a in own]))
 
-    def column(hops: int) -> dict[str, object]:
+    def column(hops: int) -> dict[str, Any]:
         return {
             f"{hops}-hop right": lambda found: f"{100 * by_hops(found, hops)[0]:.1f} %" if has(found, hops) else "",
             "searches" + " " * hops: lambda found: f"{by_hops(found, hops)[1]:.2f}" if has(found, hops) else "",
@@ -159,4 +159,4 @@ def table(groups: Mapping[str, Sequence[Groups]], lacking: Sequence[Groups]) -> 
         return any(g[0].problem.metadata["hops"] == hops for run in found for g in run)
 
     arms = {**groups, f"{OWN}, document removed": lacking}
-    return arms_table("Held-out questions, all seeds", arms, {**column(1), **column(2), **column(3)})  # type: ignore[arg-type]
+    return arms_table("Held-out questions, all seeds", arms, {**column(1), **column(2), **column(3)})

@@ -147,7 +147,8 @@ def project(parameters: Sequence[torch.nn.Parameter], of_memory: torch.Tensor) -
     learning = [p for p in parameters if p.grad is not None]
     r = torch.cat([part.flatten() for part in torch.autograd.grad(of_memory, learning)])
     g = torch.cat([p.grad.flatten() for p in learning if p.grad is not None])
-    for p, part in zip(learning, projected(g, r).split([p.numel() for p in learning]), strict=True):
+    parts = torch.split(projected(g, r), [p.numel() for p in learning])
+    for p, part in zip(learning, parts, strict=True):
         p.grad = part.reshape(p.shape)
 
 
@@ -179,6 +180,9 @@ def fisher(net: nets.Net, x: torch.Tensor, y: torch.Tensor, most: int = 64) -> d
 
 class Prototypes(Vit):
     """Features as pre-trained; logits are minus half the squared distance to the mean feature of each class seen."""
+
+    sums: torch.Tensor  # of features by class, shape (classes, width)
+    counts: torch.Tensor  # shape (classes,)
 
     def __init__(self, **options: int) -> None:
         super().__init__(**options)
