@@ -262,7 +262,7 @@ def test_the_launcher_understands_its_configuration(
 
 
 def test_tables_are_trained_by_one_process(context: Make) -> None:
-    with pytest.raises(ConfigError, match="processes=2: tables and flows are trained by one process"):
+    with pytest.raises(ConfigError, match="processes=2: this policy is trained by one process"):
         categorical([Example("p", [], [], [0])], context(training=Training(processes=2)))
 
 
