@@ -89,11 +89,13 @@ class Mixture(torch.nn.Module):
 
 
 class Sema(Vit):
-    """A frozen body and one head. `modules_of` is how many modules each of the last blocks has."""
+    """A frozen body and one head for the classes `seen`. `modules_of` says how many modules each last block has."""
 
-    def __init__(self, *, modules_of: list[int], bottleneck: int, descriptor: int, **options: int) -> None:
+    def __init__(
+        self, *, modules_of: list[int], bottleneck: int, descriptor: int, seen: list[int], **options: int
+    ) -> None:
         super().__init__(**options)
-        self.options |= {"modules_of": modules_of, "bottleneck": bottleneck, "descriptor": descriptor}
+        self.options |= {"modules_of": modules_of, "bottleneck": bottleneck, "descriptor": descriptor, "seen": seen}
         self.first = self.options["blocks"] - len(modules_of)
         width = self.options["width"]
         self.mixtures = torch.nn.ModuleList(Mixture(count, width, bottleneck, descriptor) for count in modules_of)
@@ -105,6 +107,10 @@ class Sema(Vit):
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
         """Pictures, shape (n, size, size), to features, shape (n, width)."""
         return features(self.body, pictures, self._added)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Logits, shape (n, classes); no class that was not seen can be."""
+        return only(super().forward(pictures), self.options["seen"])
 
     def _added(self, block: int, x: torch.Tensor) -> torch.Tensor | None:
         return None if block < self.first else self.mixtures[block - self.first](x)
@@ -187,8 +193,9 @@ def train(
     Returns the figures of `own.fit`, `grown` (blocks that grew), and of each of these blocks `modules/B` and `z/B`, how
     unlike the task was before it was learnt. Raises ConfigError and RunError as `own.fit`.
     """
-    net = _opened(own.start(context), blocks, bottleneck, descriptor, context.device)
     task = Learning(context, own.inputs(rows, context.device), own.labels(rows, context.device), batch_size)
+    classes = set(task.y.tolist())
+    net = _opened(own.start(context), classes, blocks, bottleneck, descriptor, context.device)
     unlike = [mixture.unlike(x) for mixture, x in zip(net.blocks(), net.inputs(task.x), strict=True)]
     new = not any(net.options["modules_of"])
     grew = set[int]()
@@ -222,9 +229,9 @@ def larger(net: Sema, place: int, device: str) -> Sema:
     return grown(Sema(**net.options | {"modules_of": counts}), net, device)
 
 
-def _opened(net: nets.Net, blocks: int, bottleneck: int, descriptor: int, device: str) -> Sema:
-    """The net as one that can grow, without a module yet; or as it is, where it can already."""
-    options = net.options
+def _opened(net: nets.Net, classes: set[int], blocks: int, bottleneck: int, descriptor: int, device: str) -> Sema:
+    """The net with these classes too, as one that can grow; without a module yet, unless it has some already."""
+    options = net.options | {"seen": sorted({*net.options.get("seen", []), *classes})}
     if not isinstance(net, Sema):
         counts = [0] * min(blocks, options["blocks"])
         options = options | {"modules_of": counts, "bottleneck": bottleneck, "descriptor": descriptor}
