@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -189,6 +189,12 @@ def claim_within(claim: str, estimate: Estimate, margin: float, control: str, co
 def untestable(claim: str, why: str, control: str, command: str) -> Claim:
     """A claim whose premise does not hold here, so that its figure would say nothing about the paper."""
     return Claim(claim, None, f"cannot be tested here: {why}", None, control, command)
+
+
+def gated(claims: Iterable[Claim], holds: bool, why: str) -> Iterator[Claim]:
+    """The claims; or, if their premise does not hold, each as one that cannot be tested here."""
+    for claim in claims:
+        yield claim if holds else untestable(claim.claim, why, claim.control, claim.command)
 
 
 def as_check(claim: Claim) -> Claim:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -22,10 +21,10 @@ from selfimprove.generate.programs import chains
 from selfimprove.methods.agent0 import proposal
 from selfimprove.policy.models import PACKAGED
 from selfimprove.report.statistics import Estimate, over_seeds
-from selfimprove.studies import Claim, Lab, Result, advantage, difference, gain, measured
+from selfimprove.studies import Claim, Lab, Result, advantage, difference, gain, gated, measured
 from selfimprove.studies.arms import arms_table
 from selfimprove.studies.solving import attempts, solve, solved
-from selfimprove.studies.staged import DEV_SEED, GRADE, bounded
+from selfimprove.studies.staged import DEV_SEED, GRADE, best_rate, bounded, percent
 from selfimprove.studies.tiny import shipped
 from selfimprove.tools.python import python
 from selfimprove.types import Problem, Trajectory, Verdict
@@ -67,7 +66,8 @@ def study(lab: Lab) -> Iterator[Claim]:
     runs = dict[str, list[Result]]()
     for arm, own in arms.items():
         try:
-            chosen = RATES[0] if lab.quick else best_rate(lab, arm, [*common, *own])
+            tried = RATES[:1] if lab.quick else RATES
+            chosen = best_rate(lab, arm, tried, partial(on_dev, lab, [*common, *own]), "accuracy", percent)
             runs[arm] = lab.over_seeds(*common, *own, f"rounds={rounds}", f"method.train.learning_rate={chosen}")
         except RunError as problem:  # no question was in the band
             lab.note(f"{arm}: {problem}")
@@ -75,17 +75,10 @@ def study(lab: Lab) -> Iterator[Claim]:
     yield from claims(lab, runs, rounds)
 
 
-def best_rate(lab: Lab, arm: str, words: Sequence[str]) -> float:
-    """The learning rate with which most of 100 dev problems are answered rightly after one round."""
-    found = {}
-    for rate in RATES:
-        more = ["rounds=1", "dataset.dev_size=100", "eval.side=dev", f"seed={DEV_SEED}"]
-        trial = lab.run(*words, *more, f"method.train.learning_rate={rate}")
-        found[rate] = float(trial.summary["final"]["accuracy"])
-    shown = ", ".join(f"{rate:g}: {100 * value:.1f} %" for rate, value in found.items())
-    best = max(found, key=lambda rate: (found[rate], -rate))
-    lab.note(f"{arm}: dev accuracy by learning rate: {shown}; chosen {best:g}")
-    return best
+def on_dev(lab: Lab, words: Sequence[str], rate: float) -> float:
+    """The share of 100 dev problems that are answered rightly after one round."""
+    more = ["rounds=1", "dataset.dev_size=100", "eval.side=dev", f"seed={DEV_SEED}"]
+    return float(lab.run(*words, *more, f"method.train.learning_rate={rate}").summary["final"]["accuracy"])
 
 
 def claims(lab: Lab, runs: Mapping[str, list[Result]], rounds: int) -> Iterator[Claim]:
@@ -108,8 +101,8 @@ def claims(lab: Lab, runs: Mapping[str, list[Result]], rounds: int) -> Iterator[
         above.append(("held-out accuracy is higher with the scaling", advantage(mine, runs[PLAIN]), PLAIN))
     found = [stays(mine, rounds), *(bounded(claim, e, 0.0, control, COMMAND) for claim, e, control in above)]
     written = float(np.mean(values(mine, 0, formed)))
-    why = f"cannot be tested here: {written:.0%} of replies are a question of the form, of {GATE:.0%} needed"
-    yield from found if written >= GATE else (replace(c, holds=None, value=why, interval=None) for c in found)
+    why = f"{written:.0%} of replies are a question of the form, of {GATE:.0%} needed"
+    yield from gated(found, written >= GATE, why)
 
 
 def stays(runs: Sequence[Result], rounds: int) -> Claim:

@@ -25,10 +25,10 @@ from selfimprove.generate.act import episode
 from selfimprove.generate.dialogue import Dialogue
 from selfimprove.policy import Policy
 from selfimprove.policy.models import resolve
-from selfimprove.studies import Claim, Lab, Result, claim_above, claim_sign, difference, overall
+from selfimprove.studies import Claim, Lab, Result, claim_above, claim_sign, difference, gated, overall
 from selfimprove.studies.arms import arms_table, run_arms
 from selfimprove.studies.solving import ByProblem, solve
-from selfimprove.studies.staged import answered, policy_of
+from selfimprove.studies.staged import DEV_SEED, answered, best_rate, percent, policy_of
 from selfimprove.studies.tiny import shipped
 from selfimprove.types import Example, Problem, Sample, Trajectory
 
@@ -39,7 +39,7 @@ ARMS = {OWN: [], END: [f"{CUT}=end"], GOOD: [f"{CUT}=none"]}
 WRONG, ACTIONS = 2, 10  # actions that are forced, and those that may follow
 GATE = 0.75  # share of first actions that the policy must judge rightly before it learns, of right and wrong ones alike
 EPOCHS, RATES = 2, (1e-4, 3e-4, 1e-3)
-DEV, DEV_SEED = 100, 100  # dev tasks, and the seed of the runs that choose a learning rate: no comparison uses it
+DEV = 100  # dev tasks
 ASK = "Good, uncertain or bad?"  # as conf/method/agent_r.yaml has it
 
 Found = list[Trajectory]  # an episode of each held-out task
@@ -55,11 +55,7 @@ def study(lab: Lab) -> Iterator[Claim]:
 
 def claims(lab: Lab, tools: Mapping[str, Any]) -> Iterator[Claim]:
     searched, heldout, rounds = (10, 20, 1) if lab.quick else (40, 150, 3)
-    common = [
-        "method=agent_r",
-        f"method.problems.count={searched}",
-        epochs(EPOCHS),
-    ]
+    common = ["method=agent_r", f"method.problems.count={searched}", epochs(EPOCHS)]
     arms = {name: own for name, own in ARMS.items() if name != END or not lab.quick}
     rates = dict.fromkeys(arms, RATES[1]) if lab.quick else chosen_rates(lab, common, tools)
     common += [f"rounds={rounds}", f"dataset.heldout_size={heldout}"]
@@ -125,11 +121,7 @@ def claims(lab: Lab, tools: Mapping[str, Any]) -> Iterator[Claim]:
                 COMMAND,
             )
         )
-    for claim in rows:
-        if judged < GATE:
-            why = f"cannot be tested here: {judged:.0%} of actions are judged rightly, of {GATE:.0%} needed"
-            claim = Claim(claim.claim, None, why, None, claim.control, COMMAND)
-        yield claim
+    yield from gated(rows, judged >= GATE, f"{judged:.0%} of actions are judged rightly, of {GATE:.0%} needed")
 
 
 def epochs(count: int) -> str:
@@ -143,16 +135,15 @@ def rate(value: float) -> str:
 def chosen_rates(lab: Lab, common: Sequence[str], tools: Mapping[str, Any]) -> dict[str, float]:
     """The learning rate of each arm whose policy, after a round, most often finds back on dev tasks."""
     dev = [Problem(row.id, row.question, row.gold, "dev", row.metadata) for row in tasks("dev", DEV, 0)]
-    best = {}
-    for arm, own in ARMS.items():
-        found = {}
-        for value in RATES:
-            trial = lab.run(*common, *own, "rounds=1", "dataset.heldout_size=10", rate(value), f"seed={DEV_SEED}")
-            found[value] = overall(succeeds([episodes(dev, policy_of(trial), partial(forced, tools=tools))]))
-        best[arm] = max(found, key=lambda value: (found[value], -value))
-        shown = ", ".join(f"{value:g}: {share:.3f}" for value, share in found.items())
-        lab.note(f"{arm}: dev tasks solved behind wrong steps, by learning rate: {shown}; chosen {best[arm]:g}")
-    return best
+
+    def finds_back(own: Sequence[str], value: float) -> float:
+        trial = lab.run(*common, *own, "rounds=1", "dataset.heldout_size=10", rate(value), f"seed={DEV_SEED}")
+        return overall(succeeds([episodes(dev, policy_of(trial), partial(forced, tools=tools))]))
+
+    return {
+        arm: best_rate(lab, arm, RATES, partial(finds_back, own), "tasks solved behind wrong steps", percent)
+        for arm, own in ARMS.items()
+    }
 
 
 def trained(result: Result) -> int:

@@ -9,9 +9,7 @@ known exactly: it needs all facts of the question among its passages.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,10 +20,10 @@ from scipy.stats import rankdata
 from selfimprove.config import compose
 from selfimprove.datasets.docqa import documents, load
 from selfimprove.methods.auto_rag import ANSWER, answer
-from selfimprove.studies import Claim, Lab, Result, difference, overall
+from selfimprove.studies import Claim, Lab, Result, difference, gated, overall
 from selfimprove.studies.arms import arms_table
 from selfimprove.studies.solving import ByProblem, Groups, attempts, estimated, grader, solve, solved
-from selfimprove.studies.staged import DEV_SEED, answered, below, bounded, policy_of
+from selfimprove.studies.staged import DEV_SEED, answered, below, best_rate, bounded, percent, policy_of
 from selfimprove.studies.tiny import shipped
 from selfimprove.tools.retrieval import Retriever
 from selfimprove.types import Problem
@@ -82,8 +80,7 @@ def claims(lab: Lab, runs: Mapping[str, Sequence[Result]], heldout: Sequence[Pro
         bounded("and most then have the policy write one itself", difference(wrote, nothing[0]), 0.5, "", COMMAND),
         bounded("right dialogues teach more than any", difference(mine, others), 0.0, "as many rows", COMMAND),
     ]
-    why = f"cannot be tested here: {ends:.0%} of dialogues end with an answer, of {GATE:.0%} needed"
-    yield from found if ends >= GATE else (replace(c, holds=None, value=why, interval=None) for c in found)
+    yield from gated(found, ends >= GATE, f"{ends:.0%} of dialogues end with an answer, of {GATE:.0%} needed")
 
 
 def options() -> dict[str, Any]:
@@ -104,13 +101,12 @@ def rate(value: float) -> str:
 
 def chosen(lab: Lab, arm: str, words: Sequence[str], rates: Sequence[float], dev: Sequence[Problem]) -> float:
     """The learning rate of an arm whose policy answers most dev questions rightly."""
-    found = {}
-    for one in rates:
+
+    def accuracy(one: float) -> float:
         run = lab.run(*words, "dataset.heldout_size=10", rate(one), f"seed={DEV_SEED}")
-        found[one] = float(np.mean(list(solved(dialogues(run, dev, documents(), DEV_SEED), last).values())))
-    best = max(found, key=lambda one: (found[one], -one))
-    lab.note(f"{arm}: dev accuracy by learning rate: {json.dumps(found)}; chosen {best:g}")
-    return best
+        return float(np.mean(list(solved(dialogues(run, dev, documents(), DEV_SEED), last).values())))
+
+    return best_rate(lab, arm, rates, accuracy, "accuracy", percent)
 
 
 def dialogues(run: Result, problems: Sequence[Problem], corpus: Sequence[str], seed: int) -> Groups:

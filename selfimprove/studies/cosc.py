@@ -16,7 +16,7 @@ from rich.table import Table
 
 from selfimprove.methods.cosc import by_round, chains
 from selfimprove.report.statistics import Estimate
-from selfimprove.studies import Claim, Lab, Result, difference, overall
+from selfimprove.studies import Claim, Lab, Result, difference, gated, overall
 from selfimprove.studies.arms import arms_table, run_arms
 from selfimprove.studies.solving import ByProblem, Groups, Solver, attempts, solve, solved
 from selfimprove.studies.staged import GRADE, answered, bounded, chosen_rates, minus, policy_of
@@ -70,11 +70,10 @@ def claims(lab: Lab, tool: Python) -> Iterator[Claim]:
     ]
     written = verdicts(responses)
     for claim, estimate, least, control in found:
-        if written >= GATE:
-            yield bounded(claim, estimate, least, control, COMMAND)
-        else:
-            why = f"cannot be tested here: {written:.0%} of outputs are followed by a verdict, of {GATE:.0%} needed"
-            yield Claim(claim, None, why, None, control, COMMAND)
+        line = bounded(claim, estimate, least, control, COMMAND)
+        yield from gated(
+            [line], written >= GATE, f"{written:.0%} of outputs are followed by a verdict, of {GATE:.0%} needed"
+        )
 
 
 def trained(lab: Lab, solver: Solver) -> tuple[Arms, int]:

@@ -13,8 +13,9 @@ import numpy as np
 
 from selfimprove import scores, store
 from selfimprove.studies import Claim, Lab, Result, claim_above, claim_sign, difference, overall
-from selfimprove.studies.arms import Arms, arms_table
-from selfimprove.studies.staged import DEV_SEED, minus
+from selfimprove.studies.arms import arms_table
+from selfimprove.studies.staged import minus
+from selfimprove.studies.streams import tuned_arms
 
 COSINE = [
     "~method.stages.anneal",
@@ -38,22 +39,9 @@ def study(lab: Lab) -> Iterator[Claim]:
     if lab.quick:
         common += ["dataset.train_size=192", "dataset.heldout_size=30"]
         arms[OWN] = ["method.train.infinite.warmup=1", "method.train.infinite.cooldown=5"]
-    rates = chosen_rates(lab, common, arms)
-    runs = {
-        arm: lab.over_seeds(*common, *words, f"method.train.learning_rate={rates[arm]}") for arm, words in arms.items()
-    }
+    runs, rates = tuned_arms(lab, common, arms, RATES, 90)
     yield from claims(runs)
     lab.note(table(runs, rates))
-
-
-def chosen_rates(lab: Lab, common: list[str], arms: Arms) -> dict[str, float]:
-    """The learning rate of each arm, from the same few: the one with the highest likelihood of all dev texts."""
-    dev = ["dataset.dev_size=90", "eval.side=dev", f"seed={DEV_SEED}"]
-    best = {}
-    for arm, words in arms.items():
-        trials = {rate: lab.run(*common, *words, f"method.train.learning_rate={rate}", *dev) for rate in RATES}
-        best[arm] = max(trials, key=lambda rate: overall([read(trials[rate])]))
-    return best
 
 
 def read(result: Result, round: int = -1, corpus: str = "") -> dict[str, float]:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from selfimprove.methods.isc import respond
 from selfimprove.report.statistics import Estimate, ratio
-from selfimprove.studies import Claim, Lab, Result, difference, overall
+from selfimprove.studies import Claim, Lab, Result, difference, gated, overall
 from selfimprove.studies.arms import arms_table, run_arms
 from selfimprove.studies.solving import Groups, attempts, solve
 from selfimprove.studies.staged import GRADE, MAX_TOKENS, answered, at_stage, bounded, chosen_rates, policy_of
@@ -74,11 +74,10 @@ def study(lab: Lab) -> Iterator[Claim]:
         ),
     )
     for claim, estimate, least, control in claims:
-        if written >= GATE:
-            yield bounded(claim, estimate, least, control, COMMAND)
-        else:
-            why = f"cannot be tested here: {written:.0%} of responses hold a check, of {GATE:.0%} that have to"
-            yield Claim(claim, None, why, None, control, COMMAND)
+        line = bounded(claim, estimate, least, control, COMMAND)
+        yield from gated(
+            [line], written >= GATE, f"{written:.0%} of responses hold a check, of {GATE:.0%} that have to"
+        )
 
 
 def greedy(result: Result) -> Groups:

@@ -17,7 +17,7 @@ from selfimprove.store import read_records
 from selfimprove.studies import Claim, Lab, Result, claim_sign, difference, overall
 from selfimprove.studies.arms import arms_table
 from selfimprove.studies.staged import policy_of
-from selfimprove.studies.streams import ByProblem, chosen_rates, final, forgotten, learnt, tasks
+from selfimprove.studies.streams import ByProblem, final, forgotten, learnt, tasks, tuned_arms
 from selfimprove.types import Problem
 
 OWN = "alpha 0.1"
@@ -34,10 +34,7 @@ def study(lab: Lab) -> Iterator[Claim]:
     train, heldout, epochs = (60, 40, 2) if lab.quick else (600, 400, 20)
     common = ["method=mos", f"dataset.train_size={train}", f"dataset.heldout_size={heldout}"]
     common += [f"method.train.epochs={epochs}"]
-    rates = {arm: RATES[-1] for arm in ARMS} if lab.quick else chosen_rates(lab, common, ARMS, RATES, 100)
-    runs = {
-        arm: lab.over_seeds(*common, *words, f"method.train.learning_rate={rates[arm]}") for arm, words in ARMS.items()
-    }
+    runs, rates = tuned_arms(lab, common, ARMS, RATES, 100)
     loops = [retrieval(result) for result in runs[OWN]]
     yield from claims(runs, loops)
     lab.note(table(runs, rates))

@@ -18,7 +18,7 @@ from selfimprove.report.statistics import Estimate, difference
 from selfimprove.studies import Claim, Lab, Result, overall
 from selfimprove.studies.arms import arms_table
 from selfimprove.studies.solving import Solver, solve
-from selfimprove.studies.staged import DEV_SEED, below, bounded, policy_of
+from selfimprove.studies.staged import DEV_SEED, below, best_rate, bounded, policy_of
 from selfimprove.types import Problem
 
 COMMAND = "selfimprove study niw_meta"
@@ -84,14 +84,12 @@ def by_descent(steps: int) -> Solver:
 def chosen(lab: Lab, common: Sequence[str], own: Sequence[str], arm: str) -> float:
     """The learning rate of the lowest error on the dev episodes."""
     solver = {OWN: by_inference(STEPS), MAML: by_descent(STEPS), POOLED: by_descent(0)}[arm]
-    trials = {}
-    for rate in RATES[:1] if lab.quick else RATES:
+
+    def score(rate: float) -> float:
         words = ["dataset.dev_size=100", "eval.side=dev", f"method.train.learning_rate={rate}", f"seed={DEV_SEED}"]
-        trials[rate] = overall([errors(lab.run(*common, *own, *words), solver, "dev")])
-    best = min(trials, key=lambda rate: trials[rate])
-    shown = ", ".join(f"{rate:g}: {value:.3f}" for rate, value in trials.items())
-    lab.note(f"{arm}: dev error by learning rate: {shown}; chosen {best:g}")
-    return best
+        return -overall([errors(lab.run(*common, *own, *words), solver, "dev")])
+
+    return best_rate(lab, arm, RATES[:1] if lab.quick else RATES, score, "score (minus the error)")
 
 
 def predictions(result: Result, solver: Solver, side: str = "test") -> Iterator[tuple[Problem, np.ndarray]]:

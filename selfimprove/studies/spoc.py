@@ -14,7 +14,7 @@ from rich.table import Table
 
 from selfimprove.config import compose
 from selfimprove.methods.spoc import by_solution
-from selfimprove.studies import Claim, Lab, Result, difference, measured, overall
+from selfimprove.studies import Claim, Lab, Result, difference, gated, measured, overall
 from selfimprove.studies.arms import arms_table, run_arms
 from selfimprove.studies.solving import ByProblem, Figure, Groups, attempts, estimated, solve
 from selfimprove.studies.staged import GRADE, MAX_TOKENS, bounded, chosen_rates
@@ -93,11 +93,10 @@ def study(lab: Lab) -> Iterator[Claim]:
             "where it is right",
         ),
     ):
-        if written >= GATE:
-            yield bounded(claim, estimate, least, control, COMMAND)
-        else:
-            why = f"cannot be tested here: {written:.0%} of responses hold a verdict, of {GATE:.0%} that have to"
-            yield Claim(claim, None, why, None, control, COMMAND)
+        line = bounded(claim, estimate, least, control, COMMAND)
+        yield from gated(
+            [line], written >= GATE, f"{written:.0%} of responses hold a verdict, of {GATE:.0%} that have to"
+        )
     share = estimated(rejected, mine)
     inside = True if share.low > 0.1 and share.high < 0.9 else False if not 0.1 <= share.value <= 0.9 else None
     yield measured("the share of first verdicts that say no is between .1 and .9", inside, share, "", COMMAND)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -68,17 +68,36 @@ def chosen_rates(
     key: str = "method.train.learning_rate",
 ) -> dict[str, float]:
     """The learning rate of each arm, from the same few: the one whose policy answers most dev problems rightly."""
-    best = {}
-    for arm, overrides in arms.items():
-        found = {}
-        for rate in rates:
-            trial = lab.run(*common, "dataset.heldout_size=10", *overrides, f"{key}={rate}", f"seed={DEV_SEED}")
-            answers = on_dev(solver, policy_of(trial), size, levels=levels)
-            found[rate] = float(np.mean(list(solved(answers, rule).values())))
-        best[arm] = max(found, key=lambda rate: (found[rate], -rate))
-        shown = ", ".join(f"{rate:g}: {100 * value:.1f} %" for rate, value in found.items())
-        lab.note(f"{arm}: dev accuracy by learning rate: {shown}; chosen {best[arm]:g}")
+
+    def accuracy(overrides: Sequence[str], rate: float) -> float:
+        trial = lab.run(*common, "dataset.heldout_size=10", *overrides, f"{key}={rate}", f"seed={DEV_SEED}")
+        answers = on_dev(solver, policy_of(trial), size, levels=levels)
+        return float(np.mean(list(solved(answers, rule).values())))
+
+    return {
+        arm: best_rate(lab, arm, rates, partial(accuracy, overrides), "accuracy", percent)
+        for arm, overrides in arms.items()
+    }
+
+
+def best_rate(
+    lab: Lab,
+    arm: str,
+    rates: Sequence[float],
+    figure: Callable[[float], float],
+    name: str,
+    show: Callable[[float], str] = "{:.3f}".format,
+) -> float:
+    """The learning rate with the highest figure on dev problems; of equal ones the smallest. All figures are noted."""
+    found = {rate: figure(rate) for rate in rates}
+    best = max(found, key=lambda rate: (found[rate], -rate))
+    shown = ", ".join(f"{rate:g}: {show(value)}" for rate, value in found.items())
+    lab.note(f"{arm}: dev {name} by learning rate: {shown}; chosen {best:g}")
     return best
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def bounded(claim: str, estimate: Estimate, least: float, control: str, command: str) -> Claim:

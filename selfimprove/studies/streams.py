@@ -1,12 +1,18 @@
-"""What studies of streams measure, problem by problem: how well a task was learnt, and how much of it is lost."""
+"""What studies of streams share: how well each task was learnt, how much of it is lost, and rates chosen on dev."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
 
 from selfimprove import scores, store
-from selfimprove.studies import Lab, Result, overall
-from selfimprove.studies.staged import DEV_SEED
+from selfimprove.report import continual
+from selfimprove.studies import Claim, Lab, Result, overall
+from selfimprove.studies.arms import Arms, run_arms
+from selfimprove.studies.draws import spread
+from selfimprove.studies.staged import DEV_SEED, best_rate
 from selfimprove.types import Problem
 
 ByProblem = dict[str, float]
@@ -46,13 +52,36 @@ def metrics(result: Result) -> list[dict[str, float]]:
     return [store.read_json(path)["metrics"] for path in sorted(result.path.glob("rounds/*/train.manifest.json"))]
 
 
-def chosen_rates(
-    lab: Lab, common: Sequence[str], arms: Mapping[str, Sequence[str]], rates: Sequence[float], dev_size: int
-) -> dict[str, float]:
-    """The learning rate of each arm, from the same few: the one with the highest score on dev problems at the end."""
+def matrix(result: Result) -> np.ndarray:
+    """Accuracy by task of the base policy and after each round, shape (rounds + 1, tasks)."""
+    folders = [result.path / "base", *sorted(result.path.glob("rounds/*"))]
+    return continual.matrix([scores.read(folder / "evaluation" / scores.FILE) for folder in folders])
+
+
+def tuned_arms(
+    lab: Lab, common: Sequence[str], arms: Arms, rates: Sequence[float], dev_size: int
+) -> tuple[dict[str, list[Result]], dict[str, float]]:
+    """The finished runs of each arm, one a seed, and the learning rate of each.
+
+    Each arm tries the same rates, and has the one with the highest score on dev problems at the end. The quick form of
+    a study takes the last of them untried.
+    """
     dev = [f"dataset.dev_size={dev_size}", "eval.side=dev", f"seed={DEV_SEED}"]
-    best = {}
-    for arm, words in arms.items():
-        trials = {rate: lab.run(*common, *words, f"method.train.learning_rate={rate}", *dev) for rate in rates}
-        best[arm] = max(trials, key=lambda rate: overall([final(trials[rate])]))
-    return best
+
+    def at_the_end(words: Sequence[str], rate: float) -> float:
+        return overall([final(lab.run(*common, *words, f"method.train.learning_rate={rate}", *dev))])
+
+    best = dict.fromkeys(arms, rates[-1])
+    if not lab.quick:
+        best = {arm: best_rate(lab, arm, rates, partial(at_the_end, words), "score") for arm, words in arms.items()}
+    chosen = {arm: [*words, f"method.train.learning_rate={best[arm]}"] for arm, words in arms.items()}
+    return run_arms(lab, common, chosen), best
+
+
+def forgets(text: str, less: list[Result], more: list[Result], control: str) -> Claim:
+    """A claim that forgetting is greater in some runs than in others, seed by seed; not clear if 0 is inside."""
+    pairs = zip(less, more, strict=True)
+    change = np.array([continual.forgetting(matrix(b)) - continual.forgetting(matrix(a)) for a, b in pairs])
+    interval = spread(change)
+    holds = bool(change.mean() > 0) if interval and (interval[0] > 0 or interval[1] < 0) else None
+    return Claim(text, holds, float(change.mean()), interval, control, more[0].command)

@@ -8,9 +8,7 @@ most dev questions. The start is the policy that has learnt the form.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,10 +19,10 @@ from selfimprove.binding import bind
 from selfimprove.config import compose
 from selfimprove.datasets.docqa import FACT, documents, load
 from selfimprove.methods.symagent import answer
-from selfimprove.studies import Claim, Lab, Result, difference, overall
+from selfimprove.studies import Claim, Lab, Result, difference, gated, overall
 from selfimprove.studies.arms import arms_table
 from selfimprove.studies.solving import ByProblem, Groups, attempts, estimated, grader, solve
-from selfimprove.studies.staged import DEV_SEED, bounded, policy_of
+from selfimprove.studies.staged import DEV_SEED, best_rate, bounded, percent, policy_of
 from selfimprove.studies.tiny import shipped
 from selfimprove.tools.retrieval import Retriever
 from selfimprove.types import Problem
@@ -78,8 +76,7 @@ def claims(lab: Lab, runs: Mapping[str, Sequence[Result]], heldout: Sequence[Pro
         if arm != OWN
     ]
     ends = float(np.mean([a.verdict.status != "unparseable" for groups in start for g in groups for a in g]))
-    why = f"cannot be tested here: {ends:.0%} of the start's trajectories finish, of {GATE:.0%} needed"
-    yield from found if ends >= GATE else (replace(c, holds=None, value=why, interval=None) for c in found)
+    yield from gated(found, ends >= GATE, f"{ends:.0%} of the start's trajectories finish, of {GATE:.0%} needed")
 
 
 def questions(side: str, dev: int, heldout: int) -> list[Problem]:
@@ -101,13 +98,12 @@ def answers(policy: Path, problems: Sequence[Problem], seed: int, corpus: Sequen
 
 def chosen(lab: Lab, arm: str, words: Sequence[str], rates: Sequence[float], dev: Sequence[Problem]) -> float:
     """The learning rate of an arm whose policy answers most dev questions rightly."""
-    found = {}
-    for rate in rates:
+
+    def recalled(rate: float) -> float:
         run = lab.run(*words, f"method.train.learning_rate={rate}", f"seed={DEV_SEED}")
-        found[rate] = float(np.mean(list(rewards(answers(Path(policy_of(run)), dev, DEV_SEED)).values())))
-    best = max(found, key=lambda rate: (found[rate], -rate))
-    lab.note(f"{arm}: dev recall by learning rate: {json.dumps(found)}; chosen {best:g}")
-    return best
+        return overall([rewards(answers(Path(policy_of(run)), dev, DEV_SEED))])
+
+    return best_rate(lab, arm, rates, recalled, "recall", percent)
 
 
 def rewards(groups: Groups) -> ByProblem:

@@ -1,12 +1,12 @@
 """View batches: do a longer rest and several views side by side keep old tasks, in as many steps?
 
-Each arm is replay with a memory of 200, and has the better of two learning rates on dev pictures of a seed that no
-comparison uses. iCaRL, the paper's base, is not built.
+Each arm is replay with a memory of 200. It has the learning rate, of the same three, with which it is best on dev
+pictures of a seed that no comparison uses. iCaRL, the paper's base, is not built.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -14,8 +14,9 @@ from selfimprove import store
 from selfimprove.report import continual
 from selfimprove.studies import Claim, Lab, Result, advantage, claim_sign
 from selfimprove.studies.arms import arms_table
-from selfimprove.studies.continual import RATES, chosen, forgets, matrix
+from selfimprove.studies.streams import forgets, matrix, tuned_arms
 
+RATES = (1e-3, 3e-3, 1e-2)
 ARMS = {
     "V = 4": (),
     "V = 4, no KL": ("method.train.views.alpha=0",),
@@ -27,18 +28,15 @@ def study(lab: Lab) -> Iterator[Claim]:
     train, heldout, epochs = (60, 50, 4) if lab.quick else (300, 200, 12)
     size = ("method=view_batch", f"dataset.train_size={train}", f"dataset.heldout_size={heldout}",
             f"method.train.epochs={epochs}")  # fmt: skip
-    arms, rates = dict[str, list[Result]](), dict[str, float]()
-    for name, words in ARMS.items():
-        rates[name] = RATES[-1] if lab.quick else chosen(lab, (*size, *words))
-        arms[name] = lab.over_seeds(*size, *words, f"method.train.learning_rate={rates[name]}")
+    arms, rates = tuned_arms(lab, size, ARMS, RATES, 100)
     views, silent, plain = arms.values()
     yield claim_sign("AA: V = 4 above V = 1", advantage(views, plain), "V = 1", views[0].command)
     yield claim_sign("AA: with the KL term above without", advantage(views, silent), "V = 4, no KL", views[0].command)
     yield forgets("FM: V = 1 forgets more than V = 4", views, plain, "V = 4")
     yield forgets("FM: without the KL term more than with it", views, silent, "V = 4")
 
-    def mean(name: str, figure: object) -> str:
-        return f"{np.mean([figure(matrix(result)) for result in arms[name]]):.3f}"  # type: ignore[operator]
+    def mean(name: str, figure: Callable[[np.ndarray], float]) -> str:
+        return f"{np.mean([figure(matrix(result)) for result in arms[name]]):.3f}"
 
     columns = {
         "AA": lambda name: mean(name, continual.average),

@@ -22,10 +22,9 @@ from selfimprove.filter.replay import labelled, reservoir
 from selfimprove.policy import nets
 from selfimprove.policy.vit import Vit
 from selfimprove.report.statistics import Estimate
-from selfimprove.studies import Result
-from selfimprove.studies import continual as shared
-from selfimprove.studies.cl_suite import within
-from selfimprove.studies.continual import matrix
+from selfimprove.studies import Result, claim_within
+from selfimprove.studies import streams as shared
+from selfimprove.studies.streams import matrix
 from selfimprove.train import TrainContext, continual, own
 from selfimprove.types import Array, Attempt, Example, Memory, Problem, Sample, Trajectory, Verdict
 
@@ -223,21 +222,34 @@ def test_forgetting_is_compared_seed_by_seed(monkeypatch: pytest.MonkeyPatch, mo
     assert claim.value == pytest.approx(0.51 - np.mean(more))
 
 
-def test_a_rate_is_chosen_on_dev_by_the_tasks_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_each_arm_has_the_rate_that_is_best_on_dev(monkeypatch: pytest.MonkeyPatch) -> None:
+    best, asked = {"a": "0.01", "b": "0.001"}, []
 
-    def done(*words: str) -> Any:
-        asked.append(words)
-        good = words[-1].endswith(str(shared.RATES[1]))
-        return SimpleNamespace(matrix=np.array([[0.0], [0.9 if good else 0.4]]))
+    class Asked:
+        quick = False
+        seeds = (0, 1)
 
-    monkeypatch.setattr(shared, "matrix", lambda result: result.matrix)
-    assert shared.chosen(SimpleNamespace(run=done), ["method=cl_suite"]) == shared.RATES[1]  # type: ignore[arg-type]
-    assert all({"eval.side=dev", "seed=100"} <= set(words) for words in asked)
+        def note(self, said: object) -> None: ...
+
+        def run(self, *words: str) -> Any:
+            asked.append(words)
+            return {"p": float(words[2].endswith(f"={best[words[1]]}"))}
+
+        def over_seeds(self, *words: str) -> Any:
+            return [words]
+
+    monkeypatch.setattr(shared, "final", lambda scores: scores)
+    arms = {"a": ["a"], "b": ["b"]}
+    runs, rates = shared.tuned_arms(Asked(), ["common"], arms, (0.001, 0.01), 9)  # type: ignore[arg-type]
+    assert rates == {"a": 0.01, "b": 0.001}
+    assert runs["a"] == [("common", "a", "method.train.learning_rate=0.01")]
+    assert len(asked) == 4, "all arms try the same rates"
+    assert all({"eval.side=dev", "seed=100", "dataset.dev_size=9"} <= set(words) for words in asked)
 
 
 @pytest.mark.parametrize(
     ("low", "high", "holds"), [(-0.04, 0.04, True), (-0.2, 0.04, None), (0.06, 0.2, False), (-0.2, -0.06, False)]
 )
 def test_about_as_good_needs_the_whole_interval(low: float, high: float, holds: Any) -> None:
-    assert within(Estimate((low + high) / 2, low, high, 100)) is holds
+    estimate = Estimate((low + high) / 2, low, high, 100)
+    assert claim_within("as good", estimate, 0.05, "control", "command").holds is holds
