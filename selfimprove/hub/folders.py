@@ -16,6 +16,7 @@ from selfimprove import store
 from selfimprove.attempt import pair
 from selfimprove.errors import ConfigError
 from selfimprove.hub.cards import base_id, dataset_card, model_card
+from selfimprove.policy.chat import messages_of
 from selfimprove.regrade import problems_of
 from selfimprove.report import fair
 from selfimprove.report.explorer import places
@@ -121,12 +122,11 @@ def _answers(run: RunData) -> Iterator[dict[str, Any]]:
         for group in pair(place.folder, problems) if not place.heldout else ():
             for attempt in group:
                 problem, trajectory, verdict = attempt.problem, attempt.trajectory, attempt.verdict
-                prompt = problem.prompt
                 yield {
                     "id": trajectory.id,
                     "round": place.round,
                     "problem": problem.id,
-                    "prompt": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt,
+                    "prompt": messages_of(problem.prompt),
                     "gold": problem.gold,
                     "completions": [sample.text for sample in trajectory.samples],
                     "status": verdict.status,

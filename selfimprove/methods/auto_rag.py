@@ -25,6 +25,7 @@ import asyncio
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Annotated, Any
 
 from annotated_types import Ge
@@ -34,7 +35,8 @@ from selfimprove.filter.spans import whole
 from selfimprove.generate.act import act
 from selfimprove.generate.dialogue import Dialogue
 from selfimprove.policy import Policy
-from selfimprove.policy.teacher import told
+from selfimprove.policy.chat import messages_of
+from selfimprove.policy.teacher import asked, told
 from selfimprove.tools import Tool
 from selfimprove.train.sft import sft
 from selfimprove.types import Attempt, Count, Example, Message, NonNegative, Problem, Trajectory
@@ -71,18 +73,18 @@ async def curate(
     hold one of metadata["sub_answers"] that was not found yet, if the problem has them, else any.
     """
     chat: list[Message] = [{"role": "system", "content": instruction}] if instruction else []
-    chat += [{"role": "user", "content": problem.prompt}] if isinstance(problem.prompt, str) else problem.prompt
+    chat += messages_of(problem.prompt)
     dialogue, seen = Dialogue(policy, problem.prompt), set[str]()
     wanted = [str(one) for one in problem.metadata.get("sub_answers", [])]
     for turn in range(max_iter + 1):
         draws = [seeds.derive(seed, turn, draw) for draw in range(queries)]
-        options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
-        said = await asyncio.gather(*(tools["teacher"](chat, seed=draw, **options) for draw in draws))
-        asked = [(words, query) for words in said if (query := query_of(words))]
-        found = [await unseen(tools["retriever"], query, seen, max_passages) for _, query in asked]
+        say = partial(asked, tools["teacher"], policy, chat, dialogue.ids)
+        said = await asyncio.gather(*(say(temperature=temperature, max_tokens=max_tokens, seed=draw) for draw in draws))
+        searching = [(words, query) for words in said if (query := query_of(words))]
+        found = [await unseen(tools["retriever"], query, seen, max_passages) for _, query in searching]
         helpful = [i for i, passages in enumerate(found) if any(holds(passages, one) for one in wanted)]
-        kept = random.Random(draws[0]).choice(helpful or [*range(len(asked))]) if query_of(said[0]) else None
-        sample = await told(policy, dialogue.ids, said[0] if kept is None else asked[kept][0], seed)
+        kept = random.Random(draws[0]).choice(helpful or [*range(len(searching))]) if query_of(said[0]) else None
+        sample = await told(policy, dialogue.ids, said[0] if kept is None else searching[kept][0], seed)
         if sample is None:
             break
         dialogue.take(sample)

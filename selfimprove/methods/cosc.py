@@ -37,7 +37,8 @@ from selfimprove.generate.programs import OUTPUT, chain, fenced, observed
 from selfimprove.generate.programs import chains as chains
 from selfimprove.made import Made
 from selfimprove.policy import Policy
-from selfimprove.policy.teacher import told
+from selfimprove.policy.chat import messages_of
+from selfimprove.policy.teacher import asked, told
 from selfimprove.tools import Tool
 from selfimprove.train.sft import sft
 from selfimprove.types import Attempt, Count, Example, Message, NonNegative, Problem, Sample, Trajectory
@@ -64,10 +65,11 @@ async def seeds(
     then its own messages with their outputs as the user's.
     """
     chat: list[Message] = [{"role": "system", "content": instruction}] if instruction else []
-    chat += [{"role": "user", "content": problem.prompt}] if isinstance(problem.prompt, str) else problem.prompt
+    chat += messages_of(problem.prompt)
     dialogue = Dialogue(policy, problem.prompt)
     for turn in range(rounds + 1):
-        words = await tools["teacher"](chat, temperature=temperature, max_tokens=max_tokens, seed=seed)
+        options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+        words = await asked(tools["teacher"], policy, chat, dialogue.ids, **options)
         sample = await told(policy, dialogue.ids, words, seed, ends=OUTPUT not in words)
         if sample is None:
             break

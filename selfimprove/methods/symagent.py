@@ -28,7 +28,8 @@ from selfimprove.filter.spans import row, spans, whole
 from selfimprove.generate.act import act
 from selfimprove.generate.dialogue import Dialogue
 from selfimprove.policy import Policy
-from selfimprove.policy.teacher import told
+from selfimprove.policy.chat import messages_of
+from selfimprove.policy.teacher import asked, told
 from selfimprove.tools.graph import Graph, Triple
 from selfimprove.train.sft import sft
 from selfimprove.types import Attempt, Count, Example, NonNegative, Problem, Trajectory
@@ -140,10 +141,11 @@ async def seeds(
     problem: Problem, policy: Policy, *, steps: Count, passages: Count, tools: Mapping[str, Any], seed: int
 ) -> list[Trajectory]:
     """A trajectory by the tool `teacher`, whose words become the policy's ids once: the form, for a small policy."""
-    chat = [{"role": "user", "content": problem.prompt}] if isinstance(problem.prompt, str) else [*problem.prompt]
+    chat = messages_of(problem.prompt)
     dialogue, episode = Dialogue(policy, problem.prompt), Episode(problem, tools, passages)
     for _ in range(steps + 1):
-        words = await tools["teacher"](chat, temperature=1.0, max_tokens=None, seed=seed)
+        options: dict[str, Any] = {"temperature": 1.0, "max_tokens": None, "seed": seed}
+        words = await asked(tools["teacher"], policy, chat, dialogue.ids, **options)
         sample = await told(policy, dialogue.ids, words, seed)
         if sample is None:
             break
@@ -151,7 +153,7 @@ async def seeds(
         if (observed := await episode(words)) is None:
             break
         dialogue.user(observed)
-        chat += [{"role": "assistant", "content": words}, {"role": "user", "content": observed}]
+        chat = [*chat, {"role": "assistant", "content": words}, {"role": "user", "content": observed}]
     return [Trajectory(problem.id, dialogue.samples)] if dialogue.samples else []
 
 

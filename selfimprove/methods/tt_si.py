@@ -35,6 +35,7 @@ from pydantic import BeforeValidator
 from selfimprove.binding import bind
 from selfimprove.errors import ConfigError
 from selfimprove.policy import Policy, Tuning
+from selfimprove.policy.chat import messages_of
 from selfimprove.types import CLOSED, Count, Message, NonNegative, Problem, Rate, Sample, Share, Trajectory
 from selfimprove.verify import calls
 
@@ -147,13 +148,9 @@ def read(text: str) -> Pair | None:
 
 def like(problem: Problem, request: str) -> list[Message]:
     """The problem's prompt with another request in place of its own."""
-    *before, last = chat_of(problem)
+    *before, last = messages_of(problem.prompt)
     start, _, end = last["content"].rpartition(problem.metadata["request"])
     return [*before, {**last, "content": f"{start}{request}{end}"}]
-
-
-def chat_of(problem: Problem) -> list[Message]:
-    return [{"role": "user", "content": problem.prompt}] if isinstance(problem.prompt, str) else problem.prompt
 
 
 def row(problem: Problem, pair: Pair, policy: Policy) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -164,7 +161,7 @@ def row(problem: Problem, pair: Pair, policy: Policy) -> tuple[tuple[int, ...], 
 
 def in_context(problem: Problem, examples: Sequence[Pair]) -> list[Message]:
     """The problem's prompt behind the examples, each as a turn of both."""
-    *chat, last = chat_of(problem)
+    *chat, last = messages_of(problem.prompt)
     for request, call in examples:
         chat += [like(problem, request)[-1], {"role": "assistant", "content": call}]
     return [*chat, last]

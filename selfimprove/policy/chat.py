@@ -13,6 +13,11 @@ from selfimprove.types import Message
 _REPLY = "[an earlier reply]"  # a placeholder, to find what the template puts after an assistant's turn
 
 
+def messages_of(prompt: str | list[Message]) -> list[Message]:
+    """A prompt as chat messages: a text is what a user says."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
 def render(tokenizer: Any, prompt: str | list[Message]) -> list[int]:
     """Token ids of a prompt, with one BOS if the tokenizer or the template adds any.
 
@@ -20,7 +25,7 @@ def render(tokenizer: Any, prompt: str | list[Message]) -> list[int]:
     continued. Without a template, messages are joined by blank lines.
     """
     if tokenizer.chat_template:
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        messages = messages_of(prompt)
         resume = messages[-1]["role"] == "assistant"
         ids: list[int] = tokenizer.apply_chat_template(
             messages, add_generation_prompt=not resume, continue_final_message=resume, return_dict=False

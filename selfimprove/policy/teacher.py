@@ -52,36 +52,48 @@ async def hear(
     temperature: float,
     max_tokens: int | None,
     seed: int,
-    ids: Sequence[int] | None = None,
 ) -> Sample:
     """What a teacher says to a chat, as a sample behind the learner's own ids of that chat.
 
-    The ids are `ids` if the chat has them already. The sample's log-probabilities are the learner's. Where a role was
-    cut off, or its words do not fit the learner's window, the sample ends as `length`. Raises ValueError if the chat
-    leaves no room for a single token.
+    The sample's log-probabilities are the learner's. If a role was cut off, or its words do not fit the learner's
+    window, the sample ends as `length`. Raises ValueError if the chat leaves no room for a single token.
     """
-    whole = True
+    whole, prompt = True, learner.render(chat)
     if isinstance(teacher, Policy):
         (sample,) = await teacher.sample(chat, temperature=temperature, max_tokens=max_tokens)
         words, whole = sample.text.strip(), sample.finish == "stop"
     else:
-        words = (await teacher(chat, temperature=temperature, max_tokens=max_tokens, seed=seed)).strip()
-    prompt = learner.render(chat) if ids is None else list(ids)
+        options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+        words = (await asked(teacher, learner, chat, prompt, **options)).strip()
     room = learner.engine.max_length - len(prompt)
     if room < 1:
         raise ValueError(f"a chat of {len(prompt)} tokens leaves no room in a window of {learner.engine.max_length}")
     said = [*learner.encode(words), learner.engine.end]
     finish: Literal["stop", "length"] = "stop" if whole and len(said) <= room else "length"
     said = said[:room] if whole else said[:-1][:room]
-    if not isinstance(teacher, Policy):
-        learner.meter.count(NAME, calls=1, prompt=len(prompt), sampled=len(said))
     scores = await learner.logprobs(prompt, said)
     return Sample(prompt, said, scores, words, finish, seed, temperature, NAME)
 
 
+async def asked(
+    teacher: Say,
+    learner: Policy,
+    chat: list[Message],
+    prompt_ids: Sequence[int],
+    *,
+    temperature: float,
+    max_tokens: int | None,
+    seed: int,
+) -> str:
+    """What a teacher that is no role says to a chat. The cost counts as the teacher's, in the learner's tokens."""
+    words = await teacher(chat, temperature=temperature, max_tokens=max_tokens, seed=seed)
+    learner.meter.count(NAME, calls=1, prompt=len(prompt_ids), sampled=len(learner.encode(words.strip())) + 1)
+    return words
+
+
 async def told(learner: Policy, prompt_ids: list[int], words: str, seed: int, *, ends: bool = True) -> Sample | None:
-    """A teacher's words as a sample behind these ids, by which a dialogue goes on id for id; with `ends`, its end token
-    too. None where the learner's window has no room for them."""
+    """A teacher's words as a sample behind these ids, so that a dialogue goes on id for id. With `ends` the end token
+    follows them. None if the learner's window has no room for them."""
     ids = [*learner.encode(words), *([learner.engine.end] if ends else [])]
     if len(prompt_ids) + len(ids) > learner.engine.max_length:
         return None

@@ -28,7 +28,7 @@ MARGIN = 0.05  # of "about as good": fixed before any run
 
 
 def study(lab: Lab) -> Iterator[Claim]:
-    train, heldout, epochs = (60, 50, 2) if lab.quick else (300, 200, 10)
+    train, heldout, epochs = (60, 50, 8) if lab.quick else (300, 200, 10)
     size = ("method=cl_suite", f"dataset.train_size={train}", f"dataset.heldout_size={heldout}",
             f"method.train.epochs={epochs}")  # fmt: skip
     arms, rates = tuned_arms(lab, size, ARMS, RATES, 100)

@@ -55,7 +55,7 @@ class Graph:
 
     def paths(self, start: str, end: str, most: int) -> list[list[str]]:
         """The shortest paths of relations from one entity to another, of at most `most` relations, by breadth-first
-        search."""
+        search over this graph's own triples."""
         found, reached = list[list[str]](), {start: 0}
         queue = deque[tuple[str, list[str]]]([(start, [])])
         while queue:

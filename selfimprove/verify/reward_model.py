@@ -15,6 +15,7 @@ import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from selfimprove.errors import ConfigError, RunError
+from selfimprove.policy.chat import messages_of
 from selfimprove.types import Problem, Trajectory
 from selfimprove.verify import Context, Opening, Outcome
 
@@ -133,8 +134,7 @@ def tokens(tokenizer: Any, problem: Problem, text: str) -> list[int]:
 
     prompt = problem.prompt
     if tokenizer.chat_template:
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        chat = [*messages, {"role": "assistant", "content": text}]
+        chat = [*messages_of(prompt), {"role": "assistant", "content": text}]
         ids: list[int] = tokenizer.apply_chat_template(chat, return_dict=False)
         return ids
     ids = tokenizer(prompt_text(prompt) + text).input_ids
