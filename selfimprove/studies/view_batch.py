@@ -25,7 +25,7 @@ ARMS = {
 
 
 def study(lab: Lab) -> Iterator[Claim]:
-    train, heldout, epochs = (60, 50, 4) if lab.quick else (300, 200, 12)
+    train, heldout, epochs = (60, 50, 8) if lab.quick else (300, 200, 12)
     size = ("method=view_batch", f"dataset.train_size={train}", f"dataset.heldout_size={heldout}",
             f"method.train.epochs={epochs}")  # fmt: skip
     arms, rates = tuned_arms(lab, size, ARMS, RATES, 100)
