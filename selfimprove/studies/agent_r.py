@@ -124,7 +124,7 @@ def claims(lab: Lab, tools: Mapping[str, Any]) -> Iterator[Claim]:
     yield from gated(rows, judged >= GATE, f"{judged:.0%} of actions are judged rightly, of {GATE:.0%} needed")
 
 
-def epochs(count: int) -> str:
+def epochs(count: object) -> str:
     return f"method.train.epochs={count}"
 
 
@@ -147,9 +147,10 @@ def chosen_rates(lab: Lab, common: Sequence[str], tools: Mapping[str, Any]) -> d
 
 
 def trained(result: Result) -> int:
-    """Tokens with loss in the rows of all rounds."""
+    """Tokens with loss that training went through: those in the rows of all rounds, once an epoch."""
     paths = result.path.glob("rounds/*/examples.parquet")
-    return sum(sum(row.mask or []) for path in paths for row in store.read_records(path, Example))
+    count = int([word for word in result.overrides if word.startswith(epochs(""))][-1].removeprefix(epochs("")))
+    return count * sum(sum(row.mask or []) for path in paths for row in store.read_records(path, Example))
 
 
 def heldout_of(result: Result) -> list[Problem]:
@@ -246,6 +247,6 @@ def table(
             "revises at all": cell(lambda t: float(WAIT in actions_of(t.samples))),
             "actions before it": cell(revision),
             "repeated": cell(repeats),
-            "tokens with loss": tokens,
+            "trained tokens": tokens,
         },
     )

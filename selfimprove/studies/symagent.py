@@ -35,7 +35,8 @@ ARMS = {
     "no refinement": ["method.stages.self.generate.refine=null"],
     "no merge": ["method.stages.self.filter._target_=selfimprove.methods.symagent.right"],
 }
-RATES = (1e-3, 2e-3)
+RATE = "method.stages.self.train.learning_rate"  # all arms learn the form at the same one
+RATES = (3e-4, 1e-3, 2e-3)
 GATE = 0.9  # share of the start's trajectories that have to end with finish(...), else the form was not learnt
 REMOVED = 0.15  # of the facts, as in conf/dataset/kgqa.yaml
 GRADE = grader(recall)
@@ -52,7 +53,7 @@ def study(lab: Lab) -> Iterator[Claim]:
     runs = {}
     for arm, own in arms.items():
         rate = chosen(lab, arm, [*common, *own], RATES[:1] if lab.quick else RATES, asked["dev"])
-        runs[arm] = lab.over_seeds(*common, *own, f"method.train.learning_rate={rate}")
+        runs[arm] = lab.over_seeds(*common, *own, f"{RATE}={rate}")
     yield from claims(lab, runs, asked["test"])
 
 
@@ -100,7 +101,7 @@ def chosen(lab: Lab, arm: str, words: Sequence[str], rates: Sequence[float], dev
     """The learning rate of an arm whose policy answers most dev questions rightly."""
 
     def recalled(rate: float) -> float:
-        run = lab.run(*words, f"method.train.learning_rate={rate}", f"seed={DEV_SEED}")
+        run = lab.run(*words, f"{RATE}={rate}", f"seed={DEV_SEED}")
         return overall([rewards(answers(Path(policy_of(run)), dev, DEV_SEED))])
 
     return best_rate(lab, arm, rates, recalled, "recall", percent)

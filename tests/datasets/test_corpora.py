@@ -69,7 +69,7 @@ def test_glosses_and_passages_are_read_from_their_files(monkeypatch: pytest.Monk
     assert list(corpora.glosses())[:2] == ['what a noun is; "so"', 'what a verb is; "so"']
     folder = tmp_path / "data/BoolQ"
     folder.mkdir(parents=True)
-    rows = [{"question": "q", "passage": "one"}, {"question": "r", "passage": "one"}, {"passage": "two"}]
+    rows = [{"question": word, "passage": passage} for word, passage in (("q", "one"), ("r", "one"), ("s", "two"))]
     (folder / "combined.jsonl").write_text("\n".join(map(json.dumps, rows)))
     package = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: package)
