@@ -323,12 +323,16 @@ def accuracies(groups: Sequence[Group], baseline: Group | None) -> Table:
     if baseline:
         columns.append((f"difference from {baseline.name}", unit.change_kind))
     rows: list[list[Cell]] = []
+    beside = baseline if len(groups) > 1 else None
+    unseen = list[Group]()
     for group in groups:
-        row: list[Cell] = [group.name, _seeds(group), _rounds(group), group.score(0), group.score(-1)]
-        row.append(group.change())
+        change, apart = group.change(), group.against(baseline) if baseline and group is not baseline else None
+        row: list[Cell] = [group.name, _seeds(group), _rounds(group), group.score(0), group.score(-1), change]
         if baseline:
-            row.append("baseline" if group is baseline else group.against(baseline) or "no seed in common")
+            row.append("baseline" if group is baseline else apart or "no seed in common")
         rows.append(row)
+        if (tested := apart if beside else change) and not tested.apart:
+            unseen.append(group)
     n = groups[0].score(0).n
     note = f"One answer to each of {n:,} held-out problems. 95 % intervals over problems"
     several = any(len(group.seeds) > 1 for group in groups)
@@ -338,17 +342,14 @@ def accuracies(groups: Sequence[Group], baseline: Group | None) -> Table:
     )
     note += " Differences are paired by problem and seed. * : the interval does not contain 0"
     note += "; not corrected for several groups." if len(groups) > 2 else "."
-    note += _unseen(groups, baseline) + _rates(groups)
+    note += _unseen(unseen, beside) + _rates(groups)
     return Table(f"Held-out {unit.label}", columns, rows, note)
 
 
-def _unseen(groups: Sequence[Group], baseline: Group | None) -> str:
-    """Beside a difference that is not seen: how large one would have been seen."""
-    beside, said = baseline if len(groups) > 1 else None, []
+def _unseen(groups: Sequence[Group], beside: Group | None) -> str:
+    """Of groups whose difference is not seen: how large a true one would have been seen."""
+    said = []
     for group in groups:
-        found = group.against(beside) if beside else group.change()
-        if group is beside or found is None or found.apart:
-            continue
         table = group.paired(beside)
         least = Components.of(table, group.unit.scale).shows(table.shape[1], len(table))
         said.append(f"{group.name} (a true one of {group.unit.size(least)} would be, 4 times in 5)")
