@@ -85,7 +85,8 @@ def test_the_next_corpus_goes_on_from_the_policy_before_the_annealing(tmp_path: 
     assert study.steps(result) == 6
     runs = {arm: [result] for arm in study.ARMS}
     same = list(study.claims(runs))
-    assert [claim.value for claim in same[1:4]] == [0, 0, 0]  # against itself
+    assert [same[i].value for i in (1, 3)] == [0, 0]  # against itself
+    assert str(same[2].value).startswith("cannot be tested here: a repeated cosine does not clearly forget")
     assert [claim.holds for claim in same[1:4]] == [None, None, None]
     loss = -overall([study.read(result)])
     assert same[4].value == pytest.approx((study.MARGIN - 1) * loss)
