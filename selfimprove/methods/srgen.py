@@ -60,6 +60,7 @@ class Reflection:
     weight: float  # lam
     most: int
     found: list[tuple[int, float, float]] = field(default_factory=list, compare=False)
+    reads = True
 
     def threshold(self, entropies: Sequence[float]) -> float:
         """Above which entropy the next token is reflected on, in nats, given those of the tokens before it."""
@@ -98,7 +99,7 @@ class Reflection:
         head is linear, so W (h + delta) is W h, made once, and W delta.
         """
         with torch.inference_mode(False), torch.enable_grad():
-            states = pad_sequence([state.clone() for state in rows.hidden(chosen)], batch_first=True)
+            states = pad_sequence(rows.hidden(chosen), batch_first=True)
             said = [torch.tensor(rows.ids[i][1:], dtype=torch.long, device=states.device) for i in chosen]
             labels = pad_sequence(said, batch_first=True, padding_value=-100)
             counts = torch.tensor([len(ids) for ids in said], device=states.device)

@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -58,6 +59,8 @@ class _Row:
     logprobs: list[float] = field(default_factory=list)
     finish: str = ""
     note: dict[str, Any] = field(default_factory=dict)  # what its hook keeps
+    before: torch.Tensor | None = None  # hidden states of the prompt without its last token, shape (tokens, width)
+    states: list[torch.Tensor] = field(default_factory=list)  # of the tokens behind, each (1, width)
 
     @property
     def adapter(self) -> str:
@@ -386,7 +389,7 @@ class TransformersEngine(chat.Speaker):
         inputs = torch.tensor([[row.token for row in rows], [row.position for row in rows]]).to(self.device)
         positions = inputs[1, :, None]
         self._cache.aim(positions, max(row.position for row in rows) + 1)
-        with self._adapters.on([row.adapter for row in rows]):
+        with self._adapters.on([row.adapter for row in rows]), self._keeping(rows):
             output = self.model(
                 input_ids=inputs[0, :, None],
                 position_ids=positions,
@@ -439,29 +442,63 @@ class TransformersEngine(chat.Speaker):
                     [row.request.temperature for row in rows],
                     [row.request.hook for row in rows if row.request.hook is not None],
                     [row.note for row in rows],
-                    partial(self._hidden, ids, logits[places], [row.adapter for row in rows]),
+                    partial(self._hidden, rows, logits[places]),
                     self._reader.head,
                 )
             )
         return found
 
-    def _hidden(
-        self, every: Sequence[Sequence[int]], logits: torch.Tensor, adapters: Sequence[str], numbers: Sequence[int]
-    ) -> list[torch.Tensor]:
+    @contextmanager
+    def _keeping(self, rows: Sequence[_Row]) -> Iterator[None]:
+        """While the model decodes a token, keep its last hidden state for the rows whose hook reads them."""
+        readers = [i for i, row in enumerate(rows) if row.request.hook is not None and row.request.hook.reads]
+        if not readers:
+            yield
+            return
+
+        def keep(_: object, inputs: tuple[torch.Tensor, ...]) -> None:
+            last = inputs[0][:, -1]
+            for i in readers:
+                rows[i].states.append(last[i : i + 1])
+
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(keep)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _hidden(self, rows: Sequence[_Row], logits: torch.Tensor, numbers: Sequence[int]) -> list[torch.Tensor]:
         """The last layer's hidden states of rows `numbers`, each of shape (tokens, width).
 
-        Raises ValueError if the model's head does not turn them into the rows' logits. Some models scale their logits
-        behind the head.
+        Raises ValueError if the hook does not say that it reads them, or if the model's head does not turn them into
+        the rows' logits. Some models scale their logits behind the head.
         """
-        sequences = [every[i] for i in numbers]
-        with self._adapters.on([adapters[i] for i in numbers]):
-            output = self.model.base_model(
-                input_ids=pad(sequences, self.device),  # padding is on the right, where no token sees it
-                use_cache=False,
-            )
-        states = [output.last_hidden_state[i, : len(ids)] for i, ids in enumerate(sequences)]
-        require_head(self.model, self._reader.head(torch.stack([one[-1] for one in states])), logits[list(numbers)])
-        return states
+        if not numbers:
+            return []
+        chosen = [rows[i] for i in numbers]
+        if not all(row.states for row in chosen):
+            raise ValueError("hidden states: this hook's `reads` is False")
+        last = torch.cat([row.states[-1] for row in chosen])
+        require_head(self.model, self._reader.head(last), logits[list(numbers)])
+        before = self._prompt_states(chosen)
+        return [torch.cat([states, *row.states]) for states, row in zip(before, chosen, strict=True)]
+
+    def _prompt_states(self, chosen: Sequence[_Row]) -> list[torch.Tensor]:
+        """Hidden states of each row's prompt without its last token. A prompt is read once while it is in a slot."""
+        known = {row.request.base: row.before for row in self._rows if row.before is not None}
+        unread = list({row.request.base: row for row in chosen if row.request.base not in known}.values())
+        if unread:
+            prompts = [row.request.prompt_ids for row in unread]
+            with self._adapters.on([row.adapter for row in unread]):
+                output = self.model.base_model(
+                    input_ids=pad(prompts, self.device),  # padding is on the right, where no token sees it
+                    use_cache=False,
+                )
+            for row, states in zip(unread, output.last_hidden_state, strict=True):
+                known[row.request.base] = states[: len(row.request.prompt_ids) - 1]
+        for row in chosen:
+            row.before = known[row.request.base]
+        return [known[row.request.base] for row in chosen]
 
     def _ended(self, row: _Row) -> bool:
         token, request = row.ids[-1], row.request

@@ -21,8 +21,8 @@ class Rows:
     hooks: Sequence[Hook]  # each request's own
     notes: Sequence[dict[str, Any]]  # what the hook keeps from token to token; empty at a completion's first token
     hidden: Callable[[Sequence[int]], list[torch.Tensor]]
-    """Row numbers -> the last layer's hidden states of each row, of shape (tokens, width). The model reads the prompt
-    and the completion so far again for this. `head` turns the states into the model's logits."""
+    """Row numbers -> the last layer's hidden states of each row, of shape (tokens, width): of the prompt and of the
+    completion so far. `head` turns the states into the model's logits. Only for hooks that `read`."""
     head: Callable[[torch.Tensor], torch.Tensor]
     """Hidden states -> logits, shape (..., width) -> (..., vocabulary), float32."""
 
@@ -32,6 +32,11 @@ class Hook(Protocol):
 
     Equal hooks (`==`) are called together, in one call. What a hook does to a row must not depend on the other rows.
     """
+
+    @property
+    def reads(self) -> bool:
+        """Whether it asks for hidden states. The engine then keeps those of each token that it decodes."""
+        ...
 
     def logits(self, rows: Rows) -> torch.Tensor:
         """The logits to draw from, shape (rows, vocabulary)."""

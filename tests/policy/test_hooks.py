@@ -19,6 +19,7 @@ class Idle:
 
     name: str = "idle"
     seen: list = field(default_factory=list, compare=False)
+    reads = False
 
     def logits(self, rows):
         self.seen.append(rows)
@@ -32,6 +33,7 @@ class Only:
     """Draws one token, whatever the policy says."""
 
     token: int
+    reads = False
 
     def logits(self, rows):
         found = torch.full_like(rows.logits, float("-inf"))
@@ -92,6 +94,8 @@ def test_equal_hooks_are_called_together_and_keep_their_notes(engine):
 def test_a_model_that_changes_logits_behind_its_head_is_refused(engine, monkeypatch):
     @dataclass(frozen=True)
     class Reads:
+        reads = True
+
         def logits(self, rows):
             rows.hidden([0])
             return rows.logits
@@ -102,19 +106,40 @@ def test_a_model_that_changes_logits_behind_its_head_is_refused(engine, monkeypa
         drawn(engine, [Reads()])
 
 
-def test_hidden_states_that_are_read_anew_make_the_logits_of_the_cache(engine):
+def test_hidden_states_that_were_kept_are_those_of_reading_anew(engine):
+    """Six rows in four slots, three of one prompt: rows move, and prompts are read when their first row asks."""
+
     @dataclass(frozen=True)
     class Reads:
         far: list = field(default_factory=list, compare=False)
+        reads = True
 
         def logits(self, rows):
-            states = rows.hidden(range(len(rows.ids)))
-            assert [len(state) for state in states] == [len(ids) for ids in rows.ids]
-            again = rows.head(torch.stack([state[-1] for state in states]))
-            self.far.append(float((again - rows.logits).abs().max()))
+            numbers = [i for i, place in enumerate(rows.positions) if place % 2]
+            for i, states in zip(numbers, rows.hidden(numbers), strict=True):
+                anew = engine.model.base_model(torch.tensor([rows.ids[i]])).last_hidden_state[0]
+                assert states.shape == anew.shape
+                self.far.append(float((states - anew).abs().max()))
             return rows.logits
 
+    async def everything(hook):
+        policy = Policy(engine, 3, max_tokens=12)
+        asked = (policy.sample(prompt(i), 3 if i else 1, temperature=1.0, hook=hook) for i in (0, 1, 2, 3))
+        return await asyncio.gather(*asked)
+
     hook = Reads()
-    drawn(engine, [hook] * 3)
-    assert hook.far
+    asyncio.run(everything(hook))
+    assert len(hook.far) > 20
     assert max(hook.far) < 1e-3
+
+
+def test_a_hook_that_does_not_say_that_it_reads_gets_no_hidden_states(engine):
+    @dataclass(frozen=True)
+    class Forgot:
+        reads = False
+
+        def logits(self, rows):
+            rows.hidden([0])
+
+    with pytest.raises(ValueError, match="this hook's `reads` is False"):
+        drawn(engine, [Forgot()])
