@@ -22,9 +22,10 @@ def load(*, env: dict[str, Any], seed: int, **options: Unpack[Generated]) -> lis
         )
     if hasattr(module, "require"):
         module.require()
+    own = {key: value for key, value in env.items() if key != "_target_"}
     rows: list[Row] = []
     for side, size in sizes_of(options).items():
-        found = list(module.tasks(side, size, seed)) if size else []
+        found = list(module.tasks(side, size, seed, **own)) if size else []
         if len(found) < size:
             key = f"dataset.{'heldout' if side == 'test' else side}_size"
             raise ConfigError(f"{key}={size}: there are only {len(found)} such tasks", key)
