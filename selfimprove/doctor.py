@@ -62,8 +62,8 @@ def report() -> int:
     console.print(f"GPU         {_gpus()}")
     for engine, module in _ENGINES.items():
         console.print(f"engine      {engine}: {escape(_imports(module))}", soft_wrap=True)
-    here, absent = extras()
-    console.print(f"extras      {', '.join(here) or 'none'}", soft_wrap=True)
+    whole, absent = extras()
+    console.print(f"extras      {', '.join(whole) or 'none'}", soft_wrap=True)
     if absent:
         names = ", ".join(absent)
         console.print(f"            not here: {names} (pip install 'selfimprove\\[NAME]')", soft_wrap=True)
