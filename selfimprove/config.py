@@ -154,9 +154,11 @@ def check(composed: DictConfig | dict[str, Any], needs: bool = True) -> Config:
     require_arguments(function(config.tracker, "tracker"), config.tracker, "tracker")
     if config.eval.consistency and "beam" not in gives(config):
         raise ConfigError(f"eval.consistency: needs beam search, which engine={config.engine['name']} does not give")
-    if config.eval.consistency and config.eval.consistency.layers and "lens" not in gives(config):
+    look = config.eval.consistency
+    if look and (look.layers or look.heads) and "lens" not in gives(config):
         said = f"needs to look into the model, which engine={config.engine['name']} does not let it"
-        raise ConfigError(f"eval.consistency.layers: {said}; use engine=transformers", "eval.consistency")
+        key = f"eval.consistency.{'layers' if look.layers else 'heads'}"
+        raise ConfigError(f"{key}: {said}; use engine=transformers", "eval.consistency")
     asks = [stage.generate for stage in config.stages.values() if stage.generate]
     if config.control and any(asks_for(node) & {"check", "judge"} for node in asks):
         raise ConfigError(

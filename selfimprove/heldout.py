@@ -14,7 +14,7 @@ from selfimprove import store
 from selfimprove.attempt import collect, pair
 from selfimprove.binding import bind
 from selfimprove.errors import RunError
-from selfimprove.generate.decodings import by_layer, decodings
+from selfimprove.generate.decodings import by_head, by_layer, decodings
 from selfimprove.grading import grade
 from selfimprove.phase import once, policy_key, problems_key, version
 from selfimprove.plan import BASE, Pass
@@ -57,8 +57,9 @@ def evaluate(session: Session, step: Pass, policies: Policies) -> dict[str, Any]
 
     aside = {"drift", "also", "side", *(() if options.by else ("by",))}  # other phases, or part of the problems' hash
     asked = options.model_dump(exclude=aside)
-    if options.consistency and not options.consistency.layers:
-        del asked["consistency"]["layers"]  # so that runs of earlier versions keep their keys
+    for name in ("layers", "heads"):
+        if options.consistency and not getattr(options.consistency, name):
+            del asked["consistency"][name]  # so that runs of earlier versions keep their keys
     depends: list[Any] = [node, asked, policy_key(config), policies["policy"].digest, problems_key(session.heldout)]
     if own:
         depends += [own, method.answer, *supplies_key(session, step, own, node), *key_of_roles(config, policies)]
@@ -87,6 +88,7 @@ def plain(config: Config) -> Any:
         if (more := options.consistency) is not None:
             found += await decodings(problem, policy, more.samples, more.temperature, options.max_tokens)
             found += await by_layer(problem, policy, asked[0][0]) if more.layers else []
+            found += await by_head(problem, policy, asked[0][0], more.heads) if more.heads else []
         return found
 
     return solver

@@ -12,6 +12,7 @@ from typing import Any
 from selfimprove import fit, sides
 from selfimprove.binding import Target, is_group, module_of, options_of
 from selfimprove.errors import ConfigError
+from selfimprove.memory import shape_of
 from selfimprove.schema import Config
 from selfimprove.session import open_pool
 from selfimprove.types import Problem
@@ -29,6 +30,7 @@ def prepare(
     to `notes`, or without it to the log. Raises ConfigError for data that cannot be used, or a model that lacks a file.
     """
     require_verifiers(config)
+    require_heads(config)
     problems = sides.load(config.dataset, config.seed)
     require_arrays(config, problems)
     reader = fit.open_reader(config, trains)
@@ -79,6 +81,17 @@ def require_arrays(config: Config, problems: list[Problem]) -> None:
         what = "problems without arrays, which it needs" if reads else "problems with arrays, which it does not read"
         said = f"engine={config.engine['name']}: dataset={config.dataset.name} has {what}"
         raise ConfigError(said, "engine" if not reads else "dataset")
+
+
+def require_heads(config: Config) -> None:
+    """Raises ConfigError for an attention head in eval.consistency that the model does not have."""
+    look = config.eval.consistency
+    if look is None or not look.heads or (shape := shape_of(config.model)) is None:
+        return
+    for layer, head in look.heads:
+        if layer >= shape.layers or head >= shape.heads:
+            said = f"the model has {shape.layers} layers of {shape.heads} heads, counted from 0"
+            raise ConfigError(f"eval.consistency.heads=[{layer}, {head}]: {said}", "eval.consistency")
 
 
 def require_verifiers(config: Config) -> dict[str, Any]:

@@ -178,6 +178,8 @@ class Consistency(Section):
     samples: Annotated[int, Field(ge=2)] = 16  # per held-out problem, whose answers are compared
     temperature: NonNegative = 0.7
     layers: bool = False  # also what each layer would answer
+    heads: list[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]] = []
+    """[layer, head], from 0: also what the model would answer with no other attention head in that layer."""
 
 
 class Evaluation(Section):

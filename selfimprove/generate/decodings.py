@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from selfimprove.policy import Policy
 from selfimprove.types import Problem, Sample, Trajectory
 
@@ -32,3 +34,15 @@ async def by_layer(problem: Problem, policy: Policy, answer: Sample) -> list[Tra
     """
     layers = await policy.lens(answer.prompt_ids, answer.completion_ids)
     return [Trajectory(problem.id, [s], {"decoding": f"layer_{i}"}) for i, s in enumerate(layers, start=1)]
+
+
+async def by_head(
+    problem: Problem, policy: Policy, answer: Sample, heads: Sequence[tuple[int, int]]
+) -> list[Trajectory]:
+    """What the policy would say along an answer with one attention head left in a layer: a trajectory for each head.
+
+    Their decodings are called head_L.H, of layer L and head H from 0.
+    """
+    found = await policy.lens(answer.prompt_ids, answer.completion_ids, heads)
+    names = [f"head_{layer}.{head}" for layer, head in heads]
+    return [Trajectory(problem.id, [s], {"decoding": name}) for name, s in zip(names, found, strict=True)]

@@ -171,9 +171,14 @@ class Engine(Protocol):
         """Beam search: the finished completion with the highest mean log-probability a token."""
         ...
 
-    async def lens(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[Sample]:
+    async def lens(
+        self, prompt_ids: Sequence[int], completion_ids: Sequence[int], heads: Sequence[tuple[int, int]] = ()
+    ) -> list[Sample]:
         """What each layer would say along a completion, a sample a layer, first to last: at each place the token that
-        it finds likeliest behind the completion's tokens before. Log-probabilities are the layer's own."""
+        it finds likeliest behind the completion's tokens before. Log-probabilities are the layer's own.
+
+        With `heads`, pairs (layer, head) from 0: a sample for each of them instead, which the whole model would say if
+        this were the only attention head of its layer."""
         ...
 
     def load(self, path: str) -> None:
@@ -313,11 +318,13 @@ class Policy:
         self.meter.count(self.role, calls=1, prompt=len(ids), scored=len(completion_ids))
         return await self.engine.logprobs(ids, completion_ids)
 
-    async def lens(self, prompt: Prompt, completion_ids: Sequence[int]) -> list[Sample]:
-        """What each layer would say along a completion, as `Engine.lens` says."""
+    async def lens(
+        self, prompt: Prompt, completion_ids: Sequence[int], heads: Sequence[tuple[int, int]] = ()
+    ) -> list[Sample]:
+        """What each layer, or the model with one head of a layer, would say along a completion, as `Engine.lens`."""
         ids = self.render(prompt)
         self.meter.count(self.role, calls=1, prompt=len(ids), scored=len(completion_ids))
-        samples = await self.engine.lens(ids, completion_ids)
+        samples = await self.engine.lens(ids, completion_ids, heads)
         for sample in samples:
             sample.role, sample.version = self.role, self.version
         return samples

@@ -90,7 +90,9 @@ class DrawsEngine:
     async def beam(self, prompt_ids: Sequence[int], width: int, max_tokens: int) -> Sample:
         raise ValueError("a policy of draws has no beam search")
 
-    async def lens(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[Sample]:
+    async def lens(
+        self, prompt_ids: Sequence[int], completion_ids: Sequence[int], heads: Sequence[tuple[int, int]] = ()
+    ) -> list[Sample]:
         raise ValueError("a policy of draws has no layers")
 
     def load(self, path: str) -> None:

@@ -199,15 +199,18 @@ class TransformersEngine(chat.Speaker):
             temperature=0.0,
         )
 
-    async def lens(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[Sample]:
-        """What each layer would say (`Engine.lens`).
+    async def lens(
+        self, prompt_ids: Sequence[int], completion_ids: Sequence[int], heads: Sequence[tuple[int, int]] = ()
+    ) -> list[Sample]:
+        """What each layer, or the model with one head of a layer, would say (`Engine.lens`).
 
-        Raises ValueError if prompt and completion do not fit the window, and for a model whose layers cannot be read.
+        Raises ValueError if prompt and completion do not fit the window, for a model whose layers cannot be read, and
+        for a head that it does not have.
         """
         if not completion_ids:
             return []
         require_fit(prompt_ids, completion_ids, self.max_length)
-        layers = await self._answer(self._looks.add(prompt_ids, completion_ids))
+        layers = await self._answer(self._looks.add(prompt_ids, completion_ids, tuple(heads)))
         return [self._undrawn(prompt_ids, *layer) for layer in layers]
 
     def load(self, path: str) -> None:

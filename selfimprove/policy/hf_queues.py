@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from selfimprove.policy.hf_reader import Read, Reader, pad
-from selfimprove.policy.lens import Layer, lens
+from selfimprove.policy.lens import Layer, by_head, lens
 
 LOOK_TOKENS = 2048  # padded tokens in one forward pass that keeps the hidden states of all layers
 LOGIT_ENTRIES = 2**26  # tokens x vocabulary in one scoring batch: 256 MiB in float32
@@ -108,6 +108,7 @@ class Scores:
 class _Look:
     prompt_ids: list[int]
     completion_ids: list[int]
+    heads: tuple[tuple[int, int], ...]
     future: asyncio.Future[list[Layer]]
 
     @property
@@ -125,9 +126,11 @@ class Looks:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> asyncio.Future[list[Layer]]:
-        """The answer to come: what each layer would say, first to last."""
-        look = _Look(list(prompt_ids), list(completion_ids), asyncio.get_running_loop().create_future())
+    def add(
+        self, prompt_ids: Sequence[int], completion_ids: Sequence[int], heads: tuple[tuple[int, int], ...]
+    ) -> asyncio.Future[list[Layer]]:
+        """The answer to come: what each layer would say, first to last, or with `heads` the model with each of them."""
+        look = _Look(list(prompt_ids), list(completion_ids), heads, asyncio.get_running_loop().create_future())
         self._waiting.append(look)
         return look.future
 
@@ -137,10 +140,13 @@ class Looks:
             self._waiting = []
             return False
         count = max(1, LOOK_TOKENS // len(waiting[0].read))
-        batch, self._waiting = waiting[:count], waiting[count:]
+        batch = [look for look in waiting if look.heads == waiting[0].heads][:count]
+        self._waiting = [look for look in waiting if look not in batch]
         asked = [(look.prompt_ids, look.completion_ids) for look in batch]
         ids = pad([look.read for look in batch], self._reader.device)
-        for look, found in zip(batch, lens(self._reader.model, self._reader.head, ids, asked), strict=True):
+        model, head, heads = self._reader.model, self._reader.head, batch[0].heads
+        answers = by_head(model, head, ids, asked, heads) if heads else lens(model, head, ids, asked)
+        for look, found in zip(batch, answers, strict=True):
             look.future.set_result(found)
         return True
 

@@ -315,8 +315,10 @@ class RayEngine(chat.Speaker):
         sample: Sample = await self.handout.ask(plain(prompt_ids), "beam", prompt_ids, width, max_tokens)
         return sample
 
-    async def lens(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[Sample]:
-        found: list[Sample] = await self.handout.ask(plain(prompt_ids), "lens", prompt_ids, completion_ids)
+    async def lens(
+        self, prompt_ids: Sequence[int], completion_ids: Sequence[int], heads: Sequence[tuple[int, int]] = ()
+    ) -> list[Sample]:
+        found: list[Sample] = await self.handout.ask(plain(prompt_ids), "lens", prompt_ids, completion_ids, heads)
         return found
 
     def load(self, path: str) -> None:

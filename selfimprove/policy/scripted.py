@@ -134,7 +134,9 @@ class ScriptedEngine:
         text = max((text for text, p in outcomes.items() if p > 0), key=lambda t: math.log(outcomes[t]) / len(t + END))
         return self._sample(outcomes, text, Request(tuple(prompt_ids), max_tokens, seed=0, temperature=0.0))
 
-    async def lens(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[Sample]:
+    async def lens(
+        self, prompt_ids: Sequence[int], completion_ids: Sequence[int], heads: Sequence[tuple[int, int]] = ()
+    ) -> list[Sample]:
         raise ValueError("a script has no layers")
 
     def load(self, path: str) -> None:

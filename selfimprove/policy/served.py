@@ -85,7 +85,9 @@ class ServedEngine(chat.Speaker):
     async def beam(self, prompt_ids: Sequence[int], width: int, max_tokens: int) -> Sample:
         raise RunError(f"engine={self.name} has no beam search: use engine=transformers")
 
-    async def lens(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[Sample]:
+    async def lens(
+        self, prompt_ids: Sequence[int], completion_ids: Sequence[int], heads: Sequence[tuple[int, int]] = ()
+    ) -> list[Sample]:
         raise RunError(f"engine={self.name} shows no layers: use engine=transformers")
 
     def _require_idle(self) -> None:

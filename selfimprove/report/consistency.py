@@ -59,6 +59,19 @@ def layers(group: Iterable[Attempt]) -> tuple[list[bool], list[bool]]:
     return agree, [a.verdict.status == "correct" for a in asked]
 
 
+def heads(group: Sequence[Attempt]) -> dict[str, tuple[bool, bool]]:
+    """Of each attention head that was left alone in its layer: is the answer still the greedy one, and is it right?"""
+    greedy = next(canonical(a.verdict.extracted or "") for a in group if decoding(a) == "greedy")
+    return {
+        name: (
+            greedy is not None and canonical(a.verdict.extracted or "") == greedy,
+            a.verdict.status == "correct",
+        )
+        for a in group
+        if (name := decoding(a)).startswith("head_")
+    }
+
+
 def consistency(problems: Iterable[Sequence[Attempt]], seed: int = 0) -> dict[str, float]:
     """Means over held-out problems, each with its 95 % interval as `<name>_low` and `<name>_high`:
 
@@ -67,12 +80,15 @@ def consistency(problems: Iterable[Sequence[Attempt]], seed: int = 0) -> dict[st
     - consistency/decoding: share of the five decoders that give their most common answer
     - consistency/layer_L, accuracy/layer_L: share of problems where layer L would give the last layer's answer, and a
       right one, where layers were asked
+    - consistency/head_L.H, accuracy/head_L.H: share of problems where the answer with head H alone in layer L would be
+      the greedy one, and a right one, where heads were asked
     """
-    sampled, decoded, latent = [], [], []
+    sampled, decoded, latent, alone = [], [], [], []
     for group in problems:
         sampled.append(responses(group))
         decoded.append(decoders(group))
         latent.append(layers(group))
+        alone.append(heads(group))
     most = math.log(len(sampled[0]))
     spread = mean_over_problems([entropy(answers) / most for answers in sampled], seed).named("consistency/entropy")
     return {
@@ -81,6 +97,7 @@ def consistency(problems: Iterable[Sequence[Attempt]], seed: int = 0) -> dict[st
         **mean_over_problems([agreement(answers) for answers in decoded], seed).named("consistency/decoding"),
         **_by_layer([agree for agree, _ in latent], "consistency", seed),
         **_by_layer([right for _, right in latent], "accuracy", seed),
+        **_by_head(alone, seed),
     }
 
 
@@ -88,4 +105,14 @@ def _by_layer(problems: Sequence[Sequence[bool]], name: str, seed: int) -> dict[
     found: dict[str, float] = {}
     for number, values in enumerate(zip(*problems, strict=True), start=1):
         found |= mean_over_problems(values, seed).named(f"{name}/layer_{number}")
+    return found
+
+
+def _by_head(problems: Sequence[dict[str, tuple[bool, bool]]], seed: int) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name in problems[0]:
+        for kind, values in zip(
+            ("consistency", "accuracy"), zip(*(p[name] for p in problems), strict=True), strict=True
+        ):
+            found |= mean_over_problems(values, seed).named(f"{kind}/{name}")
     return found
