@@ -353,7 +353,7 @@ def _key(loc: Sequence[str | int], raw: Any) -> str:
         if not isinstance(raw, dict | list):
             break
         parts.append(str(part))
-        raw = raw.get(part) if isinstance(raw, dict) else raw[int(part)]
+        raw = raw.get(part) if isinstance(raw, dict) else dict(enumerate(raw)).get(int(part))
     return ".".join(parts)
 
 

@@ -54,6 +54,7 @@ def test_every_method_says_what_it_is(method):
         ("dataset.verifier._target_=no.such", "dataset.verifier._target_=no.such: no such function"),
         ("dataset=jsonl", "dataset.path: needs a value"),
         ("dataset.train_size=0.5", "dataset.train_size=0.5: input should be a valid integer"),
+        ("eval.consistency={heads: [[9]]}", r"eval.consistency.heads.0.1=\[9\]: field required"),
         ("engine=scripted", "method=rejection_sampling needs weights, which engine=scripted .* does not give"),
     ],
 )
