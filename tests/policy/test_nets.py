@@ -96,7 +96,7 @@ def test_a_folder_that_names_no_net_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_folder_is_one_line(tmp_path: Path, file: str) -> None:
     saved(Vit(size=4, patch=2, width=8, blocks=1, heads=2), tmp_path)
     (tmp_path / file).write_text("{")
-    with pytest.raises(ConfigError, match=r"is no folder of a net, for engine=net \([^\n]*\)$"):
+    with pytest.raises(ConfigError, match=r"is no folder of a net, which engine=net needs \([^\n]*\)$"):
         nets.load(tmp_path)
 
 
