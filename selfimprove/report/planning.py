@@ -37,8 +37,8 @@ def plan(groups: Sequence[Group], baseline: Group | None) -> Table:
             sizes = sorted({len(seeds), *MORE_SEEDS}) if len(seeds) > 1 else [1]
             rows += [[group.name, times * count, k, unit.size(components.shows(times * count, k))] for k in sizes]
     what = f"difference from {beside.name}" if beside else "change from base"
-    note = f"The true {what} that 80 of 100 such comparisons would show, from how these runs vary."
+    note = f"80 of 100 such comparisons would show a true {what} of this size, estimated from how these runs vary."
     if alone:
-        note += " Where there is one seed, nothing is known of how seeds vary: other seeds may differ by more."
+        note += " With one seed nothing is known about the variance by seed: other seeds may differ by more."
     columns = [("group", "text"), ("problems", "number"), ("seeds", "number"), ("shows", "text")]
     return Table("Plan: what it takes to see a difference", columns, rows, note)
