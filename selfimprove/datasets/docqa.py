@@ -122,5 +122,5 @@ def read(question: str) -> tuple[list[str], str]:
     """
     match = _QUESTION.search(question)
     if match is None:
-        raise ValueError(f"scripted teachers read questions of dataset=docqa alone, not {question[:60]!r}")
+        raise ValueError(f"scripted teachers read only questions of dataset=docqa, not {question[:60]!r}")
     return list(reversed(re.findall(r"the ([a-z]+) of", match[1]))), match[2]

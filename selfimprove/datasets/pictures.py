@@ -57,7 +57,7 @@ def fashion(
 ) -> list[Problem]:
     """Clothes: the authors' training pictures; their test pictures are held out. `path`: a folder with the four files.
 
-    Raises ConfigError if a file is missing or is no IDX file, or a task has too few pictures.
+    Raises ConfigError if a file is missing or is not an IDX file, or a task has too few pictures.
     """
 
     def side(name: str) -> Pictures:
@@ -114,4 +114,4 @@ def _idx(path: str, name: str) -> np.ndarray:
         shape = np.frombuffer(data, ">i4", data[3], 4)
         return np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
     except (OSError, EOFError, ValueError, IndexError) as problem:
-        raise ConfigError(f"dataset.path={path}: {file.name} is no IDX file ({problem})", "dataset.path") from None
+        raise ConfigError(f"dataset.path={path}: {file.name} is not an IDX file ({problem})", "dataset.path") from None

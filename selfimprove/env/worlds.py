@@ -31,7 +31,7 @@ _open: dict[
 def require_worlds(*, env: dict[str, Any] | None = None, **options: Any) -> None:
     """Raises ConfigError if the data set has no environment, or this machine lacks something that it needs."""
     if env is None:
-        raise ConfigError("method.tools.env: the data set is no environment; dataset=craft is one", "dataset")
+        raise ConfigError("method.tools.env: the data set has no environment; dataset=craft has one", "dataset")
     bind(env, "dataset.env")
     if require := getattr(module_of(env), "require", None):
         require()
@@ -62,9 +62,9 @@ class Worlds:
         self._ended: Counter[str] = Counter()  # steps by how they ended, since `take`
 
     def start(self, problem: Problem) -> Episode:
-        """A new episode. Raises ValueError for a problem that is no task of an environment."""
+        """A new episode. Raises ValueError for a problem without a task of an environment."""
         if "task" not in problem.metadata:
-            raise ValueError("it is no task of an environment: its metadata has no `task`")
+            raise ValueError("the problem is not a task of an environment: its metadata has no `task`")
         return Episode(self, problem)
 
     async def play(self, problem: Problem, actions: Sequence[str]) -> tuple[Seen, Outcome]:

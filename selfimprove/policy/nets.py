@@ -96,7 +96,7 @@ def load(path: str | Path) -> Net:
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as problem:
         reason = str(problem).splitlines()[0]
         raise ConfigError(
-            f"model.path: {path} is no folder of a net, which engine=net needs ({reason})", "model.path"
+            f"model.path: {path} is not the folder of a net, which engine=net needs ({reason})", "model.path"
         ) from None
     return net
 
@@ -109,7 +109,7 @@ def _class_of(target: str, path: str | Path) -> type[Net]:
         found = getattr(importlib.import_module(module), name, None)
         if isinstance(found, type) and issubclass(found, Net):
             return found
-    raise ConfigError(f"{path}/{CONFIG}: {target} is no net", "model.path")
+    raise ConfigError(f"{path}/{CONFIG}: {target} is not a net", "model.path")
 
 
 def save(net: Net, folder: Path) -> None:
