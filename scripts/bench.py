@@ -1,7 +1,8 @@
-"""Benchmarks, each beside the obvious alternative on the same work: engines, hooks and adapters, the hand-over, tree
-search, episodes and their trees, the trainer, a step of reinforcement learning, a round and ten times the problems as a
-ratio to it, a check in the sandbox in seconds, programs of the tool python and checks of the verifier a second, a
-million trajectories in GB.
+"""Benchmarks, each beside the obvious alternative on the same work.
+
+Ratios: engines, hooks and adapters, the hand-over, tree search, episodes and their trees, the trainer, a step of
+reinforcement learning, a round with ten times the problems. Figures of their own: a check in the sandbox in seconds,
+programs of the tool python and checks of the verifier a second, a million trajectories in GB.
 
     python scripts/bench.py [--only KEY ...] [--out FILE]
 

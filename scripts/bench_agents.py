@@ -1,4 +1,4 @@
-"""Episodes in an environment: many at once against one at a time, and the trees of many tasks the same way."""
+"""Measures episodes in an environment, and trees of tasks: many at once against one at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CRAFT = {"_target_": "selfimprove.env.craft.Craft"}
 
 
 def episodes_together(count: int = 256, alone: int = 16) -> Result:
-    """Episodes a second with `count` at once over one at a time, by the small policy; and steps a second."""
+    """Episodes a second of the small policy, with `count` at once over one at a time; and steps a second."""
     return together(partial(episodes, actions=10, temperature=1.0), count, alone)
 
 

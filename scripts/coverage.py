@@ -1,11 +1,14 @@
-"""The two tables in docs/compare.md: how often the 95 % intervals of selfimprove/report/statistics.py hold the truth,
-and how often a difference of the size that selfimprove/report/power.py says is seen, in a quarter as many simulations.
+"""The two tables in docs/compare.md, by simulations.
 
     python scripts/coverage.py [--simulations 2000]
 
-Simulated problems differ in difficulty (a normal logit); the truth is the mean over all problems and seeds that could
-have been drawn, by quadrature. For "difference: none" the last column is how often two methods that do not differ come
-out as different, which should be 5 %.
+The first table has the share of 95 % intervals of selfimprove/report/statistics.py that hold the true value. The second
+has the share of comparisons that see a true difference of the size that selfimprove/report/power.py gives. It has a
+quarter as many simulations.
+
+Simulated problems differ in difficulty (a normal logit). The true value is the mean over all problems and seeds that
+could have been drawn, by quadrature. For "difference: none" the last column is the share in which two equal methods
+come out as different; it should be 5 %.
 """
 
 from __future__ import annotations
@@ -153,7 +156,7 @@ POWERS = {  # standard deviations of problems, of seeds and of the rest; seeds
 
 
 def power(case: str, n: int, simulations: int, part: float = 1.0, seed: int = 0) -> tuple[float, float]:
-    """Share of simulated comparisons that see a true difference of `part` of the size that is said, and that size."""
+    """The share of simulated comparisons that see a true difference of `part` of the stated size, and that size."""
     (problems, between, rest), seeds = POWERS[case]
     said = Components(problems**2, between**2, rest**2, span=0.0).shows(n, seeds)
     rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Makes selfimprove/datasets/digits.npz: the 1,797 digits that scikit-learn carries, as bytes.
+"""Makes selfimprove/datasets/digits.npz: the 1,797 digits of scikit-learn, as bytes.
 
     python scripts/make_digits.py FILE    # sklearn/datasets/data/digits.csv.gz of an installed scikit-learn
 

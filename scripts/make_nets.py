@@ -1,4 +1,4 @@
-"""Makes nets as they are before any training: the click models of method=reloop2, the priors of method=niw_meta."""
+"""Makes untrained nets: the click models of method=reloop2 and the priors of method=niw_meta."""
 
 from __future__ import annotations
 

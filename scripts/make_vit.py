@@ -1,11 +1,11 @@
-"""Pre-trains a small vision transformer on unlabelled pictures by masked patches, and writes it as a policy folder.
+"""Pre-trains a small vision transformer on masked patches of unlabelled pictures, and writes it as a policy folder.
 
     python scripts/make_vit.py digits     # selfimprove/models/digits_vit: patches of 2 x 2; in the package
     python scripts/make_vit.py fashion    # fashion_vit in the cache of models: patches of 7 x 7
 
-Half of the patches are hidden, and their grey levels are predicted (SimMIM, Xie et al. 2022, arXiv:2111.09886, by
-transformers' ViTForMaskedImageModeling). It reads the training pictures alone, without their classes. Seeded; the head
-of the classifier is untrained. The log is printed.
+Half of the patches are hidden, and the model predicts their grey levels (SimMIM, Xie et al. 2022, arXiv:2111.09886, by
+transformers' ViTForMaskedImageModeling). It reads only the training pictures, without their classes. The result depends
+on a fixed seed. The head of the classifier is untrained. The log is printed.
 """
 
 from __future__ import annotations

@@ -53,13 +53,14 @@ def open_reader(config: Config, trains: bool) -> Reader | None:
 def require_there(config: Config, weights: bool = False) -> str:
     """The folder or hub id that the configured model is loaded from. The models of other roles are checked too.
 
-    A model that the package makes is made now, once. Raises ConfigError if a folder on this machine lacks a file.
+    A model that the package makes is trained here, if the cache lacks it. Raises ConfigError if a folder on this
+    machine lacks a file.
     """
     others = [role.model for role in config.method.roles.values() if role.model and role.kind in ("causal", "sequence")]
     for model in (*others, config.model):
         path = resolve(model.name, model.path)
         if model.path == "made" and not Path(path).exists():
-            _log.warning("model=%s is trained now, once: it takes about half a minute", model.name)
+            _log.warning("model=%s is trained now, for the first time; this takes about half a minute", model.name)
             importlib.import_module(f"selfimprove.studies.made.{model.name}").make(Path(path))
         if Path(path).is_dir() and "logprobs" in config.engine["gives"]:
             require_files(Path(path), weights)

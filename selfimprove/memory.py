@@ -7,8 +7,9 @@ not have its shape.
 Notation of the formulas: P parameters, L layers, h hidden size, i intermediate size, q = heads x head size,
 k = key-value heads x head size, V vocabulary, e bytes of a number in `model.dtype`, T tokens of a device step.
 
-Not modelled are fragmentation beyond the fixed overheads, mixtures of experts (all experts count as if each token used
-them), windows of sliding attention (the cache is an upper bound), and models that are not decoders with gated MLPs.
+Four things are not modelled: fragmentation beyond the fixed overheads; mixtures of experts (all experts count as if
+each token used them); windows of sliding attention (the cache is an upper bound); models that are not decoders with
+gated MLPs.
 """
 
 from __future__ import annotations
@@ -342,8 +343,11 @@ def machine_memory() -> float:
 
 
 def host_memory(config: Config) -> float:
-    """Bytes of the machine's own memory that training on GPUs takes while it loads the policy: every process reads all
-    of it, and in full as float32, before it goes to the GPU or is split. 0 without a GPU, or where nothing is known."""
+    """Bytes of the machine's own memory that training on GPUs takes while it loads the policy.
+
+    Every process reads all of it, without an adapter in float32, before it goes to the GPU or is split. 0 without a
+    GPU, or if the model's shape is not known.
+    """
     node, shape = config.train or config.method.train, shape_of(config.model)
     if config.hardware.device != "cuda" or node is None or shape is None:
         return 0.0

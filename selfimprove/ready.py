@@ -75,7 +75,7 @@ def require_sides(config: Config, problems: list[Problem], dropped: dict[str, st
 
 
 def require_arrays(config: Config, problems: list[Problem]) -> None:
-    """Raises ConfigError where problems have arrays and the engine reads none, or the other way round."""
+    """Raises ConfigError if problems have arrays that the engine cannot read, or lack arrays that it needs."""
     reads = "arrays" in config.engine["gives"]
     if any((problem.array is not None) != reads for problem in problems):
         what = "problems without arrays, which it needs" if reads else "problems with arrays, which it does not read"

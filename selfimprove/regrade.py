@@ -64,9 +64,9 @@ class Regraded:
 def regrade(path: Path, overrides: Sequence[str], out: Path | None = None) -> tuple[list[Regraded], list[str]]:
     """Grade every answer of the run in `path` again. Returns the changes in each folder of answers, and lines to log.
 
-    `verifier=NAME` among `overrides` chooses the verifier. Without it held-out answers are graded by the data set's own
-    verifier, and training answers by the one that the run used, both as they are in this version. `out` gets a JSON
-    line for each answer whose status or reward changed. Raises ConfigError if the folder is damaged, the verifier lacks
+    `verifier=NAME` among `overrides` chooses the verifier. Without it the data set's own verifier grades held-out
+    answers, and the verifier that the run used grades training answers, both in this version. `out` gets a JSON line
+    for each answer whose status or reward changed. Raises ConfigError if the folder is damaged, the verifier lacks
     what it needs, or the chosen verifier has to ask a model.
     """
     run = RunData(path)

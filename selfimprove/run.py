@@ -224,7 +224,7 @@ def _passes(session: Session, summary: Summary, tracker: Any) -> str | None:
 
 
 def _variety(session: Session, step: Pass) -> str | None:
-    """The line to say where this evaluation's samples have lost variety against the base policy's."""
+    """A warning if this evaluation's samples have lost variety compared with the base policy's; None if not."""
     folders = [session.run.folder(at) / "evaluation" for at in (BASE, step)]
     return alarm(*(variety(pair(folder, session.heldout)) for folder in folders))
 

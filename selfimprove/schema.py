@@ -138,7 +138,7 @@ class Stage(Section):
     of: str | None = None  # learn from the attempts of that stage of this round, instead of generating
     when: Literal["every", "first", "last"] = "every"  # the rounds that have this stage
     parts: Count = 1  # passes, each over a part of the problems; a pass samples from the policy of the pass before
-    start: str = "last"  # the policy that training starts from: last, base, or a stage: what it trained last
+    start: str = "last"  # training starts from this policy: last, base, or the last one of the stage of this name
     sampler: Literal["last", "base"] = "last"  # the policy that generates
     keep: Count | None = None  # k: every k-th pass's trained policy stays on disk; None: all of them
     problems: Target | None = None  # which problems a pass uses; None: its part of the training problems
@@ -159,7 +159,7 @@ class Method(Stage):
     kind: str
     summary: str
     needs: list[str]
-    brings: dict[str, str] = {}  # choices of groups, and keys, that it is made for: `overrides.brought`
+    brings: dict[str, str] = {}  # choices of groups, and keys, that the method is made for: `overrides.brought`
     roles: dict[str, Role] = {}
     stages: dict[str, Stage] = {}  # in order; none: the method itself is the only one
     tools: dict[str, Target] = {}  # what solvers may call, opened once a session

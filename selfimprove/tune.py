@@ -84,7 +84,7 @@ def _require_alike(runs: list[RunData]) -> None:
         own = differing([run for run in runs if run.method == method])
         other += [key for key in own if key != "method.train.learning_rate"]
     if other:
-        raise ConfigError(f"the runs differ in {other[0]}: a sweep of rates differs in method, rate and seed alone")
+        raise ConfigError(f"the runs differ in {other[0]}: a sweep of rates may differ only in method, rate and seed")
 
 
 def _require_equal(trials: Mapping[str, Trials]) -> None:

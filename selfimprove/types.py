@@ -40,9 +40,9 @@ CLOSED = {"extra": "forbid"}
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """Numbers that a problem asks about: a picture, an episode, a row of features. Some thousands of them are fine.
+    """The numbers of a problem: a picture, an episode, a row of features. Some thousands of numbers are fine.
 
-    `data` has as many numbers as the product of `shape`, the last axis the fastest.
+    The length of `data` is the product of `shape`. The last axis varies fastest.
     """
 
     shape: tuple[int, ...]

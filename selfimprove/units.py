@@ -37,7 +37,7 @@ class Unit:
         return f"{100 * value:+.1f} points" if self.percent else f"{value:+.4g}"
 
     def size(self, value: float) -> str:
-        """How large a difference is, without a sign."""
+        """The size of a difference, without a sign."""
         return f"{100 * value:.1f} points" if self.percent else f"{value:.4g}"
 
     def headline(self, figures: Mapping[str, float], signed: bool = False) -> str:

@@ -1,7 +1,7 @@
-"""Whether training took variety from a policy: a line when sampled held-out answers have become alike for nothing.
+"""A warning when training has made sampled held-out answers more alike without a gain.
 
-Training on a policy's own best answers can raise what one answer achieves and lower what many do (Yue et al. 2025,
-arXiv 2504.13837). It shows only where several answers are sampled: `eval.samples`. Nothing is stopped.
+Training on a policy's own best answers can raise pass@1 and lower pass@k (Yue et al. 2025, arXiv 2504.13837). Only
+several sampled answers can show it (`eval.samples`). The run goes on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from selfimprove.verify.equality import canonical
 
 @dataclass(frozen=True, slots=True)
 class Variety:
-    """Of one problem's sampled answers."""
+    """Counts of one problem's sampled answers."""
 
     correct: int
     n: int
@@ -27,7 +27,7 @@ class Variety:
 
 
 def variety(groups: Iterable[Sequence[Attempt]]) -> dict[str, Variety]:
-    """Problem id -> its sampled answers, of an evaluation's attempts by problem. Greedy answers are left out."""
+    """Problem id -> counts of its sampled answers, from an evaluation's attempts by problem, without greedy answers."""
     found = {}
     for group in groups:
         verdicts = [a.verdict for a in group if decoding(a) == "sampled"]
@@ -39,10 +39,10 @@ def variety(groups: Iterable[Sequence[Attempt]]) -> dict[str, Variety]:
 
 
 def alarm(before: dict[str, Variety], after: dict[str, Variety]) -> str | None:
-    """What was lost from one evaluation to another of the same problems, if anything; the 95 % intervals decide.
+    """A warning about two evaluations of the same problems, by the 95 % intervals of the change; None: no warning.
 
-    Either of k answers at least one is right less often (pass@k), or the answers to a problem differ less and a single
-    one is right no more often. None where there are no samples, or their problems differ.
+    Either pass@k has fallen: at least one of k answers is right less often. Or the answers to a problem differ less,
+    and a single one is right no more often. There is no warning if there are no samples, or if the problems differ.
     """
     if not before or before.keys() != after.keys():
         return None
@@ -64,14 +64,14 @@ def alarm(before: dict[str, Variety], after: dict[str, Variety]) -> str | None:
     if distinct.high < 0 and single.low <= 0:
         had, has = (np.mean([v.distinct for v in side.values()]) for side in (before, after))
         return (
-            f"variety is lost: {k} sampled answers to a problem are {has:.1f} different ones, and were {had:.1f} of "
-            f"the base policy (change [{distinct.low:+.2f}, {distinct.high:+.2f}]); a single one is right no more often"
+            f"variety is lost: {k} sampled answers to a problem have {has:.1f} different ones, the base policy's had "
+            f"{had:.1f} (change [{distinct.low:+.2f}, {distinct.high:+.2f}]); a single one is right no more often"
         )
     return None
 
 
 def _points(estimate: Estimate) -> str:
-    """The size of a difference, with its interval in the direction it has."""
+    """The size of a difference, with its interval, both in the direction of the difference."""
     sign = 1 if estimate.value > 0 else -1
     ends = sorted(100 * sign * end for end in (estimate.low, estimate.high))
     return f"{abs(100 * estimate.value):.1f} points [{ends[0]:.1f}, {ends[1]:.1f}]"

@@ -37,7 +37,7 @@ def test_many_tries_that_solve_less_do():
 def test_answers_that_are_alike_do_only_where_nothing_was_gained():
     alike = changed(distinct=lambda v, _: 1)
     line = alarm(BASE, alike)
-    assert "8 sampled answers to a problem are 1.0 different ones" in line
+    assert "8 sampled answers to a problem have 1.0 different ones" in line
     better = changed(correct=lambda v, _: min(8, v.correct + 2), distinct=lambda v, _: 1)
     assert alarm(BASE, better) is None
 

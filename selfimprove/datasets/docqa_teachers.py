@@ -1,7 +1,6 @@
 """Two teachers for questions of dataset=docqa: one asks a retriever, the other searches a knowledge graph.
 
-They are scripts that stand in the place of a strong model. Each is shown a question, and then its own turns with what
-came of them.
+They are scripts in place of a strong model. Each gets a question, and then its own turns with the observations.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ from selfimprove.datasets.docqa import FACT, RELATIONS, read, sentence
 from selfimprove.tools.graph import rule
 from selfimprove.types import Message, Share
 
-NEEDS = ("facts",)  # of a data set: they read questions of docqa alone
+NEEDS = ("facts",)  # of a data set: they read only questions of docqa
 NOTHING = "No information."
 
 
 class Teacher:
-    """Asks for one document after the other, as `selfimprove.methods.auto_rag` learns to. What it draws depends on what
-    it is shown and on the seed."""
+    """Asks for one document after the other, for `selfimprove.methods.auto_rag` to imitate. Its errors depend on the
+    chat and on the seed."""
 
     def __init__(self, wrong_queries: float, misreads: float) -> None:
         self.wrong_queries, self.misreads = wrong_queries, misreads
@@ -28,7 +27,7 @@ class Teacher:
         question, *told = (message["content"] for message in chat if message["role"] != "system")
         path, at = read(question)
         rng = random.Random(f"{seed}/{question}/{len(told)}")
-        for fact in (fact for text in told[::2] for fact in FACT.findall(text)):  # what it has read out so far
+        for fact in (fact for text in told[::2] for fact in FACT.findall(text)):  # the facts that it has stated so far
             path, at = path[1:], fact[2]
         documents = [FACT.findall(text) for text in told[1::2]]
         there = {fact[:2]: fact for facts in documents for fact in facts}
@@ -46,7 +45,7 @@ class Teacher:
         return f"{NOTHING}\nRefined Query: {query}"
 
     def asked(self, rng: random.Random, wanted: tuple[str, str]) -> str:
-        """A query for what is wanted, or for another relation."""
+        """A query for the wanted fact, or, by an error, for another relation."""
         relation, robot = wanted
         if rng.random() < self.wrong_queries:
             relation = rng.choice([other for other in RELATIONS if other != relation])
@@ -54,13 +53,13 @@ class Teacher:
 
 
 def teacher(*, wrong_queries: Share, misreads: Share) -> Teacher:
-    """wrong_queries: the share of queries for another relation; misreads: the share of turns that take for an answer
-    whatever is named in some document."""
+    """wrong_queries: the share of queries for a wrong relation; misreads: the share of turns that take the robot in
+    some document for the answer."""
     return Teacher(wrong_queries, misreads)
 
 
 class Agent:
-    """Searches a graph, and documents where the graph lacks a fact, as `selfimprove.methods.symagent` learns to."""
+    """Searches a graph, and documents if the graph lacks a fact, for `selfimprove.methods.symagent` to imitate."""
 
     async def __call__(self, chat: list[Message], *, temperature: float, max_tokens: int | None, seed: int) -> str:
         """The next turn. Raises ValueError for a question of another data set."""

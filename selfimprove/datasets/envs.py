@@ -1,4 +1,4 @@
-"""The tasks of an environment, as its module's `tasks` gives them. docs/environments.md has a whole environment."""
+"""The tasks of an environment, from its module's function `tasks`. docs/environments.md has a whole example."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from selfimprove.types import Problem
 
 
 def load(*, env: dict[str, Any], seed: int, **options: Unpack[Generated]) -> list[Problem]:
-    """`env` names the environment's class. Raises ConfigError where there is none, its module has no `tasks`, this
-    machine lacks what it needs, or there are too few tasks."""
+    """`env` names the environment's class. Raises ConfigError if there is no such class, its module has no `tasks`,
+    this machine lacks something that it needs, or there are too few tasks."""
     function(env, "dataset.env")
     module = module_of(env)
     if not hasattr(module, "tasks"):

@@ -1,10 +1,10 @@
-"""Episodes of few-shot learning: a support that is shown, and a query that is asked.
+"""Episodes of few-shot learning: a support with targets, and a query to predict.
 
-An episode's array has the shape (points, inputs + outputs + 1): x, y, and 1 for a point of the support. For a point of
-the query, y and that number are 0. metadata["targets"] has the query's y, shape (query, outputs).
+An episode's array has the shape (points, inputs + outputs + 1). Its columns are x, y, and 1 for a point of the support.
+For a point of the query, y and the last column are 0. metadata["targets"] has the query's y, shape (query, outputs).
 
 sine: waves with an amplitude in [.1, 5] and a phase in [0, pi], x in [-5, 5] (Finn et al. 2017, arXiv 1703.03400).
-glyphs: letters in the fonts that come with matplotlib, pictures of 14 x 14; train and held-out letters differ.
+glyphs: pictures of 14 x 14 of letters, in the fonts that come with matplotlib; train and held-out letters differ.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def sine(
     heldout_size: Count,
     seed: int,
 ) -> list[Problem]:
-    """`shots` + `queries` points of a wave an episode, their y with normal noise of this standard deviation."""
+    """Each episode has `shots` + `queries` points of one wave. `noise` is the standard deviation of normal noise in
+    y."""
 
     def draw(rng: np.random.Generator, side: str) -> Made:
         amplitude, phase = rng.uniform(0.1, 5), rng.uniform(0, np.pi)
@@ -51,9 +52,10 @@ def sine(
 def glyphs(
     *, ways: Ways, shots: Count, queries: Count, train_size: Count, dev_size: Size = 0, heldout_size: Count, seed: int
 ) -> list[Problem]:
-    """`ways` letters an episode, `shots` pictures of each shown and `queries` asked, all of unlike fonts.
+    """Each episode has `ways` letters. Each letter has `shots` pictures in the support and `queries` in the query, all
+    of different fonts.
 
-    Raises ConfigError where no letter has so many pictures, or there are fewer letters.
+    Raises ConfigError if no letter has so many pictures, or there are fewer letters.
     """
     classes = _classes(shots + queries)
     held = [own for i, own in enumerate(classes) if i % 3 == 2]
@@ -75,7 +77,7 @@ def glyphs(
 def _problems(
     draw: Callable[[np.random.Generator, str], Made], shown: int, sizes: tuple[int, int, int], seed: int
 ) -> list[Problem]:
-    """Train episodes by the seed; dev and held-out ones are the same for every seed."""
+    """The seed chooses the train episodes; dev and held-out episodes are the same for every seed."""
     found = []
     for side, size in zip(("train", "dev", "test"), sizes, strict=True):
         rng = np.random.default_rng(seeds.derive(seed if side == "train" else 0, "episodes", side))
@@ -94,15 +96,15 @@ def _problem(side: Any, number: int, x: np.ndarray, y: np.ndarray, shown: int) -
 
 @cache
 def _classes(least: int) -> list[np.ndarray]:
-    """Of each letter that has at least so many pictures, all of them, unlike one another: (pictures, SIDE * SIDE)."""
+    """All pictures of each letter that has at least `least` different ones, shape (pictures, SIDE * SIDE)."""
     found, known = list[np.ndarray](), set[bytes]()
     for letter in _letters():
         own = np.array(list(_pictures(letter)))
-        if len(own) >= least and known.isdisjoint(map(bytes, own)):  # of letters that look alike in a font, one stays
+        if len(own) >= least and known.isdisjoint(map(bytes, own)):  # letters that look alike in a font: one stays
             found.append(own)
             known |= set(map(bytes, own))
     if not found:
-        said = f"a letter has {len(_fonts())} pictures at most, and shots and queries ask for {least}"
+        said = f"a letter has at most {len(_fonts())} pictures, but shots and queries need {least}"
         raise ConfigError(f"dataset.queries: {said}", "dataset.queries")
     return found
 
@@ -125,7 +127,7 @@ def _fonts() -> list[Any]:
 
 
 def _pictures(letter: str) -> Iterator[np.ndarray]:
-    """A letter in each font that has it, in the middle of its picture, in grey levels of [0, 1]; no picture twice."""
+    """Different pictures of a letter, one for each font that has it, in grey levels of [0, 1]."""
     from PIL import Image, ImageDraw
 
     known = set[bytes]()

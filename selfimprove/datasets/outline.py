@@ -1,8 +1,8 @@
 """Instructions to write about two or three topics, within a word limit, in a small language with an exact grammar.
 
 "Write about animals, tools and plants. Use about 40 words." A text has one sentence a line: "The wolf waits quietly."
-It follows the grammar of `sentence`, and each sentence must be about a thing of one of the topics. So a text of any
-length can be right, and this can be checked.
+It follows the grammar of `sentence`. Each sentence must be about a thing of one of the topics. So a text of any length
+can be right, and a program can check it.
 
 A hash of the topics decides whether an instruction is for training, for dev or held out. Only held-out and dev
 instructions have a limit.

@@ -41,8 +41,8 @@ def fold(
 
 
 def task(problems: list[Problem], *, step: Pass, before: bool = False) -> list[Problem]:
-    """Of a stream, the training problems of this round's task, by `metadata["task"]`; with `before`, also those of all
-    tasks before it."""
+    """The training problems of this round's task in a stream, by `metadata["task"]`. With `before`, also those of all
+    earlier tasks."""
     wanted = range(step.round + 1) if before else (step.round,)
     return part([problem for problem in problems if problem.metadata.get("task") in wanted], step=step)
 

@@ -1,6 +1,6 @@
-"""Streams of picture tasks: which class is it? A task is some classes, all of whose pictures may be turned or inverted.
+"""Streams of picture classification. A task is some classes; all its pictures may be turned or inverted.
 
-A round of a run is a task (`datasets/passes.py`, `task`). Held-out pictures are of all tasks, in turn.
+A round of a run is a task (`datasets/passes.py`, `task`). The held-out pictures alternate between all tasks.
 
 digits: 1,797 handwritten digits of 8 x 8 with 17 grey levels (Alpaydin and Kaynak, UCI "Optical Recognition of
 Handwritten Digits", CC BY 4.0), in the package. fashion: 70,000 pictures of clothes of 28 x 28 (Xiao et al. 2017,
@@ -33,17 +33,17 @@ Pictures = tuple[np.ndarray, np.ndarray]  # grey levels (n, height, width) in [0
 class Task:
     __pydantic_config__ = CLOSED
     classes: Annotated[list[Annotated[int, Ge(0)]], Len(1)]
-    turn: Literal[0, 90, 180, 270] = 0  # degrees against the clock
-    invert: bool = False  # black for white
+    turn: Literal[0, 90, 180, 270] = 0  # degrees counter-clockwise
+    invert: bool = False  # swap black and white
 
 
 Tasks = Annotated[list[Task], Len(1)]
 
 
 def digits(*, tasks: Tasks, train_size: Count, dev_size: Size = 0, heldout_size: Count, seed: int) -> list[Problem]:
-    """Handwritten digits; the last three of every ten are held out. Sizes are dealt out to the tasks evenly.
+    """Handwritten digits; the last three of every ten are held out. Each size is divided evenly among the tasks.
 
-    Raises ConfigError where a task has not so many pictures.
+    Raises ConfigError if a task has too few pictures.
     """
     with np.load(DIGITS) as found:
         pictures, classes = found["pictures"] / 16, found["classes"]
@@ -55,9 +55,9 @@ def digits(*, tasks: Tasks, train_size: Count, dev_size: Size = 0, heldout_size:
 def fashion(
     *, tasks: Tasks, train_size: Count, dev_size: Size = 0, heldout_size: Count, path: str = FASHION, seed: int
 ) -> list[Problem]:
-    """Clothes: the authors' training pictures, and their test pictures held out. `path`: a folder with the four files.
+    """Clothes: the authors' training pictures; their test pictures are held out. `path`: a folder with the four files.
 
-    Raises ConfigError where a file is missing or is none of these, or a task has not so many pictures.
+    Raises ConfigError if a file is missing or is not an IDX file, or a task has too few pictures.
     """
 
     def side(name: str) -> Pictures:
@@ -69,9 +69,9 @@ def fashion(
 def stream(
     name: str, train: Pictures, heldout: Pictures, tasks: list[Task], sizes: tuple[int, int, int], seed: int
 ) -> list[Problem]:
-    """The problems of a stream: train, dev and held-out ones, each side dealt out to the tasks in turn.
+    """The train, dev and held-out problems of a stream. The problems of each side alternate between the tasks.
 
-    The seed chooses the training pictures; dev and held-out ones are the same for every seed.
+    The seed chooses the training pictures; dev and held-out pictures are the same for every seed.
     """
     found: dict[Side, list[list[Problem]]] = {"train": [], "dev": [], "test": []}
     for number, task in enumerate(tasks):
@@ -84,7 +84,7 @@ def stream(
                 np.random.default_rng(seeds.derive(seed, "stream", number)).shuffle(share)
             count = size // len(tasks) + (number < size % len(tasks))
             if count > len(share):
-                said = f"task {number} (classes {task.classes}) has {len(share)} pictures, and {count} are asked for"
+                said = f"task {number} (classes {task.classes}) has {len(share)} pictures, and needs {count}"
                 raise ConfigError(f"dataset.{key}={size}: {said}", f"dataset.{key}")
             found[side].append([_problem(f"{name}-{side}-{number}-{i}", side, number, task, pictures[i], classes[i])
                                 for i in share[:count].tolist()])  # fmt: skip
@@ -103,7 +103,7 @@ def _in_turn(tasks: list[list[Problem]]) -> Iterator[Problem]:
 
 
 def _idx(path: str, name: str) -> np.ndarray:
-    """The bytes of an IDX file (Le Cun's format of MNIST), plain or packed, with the shape that its head says."""
+    """The bytes of an IDX file (Le Cun's format of MNIST), plain or gzipped, in the shape of its header."""
     folder = Path(path).expanduser()
     file = next((f for f in (folder / f"{name}.gz", folder / name) if f.is_file()), None)
     if file is None:
@@ -114,4 +114,4 @@ def _idx(path: str, name: str) -> np.ndarray:
         shape = np.frombuffer(data, ">i4", data[3], 4)
         return np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
     except (OSError, EOFError, ValueError, IndexError) as problem:
-        raise ConfigError(f"dataset.path={path}: {file.name} is no IDX file ({problem})", "dataset.path") from None
+        raise ConfigError(f"dataset.path={path}: {file.name} is not an IDX file ({problem})", "dataset.path") from None

@@ -44,8 +44,8 @@ def load(
 
     The seed chooses the train problems; dev and held-out ones are the same for every seed. The gold answer is the
     task's, or one that its record shows; `boxnet` and `rush_hour` have none. Raises ConfigError if the package is not
-    installed, has no such task or option, when a task's scorer accepts nonsense, or when the tasks do not give enough
-    different problems.
+    installed or has no such task or option. It also does so if a task's scorer accepts nonsense, or if the tasks do not
+    give enough different problems.
     """
     mixture = {task.name: task for task in (Task(task) if isinstance(task, str) else task for task in tasks)}
     if not tasks or len(mixture) < len(tasks):

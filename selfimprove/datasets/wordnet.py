@@ -1,8 +1,8 @@
-"""Questions of one to three hops over WordNet's nouns, whose glosses are the documents (Miller 1995).
+"""Questions of one to three hops over WordNet's nouns (Miller 1995). The glosses are the documents.
 
-WordNet 3.0 is Debian's package wordnet-base. A question follows part-of links from a named instance, such as a town:
-"Nice is part of something. What is that part of?" It is asked only where each gloss on the way names the next step, so
-that the corpus holds the answer.
+WordNet 3.0 is in Debian's package wordnet-base. A question follows part-of links from a named instance, such as a town:
+"Nice is part of something. What is that part of?" Each gloss on the way names the next step, so the corpus holds the
+answer.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class Synset:
 
 @cache
 def nouns(path: str = FOLDER) -> dict[str, Synset]:
-    """The noun synsets of `path`/data.noun by id, in the file's order. Raises ConfigError where there is no such file.
+    """The noun synsets of `path`/data.noun by id, in the file's order. Raises ConfigError if there is no such file.
 
     The format is that of the manual page wndb(5).
     """
     file = Path(path, "data.noun")
     if not file.is_file():
-        raise ConfigError(f"{file}: WordNet is not there: apt-get install wordnet-base", "dataset.path")
+        raise ConfigError(f"{file}: WordNet is missing: apt-get install wordnet-base", "dataset.path")
     found = {}
     for line in file.read_text(encoding="utf-8").splitlines():
         if line.startswith(" "):
-            continue  # of the licence
+            continue  # the licence
         data, _, gloss = line.partition(" | ")
         parts = data.split()
         words, links = int(parts[3], 16), 4 + 2 * int(parts[3], 16)
@@ -54,12 +54,12 @@ def nouns(path: str = FOLDER) -> dict[str, Synset]:
 
 
 def documents(*, path: str = FOLDER) -> list[str]:
-    """The corpus: a passage a synset, its names and its gloss."""
+    """The corpus: one passage for each synset, with its names and its gloss."""
     return [f"{', '.join(synset.names)}: {synset.gloss}" for synset in nouns(path).values()]
 
 
 def load(*, path: str = FOLDER, seed: int, **common: Unpack[Common]) -> list[Problem]:
-    """The questions, with ids such as "wordnet-2-08939201". Raises ConfigError where WordNet is not there."""
+    """The questions, with ids such as "wordnet-2-08939201". Raises ConfigError if WordNet is missing."""
     return finish(_rows(path), name="wordnet", seed=seed, **common)
 
 

@@ -1,16 +1,16 @@
-"""Environments: a policy acts in one, and is shown what came of it.
+"""Environments: a policy acts in one, and gets an observation after each action.
 
-An environment is a class of one's own, in a file of one's own (docs/environments.md):
+An environment is a class in a file of its own (docs/environments.md):
 
     Env(task)             the task is JSON, from the problem's metadata
-    .reset() -> Seen      the beginning; the problem's prompt tells it
+    .reset() -> Seen      the first observation; the problem's prompt has it too
     .step(action) -> Seen
 
 Its module has `tasks(side, count, seed)`, which gives the data set's rows. It may have `require()`, which raises
-ConfigError where this machine lacks what it needs. What an environment shows depends on the task and on the actions
-before, and on nothing else: then an episode is a list of actions, which can be played again (`selfimprove.env.worlds`).
+ConfigError if this machine lacks something that the environment needs. An observation depends only on the task and on
+the actions before it. So an episode is a list of actions, and can be played again (`selfimprove.env.worlds`).
 
-An action is what stands behind "Action:" in a text; what stands before it is the thought.
+A text has an action after "Action:", and the thought before it.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from typing import Literal, Protocol
 
 from selfimprove.types import Sample
 
-WAIT = "wait"  # an action in which nothing is done: no environment sees it
+WAIT = "wait"  # an action that does nothing; no environment sees it
 _ACTION = re.compile(r"^Action:[ \t]*(.+?)[ \t]*$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What an environment shows after a step."""
+    """An observation: the answer of an environment to a step."""
 
     text: str
-    reward: float = 0.0  # gained by this step; an episode that gained 1 in all has reached its goal
+    reward: float = 0.0  # of this step; an episode with a sum of 1 or more has reached its goal
     done: bool = False  # the episode is over
-    status: Literal["ok", "timeout", "error"] = "ok"  # timeout, error: the environment hung or died; not set by itself
+    status: Literal["ok", "timeout", "error"] = "ok"  # the runner sets timeout and error: the environment hung or died
 
 
 class Env(Protocol):
-    """One task of an environment. It is used in a process that can be killed."""
+    """One task of an environment. It runs in a process that can be killed."""
 
     def reset(self) -> Seen:
-        """Begin the task anew."""
+        """Start the task again."""
 
     def step(self, action: str) -> Seen:
-        """Do something. An action that cannot be done is no error: the text says so."""
+        """Take an action. An impossible action is no error: the observation says that it is impossible."""
 
 
 def action_of(text: str) -> str | None:
-    """The last action in a text; None where there is none."""
+    """The last action in a text; None if there is none."""
     found = _ACTION.findall(text)
     return found[-1] if found else None
 

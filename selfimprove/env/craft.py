@@ -1,8 +1,8 @@
-"""Make a thing from raw things, by a small book of recipes: the embedded environment. It needs no download.
+"""The embedded environment: make a thing from raw things, by a small book of recipes. It needs no download.
 
-It is TextCraft (Prasad et al. 2023, arXiv 2311.05772) in small: `get ore` gives a raw thing, and `craft bar` makes a
-thing of two others, which are used up. The task names the goal, what is there at first, and some of the recipes: those
-that are needed and one that is not. To make the goal gains 1 and ends the episode. Nothing is drawn at random in it.
+It is a small TextCraft (Prasad et al. 2023, arXiv 2311.05772). `get ore` gives a raw thing. `craft bar` makes a thing
+of two others, which are used up. The task names the goal, the things that are there at first, and some recipes: all
+that are needed and one that is not. The goal gives a reward of 1 and ends the episode. Nothing in an episode is random.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SIDES: dict[int, Side] = {0: "test", 1: "dev"}
 
 
 class Craft:
-    """One task: {"goal": a thing, "have": things that are there at first}."""
+    """One task: {"goal": a thing, "have": the things that are there at first}."""
 
     def __init__(self, task: dict[str, Any]) -> None:
         self.goal, self.first = task["goal"], task["have"]
@@ -76,7 +76,7 @@ def _listed(have: Counter[str]) -> str:
 
 
 def plan(goal: str, have: Iterable[str]) -> list[tuple[str, str]]:
-    """The fewest actions that make the goal, each with the thing that it is done for."""
+    """The shortest list of actions that makes the goal, each with the thing that it serves."""
     left, steps = Counter(have), list[tuple[str, str]]()
 
     def obtain(thing: str, target: str) -> None:
@@ -95,9 +95,9 @@ def plan(goal: str, have: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def tasks(side: Side, count: int, seed: int) -> Iterator[Row]:
-    """`count` different tasks of a side, or as many as are found. The seed chooses the train tasks alone.
+    """`count` different tasks of a side, or as many as are found. The seed chooses only train tasks.
 
-    A fifth of all is held out and a fifth is for dev, by a hash of the task.
+    A hash of the task decides its side: a fifth is held out, and a fifth is for dev.
     """
     rng = random.Random(seeds.derive(seed if side == "train" else 0, "craft", side))
     known, misses = set[str](), 0
@@ -125,26 +125,25 @@ def _drawn(rng: random.Random) -> Row:
 
 
 def written(thing: str, action: str) -> str:
-    """A step in words: a thought, then the action."""
+    """A step as text: a thought, then the action."""
     return f"For {thing}.\nAction: {action}"
 
 
 def expert(task: dict[str, Any], actions: Iterable[str]) -> str:
-    """The words of the next step on the shortest way, after these actions."""
+    """The text of the next step on the shortest way, after these actions."""
     world = _state(task, actions)
     return written(*plan(world.goal, world.have.elements())[0])
 
 
 def worth(task: dict[str, Any], actions: Sequence[str]) -> str:
-    """What the last of these actions is worth: `good` where it brings the goal nearer, `uncertain` where nothing is
-    done, else `bad`."""
+    """The value of the last action: `good` if it brings the goal nearer, `uncertain` if it does nothing, else `bad`."""
     if actions[-1] in (WAIT, "inventory"):
         return "uncertain"
     return "good" if _left(task, actions) < _left(task, actions[:-1]) else "bad"
 
 
 def wrong(task: dict[str, Any], actions: Iterable[str], rng: random.Random) -> str:
-    """An action that brings the goal no nearer: a raw thing that is of no use, or a thing that cannot be made yet."""
+    """A bad action: it gets a raw thing without use, or tries a thing that cannot be made yet."""
     choices = [*(f"get {thing}" for thing in RAW), *(f"craft {thing}" for thing in BOOK)]
     rng.shuffle(choices)
     return next(action for action in choices if worth(task, [*actions, action]) == "bad")
@@ -158,6 +157,6 @@ def _state(task: dict[str, Any], actions: Iterable[str]) -> Craft:
 
 
 def _left(task: dict[str, Any], actions: Iterable[str]) -> int:
-    """How many actions are still needed; 0 where the goal is there."""
+    """The number of actions still needed; 0 if the goal is there."""
     world = _state(task, actions)
     return 0 if world.have[world.goal] else len(plan(world.goal, world.have.elements()))

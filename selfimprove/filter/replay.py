@@ -1,10 +1,10 @@
-"""What a task of a stream is learned from: its own labelled problems, and a memory of earlier ones.
+"""The examples of a task in a stream: its own labelled problems, and a memory of earlier ones.
 
     filter   every problem of the pass with its label, then the memory's examples, which have metadata["replay"]
-    remember a reservoir: each of all examples so far is in it with the same probability (Vitter 1985, algorithm R)
+    remember a reservoir: it has each example so far with the same probability (Vitter 1985, algorithm R)
 
-Labels come after the prediction (test, then train), so the example of a problem with an array is its gold class. That
-of a text is what the attempt answered.
+Labels come after the prediction (test, then train). So the example of a problem with an array has its gold class. The
+example of a text has the attempt's answer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _KEPT = ("problem_id", "prompt_ids", "completion_ids", "metadata")  # of an exam
 
 
 def labelled(groups: Iterable[list[Attempt]], *, memory: Sequence[Memory]) -> Iterator[Example]:
-    """An example for each problem, then one for each memory."""
+    """An example for each problem, then each example of the memory."""
     for attempts in groups:
         yield example(attempts[0])
     for kept in memory:
@@ -45,7 +45,7 @@ def reservoir(groups: Iterable[list[Attempt]], *, memory: Sequence[Memory], seed
 
 
 def example(attempt: Attempt) -> Example:
-    """What an attempt teaches: an array's gold class, with the array as metadata["input"]; or a text's answer."""
+    """The example of an attempt: an array's gold class, with the array as metadata["input"], or a text's answer."""
     problem, trajectory = attempt.problem, attempt.trajectory
     if problem.array is None:
         found = Example(problem.id, [trajectory.id], *answered(trajectory))

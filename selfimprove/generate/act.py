@@ -1,7 +1,7 @@
-"""An episode as a coroutine: the policy writes, acts and reads the observation, until it acts no more.
+"""An episode as a coroutine: the policy writes, acts and reads the observation, until a text has no action.
 
 An observation is put into the conversation unchanged. No policy sampled it, so it bears no loss
-(`selfimprove.filter.spans`), and no special token is read in it (`selfimprove.policy.chat`).
+(`selfimprove.filter.spans`). No special token is read in it (`selfimprove.policy.chat`).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ async def act(
 ) -> list[str]:
     """Let the policy act up to `actions` times. Returns the observations in order. `dialogue.samples` has its texts.
 
-    The episode ends at the first text without an action, after the text behind the last action, or when the model's
-    window is full. So there is at most one text more than there are observations. `stop` ends an action's text. `into`
-    says whose turn an observation stands in: the user's, or the assistant's, which then goes on. `sampling` is as in
+    The episode ends at the first text without an action, after the text that follows the last action, or when the
+    model's window is full. So there is at most one text more than there are observations. `stop` ends an action's text.
+    `into` names the turn of an observation: the user's, or the assistant's, which then goes on. `sampling` is as in
     `Policy.sample`. Raises what `Policy.sample` and `step` raise.
     """
     seen = list[str]()
@@ -60,7 +60,7 @@ async def episodes(
     temperature: NonNegative = 0.0,
     max_tokens: Count | None = None,
 ) -> list[Trajectory]:
-    """n episodes of at most `actions` actions in the problem's environment. `max_tokens` is of one text."""
+    """n episodes of at most `actions` actions in the problem's environment. `max_tokens` is the limit of one text."""
     own = [policy.for_problem(problem, number) for number in range(n)]
     options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
     return await asyncio.gather(
@@ -69,10 +69,11 @@ async def episodes(
 
 
 async def episode(dialogue: Dialogue, world: Episode, *, actions: int, **sampling: Any) -> Trajectory:
-    """Let the policy act in an environment until the episode is over. `sampling` is as of `Policy.sample`.
+    """Let the policy act in an environment until the episode is over. `sampling` is as in `Policy.sample`.
 
-    metadata["seen"] has [what was seen, the reward] of each action, and metadata["ended"] why it ended: "done", after
-    the last of its "actions", without an "action", in a full "window", or as `timeout` or `error` of the environment.
+    metadata["seen"] has [observation, reward] of each action. metadata["ended"] says why the episode ended: "done";
+    "actions", after the last allowed one; "action", at a text without one; "window", when it was full; or `timeout` or
+    `error` of the environment.
     """
     seen, ended = list[tuple[str, float]](), "window"
 

@@ -1,7 +1,7 @@
 """A policy that runs programs while it answers, in its own turn.
 
-It writes until it opens the fence of an output, ```` ```output ````. The tool `python` runs the program before it, the
-output and the closing fence are put behind it, and the policy goes on. No output bears loss
+The policy writes until it opens the fence of an output, ```` ```output ````. The tool `python` runs the program before
+the fence. The output and the closing fence follow, and the policy goes on. Outputs bear no loss
 (`selfimprove.filter.spans`).
 """
 
@@ -33,7 +33,7 @@ async def chains(
     temperature: NonNegative = 1.0,
     max_tokens: Count | None = None,
 ) -> list[Trajectory]:
-    """n trajectories of up to `rounds` programs. `max_tokens` is of one text: what stands before, between and behind
+    """n trajectories of up to `rounds` programs. `max_tokens` is the limit of one text before, between or after
     outputs. With `rounds` 0 no program is run, and the policy writes on."""
     own = [policy.for_problem(problem, number) for number in range(n)]
     found = await asyncio.gather(*(chain(problem, p, rounds, tools, temperature, max_tokens) for p in own))
@@ -71,11 +71,11 @@ async def chain(
 
 
 async def observed(text: str, python: Tool) -> str | None:
-    """What the program in a text prints; None where the text runs none."""
+    """The output of the program in a text; None if the text runs no program."""
     said, ran, _ = text.partition(OUTPUT)
     return await python(printing(said)) if ran else None
 
 
 def fenced(text: str, output: str) -> str:
-    """What goes on behind a text that ends by opening the fence of an output."""
+    """The output and the closing fence, to follow a text that opened the fence of an output."""
     return f"{'' if text.endswith(chr(10)) else chr(10)}{output}\n```\n"

@@ -1,4 +1,4 @@
-"""Reading: a problem's text gets the policy's log-probabilities, and nothing is sampled."""
+"""Reading: the policy gives the log-probabilities of a problem's text, and samples nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ NEEDS = ("logprobs", "gold")
 
 
 async def read(problem: Problem, policy: Policy) -> list[Trajectory]:
-    """One trajectory: the gold text behind the prompt, as far as the policy's window reaches."""
+    """One trajectory: the gold text after the prompt, cut at the end of the policy's window."""
     prompt_ids = policy.render(problem.prompt)
     ids = policy.encode(problem.gold or "")[: policy.engine.max_length - len(prompt_ids)]
     logprobs = await policy.logprobs(prompt_ids, ids)

@@ -1,4 +1,4 @@
-"""A reply that a problem holds, as if the policy had given it: for a first stage that teaches a form."""
+"""A problem's own reply as a sample of the policy, for a first stage that teaches a form."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from selfimprove.types import Problem, Sample, Trajectory
 
 
 async def recite(problem: Problem, policy: Policy) -> list[Trajectory]:
-    """The reply in metadata["reply"] and its end token, with what the policy says of them. Raises KeyError for a
-    problem without one."""
+    """The reply in metadata["reply"] and the end token, with the policy's log-probabilities. Raises KeyError for a
+    problem without a reply."""
     prompt, reply = policy.render(problem.prompt), str(problem.metadata["reply"])
     ids = [*policy.encode(reply), policy.engine.end]
     logprobs = await policy.logprobs(prompt, ids)

@@ -4,7 +4,7 @@
 
     MCTS-DPO      starts at the node where the next step is to be chosen. It expands a node once, with all its
                   candidates, and looks several steps ahead (generate/mcts.py)
-    UCT           goes down by `uct` to a node without children; `average` backs up. Agent-R goes on to an end
+    UCT           goes down by `uct` to a node without children; `average` backs up. Agent-R goes on to a leaf
     SWE-Search    picks the best node of the whole tree by `anywhere`, gives it one more child, looks one step ahead
 
 A node is a `Branch` while the tree grows and a `types.Node` in the file. `records` makes the second from the first.
@@ -125,7 +125,7 @@ def descend(top: Branch, score: Callable[[Branch], float], rng: random.Random) -
 
 
 def best(nodes: Sequence[Branch], score: Callable[[Branch], float], rng: random.Random) -> Branch:
-    """The node where `score` is largest; one of equal ones at random. Raises ValueError where there is none."""
+    """The node with the largest `score`; equal ones by chance. Raises ValueError if there is no node."""
     scores = [score(node) for node in nodes]
     most = max(scores)
     return rng.choice([node for node, s in zip(nodes, scores, strict=True) if s == most])

@@ -32,8 +32,8 @@ _OURS = ("handover.json",)  # of a policy folder: of no use to others
 def write(run_dir: Path, repo: str, folder: Path, license: str | None, controls: Sequence[Path]) -> None:
     """Write `folder/model` and `folder/trajectories`.
 
-    Raises ConfigError if the run is not complete, trained no policy, or is damaged, where a control is no run of the
-    same problems, and where the license of the base model is not known.
+    Raises ConfigError if the run is not complete, trained no policy, or is damaged. It also does so if a control is no
+    run of the same problems, or if the license of the base model is not known.
     """
     run = RunData(run_dir)
     if run.kind != "run" or not run.ended:

@@ -1,29 +1,29 @@
-"""Agent0: one agent writes questions at the edge of what another can do; that one learns to answer them, with tools.
+"""Agent0: one agent writes questions that another can just answer; the other learns to answer them, with tools.
 
 Agent0: Unleashing Self-Evolving Agents from Zero Data via Tool-Integrated Reasoning (Xia et al. 2025, arXiv
 2511.16043).
 
     C, E       the curriculum agent and the executor, both from the same base model
     C writes   a batch of B questions x; E answers each n times, with up to T programs in an answer
-               s(x) = the share of the n answers that is the most frequent one; 0 where C states another answer
-               N(x) = programs in an answer, mean
+               s(x) = the share of the most frequent answer among the n; 0 if C states another answer
+               N(x) = the mean number of programs in an answer
                k(x) = the share of the batch in x's cluster: distance 1 - BLEU, average linkage, cut at .5
                R(x) = lam_u (1 - 2 |s - 1/2|) - lam_rep k + lam_t min(N, 4);  -1 in place of the first term
-                      where x is no question                                                       (released code)
-               R(x) = max(0, the same sum);  0 where x is no question                                     (paper)
+                      if x is no question                                                          (released code)
+               R(x) = max(0, the same sum);  0 if x is no question                                        (paper)
     train C    GRPO on R
-    ask        C writes questions; kept are those with low <= s(x) <= high, under the label of the majority
-    train E    ADPO on agreement with the label: with s' = (s - low) / (high - low), both ends cut off at 0 and 1,
-               A' = A (a + (1 - a) s')               labels of questions that are hard are trusted less
-               clip(rho, 1 - eps, 1 + eps + b (1 - s'))   and E may move further on them
-    repeat     with the new E as what C is rewarded by
+    ask        C writes questions; those with low <= s(x) <= high are kept, with the majority's answer as label
+    train E    ADPO on agreement with the label, with s' = (s - low) / (high - low), clipped to [0, 1]:
+               A' = A (a + (1 - a) s')                    the label of a hard question is trusted less
+               clip(rho, 1 - eps, 1 + eps + b (1 - s'))   and E may move further on it
+    repeat     with the new E in C's reward
 
-No gold answer is looked at. Output of programs bears no loss.
+No gold answer is used. Outputs of programs bear no loss.
 
-What of this is the paper's, what its code's and what is our own choice is said in docs/methods/agent0.md.
+docs/methods/agent0.md says which parts are the paper's, which its code's, and which our own choice.
 
-*Wrong when* E is most often wrong in the same way: then the majority is the wrong label, and E learns it. Wrong too
-where questions that E answers half of the time are not harder but unclear: C is paid for both alike.
+*Wrong when* most of E's wrong answers are the same: then the majority is a wrong label, and E learns it. Also wrong
+when E answers a question half of the time because it is unclear, not because it is hard: C's reward is the same.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ teach, imitate, write, compared, solve, train = recite, sft, best_of_n, advantag
 
 TOOLS = ("python",)  # what E calls
 NEEDS_GOLD = False  # of `agrees`
-CALLS = 4  # programs of an answer that C is paid for, at most
-CUT = 0.5  # distance, 1 - BLEU, from which questions are of unlike clusters
+CALLS = 4  # more programs in an answer do not raise C's reward
+CUT = 0.5  # the distance 1 - BLEU at which clusters are separated
 Turns = Annotated[int, Ge(0)]  # programs that an answer may run; 0: no tool
 Form = Literal["released", "paper"]  # of R
 
@@ -65,8 +65,8 @@ Form = Literal["released", "paper"]  # of R
 
 
 def lessons(problems: list[Problem], *, ask: str, count: Count) -> list[Problem]:
-    """A request for a question for each of the first `count` training problems, with its question as the reply to
-    learn. Its answer is not looked at."""
+    """One request for a question for each of the first `count` training problems. The reply to learn is the problem's
+    question. Its answer is not used."""
     found = problems[:count]
     return [Problem(f"write-{p.id}", ask, metadata={"question": ask, "reply": p.metadata["question"]}) for p in found]
 
@@ -78,13 +78,16 @@ def taught(groups: Iterable[list[Attempt]]) -> Iterator[Example]:
 
 
 def requests(problems: list[Problem], *, ask: str, count: Count) -> list[Problem]:
-    """`count` requests, all alike; the replies to one are a batch of questions. No training problem is looked at."""
+    """`count` equal requests; the replies to one are a batch of questions. No training problem is used."""
     return [Problem(f"ask-{i}", ask, metadata={"question": ask}) for i in range(count)]
 
 
 def proposal(trajectory: Trajectory) -> tuple[str, str | None]:
-    """The question that a reply proposes, and the answer that it states. A reply with <question> tags has its question
-    between them; any other is a question as a whole, and states none. A reply that was cut off has no question: ""."""
+    """The question that a reply proposes, and the answer that it states.
+
+    A reply with <question> tags has its question between them. Any other reply is a question as a whole, and states no
+    answer. A reply that was cut off has no question: "".
+    """
     text = trajectory.text.strip()
     if trajectory.samples[-1].finish != "stop":
         return "", None
@@ -98,15 +101,15 @@ class Answering(TypedDict, total=False):
     n: Required[Count]  # answers
     turns: Required[Turns]
     prompt: Required[str]  # with {question} in it
-    max_tokens: Count | None  # of a text of an answer; None: the model's own limit
+    max_tokens: Count | None  # of one text of an answer; None: the model's own limit
 
 
 async def difficulty(
     trajectory: Trajectory, executor: Policy, tools: Mapping[str, Tool], how: Answering
 ) -> tuple[float, str | None, float]:
-    """s(x), the majority's answer, and N(x) of a proposed question, by answers of the executor at temperature 1.
+    """s(x), the majority's answer, and N(x) of a proposed question, from the executor's answers at temperature 1.
 
-    (0, None, 0) where there is no question, or no answer is stated.
+    (0, None, 0) if there is no question, or if no answer can be read.
     """
     text, stated = proposal(trajectory)
     if not text:
@@ -131,7 +134,7 @@ async def measured(
     tools: Mapping[str, Tool],
     **how: Unpack[Answering],
 ) -> list[Outcome]:
-    """s(x) of each proposal as its reward, and the majority's answer as its extracted one."""
+    """Outcomes whose reward is s(x) of a proposal, and whose extracted answer is the majority's."""
     found = await asyncio.gather(*(difficulty(t, roles["policy"], tools, how) for t in trajectories))
     return [
         Outcome("unparseable" if label is None else "correct", s, label, reason=f"{calls:g} programs an answer")
@@ -152,7 +155,7 @@ async def wanted(
     form: Form = "released",
     **how: Unpack[Answering],
 ) -> list[Outcome]:
-    """R(x) of each proposal of a batch; uncertain, repeated, tool: lam_u, lam_rep, lam_t."""
+    """R(x) of each proposal in a batch. uncertain, repeated, tool: lam_u, lam_rep, lam_t."""
     found = await asyncio.gather(*(difficulty(t, roles["policy"], tools, how) for t in trajectories))
     texts = [proposal(t)[0] for t in trajectories]
     alike = dict(zip((i for i, text in enumerate(texts) if text), shares([t for t in texts if t], CUT), strict=True))
@@ -210,10 +213,11 @@ def adpo(
     clip: Share,
     room: NonNegative,
 ) -> Iterator[Example]:
-    """A row for each answer: its group-relative advantage on all that E wrote, scaled by s(x), and an upper clip.
+    """A row for each answer: its group-relative advantage on each token that E wrote, scaled by s(x), and an upper
+    clip.
 
-    `low` and `high` are those of `band`. `least` is a: 1 scales nothing. `clip` is eps, `room` is b: with 0 all rows
-    have the same bound. A question with one answer makes no row.
+    `low` and `high` are those of `band`. `least` is a; with 1 nothing is scaled. `clip` is eps, `room` is b; with 0 all
+    rows have the same clip. A question with one answer makes no row.
     """
     for group in groups:
         if len(group) < 2:

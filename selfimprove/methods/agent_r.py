@@ -2,23 +2,23 @@
 
 Agent-R: Training Language Model Agents to Reflect via Iterative Self-Training (Yuan et al. 2025, arXiv 2501.11425).
 
-    generate   a tree for each task by pi_v. From the root down, n actions are sampled where there are none yet, equal
-               ones once, and the child is followed that is largest in
+    generate   pi_v builds a tree for each task. From the root down, a node without actions gets n sampled ones, without
+               duplicates. Then the search follows the child with the largest
                    W / N + c sqrt(ln N_parent / N),   unvisited first, ties at random.
-               An episode that ends is backed up at once with its reward r. So the leaves are whole paths
-               pi_v itself judges the actions of a path with less than the best r in order: good, uncertain or bad. The
-               first bad one, at t', is where the path is cut
+               An episode that ends is backed up at once with its reward r. So the leaves are whole paths.
+               pi_v judges the actions of each path with less than the best r, in order: good, uncertain or bad. The
+               path is cut at its first bad action t'
     verify     each path is played again in the environment: r
-    filter     for a bad path tau_b and a good one tau_g of a task, r_g > alpha and r_g - r_b > beta:
-                   tau_b[1..t']  [a thought of revision, and the action `wait`]  ok.  [tau_g behind what both share]
-               with loss on what stands in brackets alone; and tau_g itself, with loss on all of its texts
+    filter     for a bad path tau_b and a good path tau_g of a task, with r_g > alpha and r_g - r_b > beta:
+                   tau_b[1..t']  [a thought of revision, and the action `wait`]  ok.  [tau_g after the shared steps]
+               with loss only on the parts in brackets; and tau_g itself, with loss on all of its texts
     train      pi_{v+1} by supervised fine-tuning on both
 
-What of this is the paper's and what is our own choice is said in docs/methods/agent_r.md.
+docs/methods/agent_r.md says which parts are the paper's and which our own choice.
 
-*Wrong when* what stands behind the cut is not true there: the good path was taken from the shared steps, and after the
-bad ones the environment may be in another state. Wrong too where the policy cannot tell its bad actions from good ones:
-then the cut is late, or at a good action.
+*Wrong when* the good path does not fit after the cut. It started from the shared steps, and the bad actions may have
+changed the environment. Also wrong when the policy cannot tell its bad actions from good ones: then the cut is late, or
+at a good action.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ async def generate(
     temperature: NonNegative = 1.0,
     max_tokens: Count | None = None,
 ) -> list[Trajectory]:
-    """The finished paths of a task's tree, those of the largest reward first; the first has the tree.
+    """The finished paths of a task's tree, largest reward first; the first path has the tree.
 
-    A path ends with its episode, after `actions` actions, with a text without an action, or where the window is full.
-    metadata["seen"] has [what was seen, the reward] of each action. Where another path has gained more, metadata["cut"]
-    is the place, from 0, of the first action that the policy calls bad, asked with `ask`; None where it calls none so.
+    A path ends with its episode, after `actions` actions, at a text without an action, or when the window is full.
+    metadata["seen"] has [observation, reward] of each action. `ask` is the question about an action. If another path
+    has a larger reward, metadata["cut"] is the place, from 0, of the first action that the policy calls bad, or None.
     """
     rng = random.Random(seed)
     root = Branch(policy.render(problem.prompt))
@@ -101,7 +101,7 @@ async def generate(
         select=lambda top: None if top in tree.closed else top,
         expand=tree.expand,
         follow=follow,
-        backup=lambda path: None,  # an end was backed up when it was found
+        backup=lambda path: None,  # `expand` backs up an episode that ends
         ahead=actions,
     )
     for _ in range(iterations):
@@ -111,17 +111,17 @@ async def generate(
 
 @dataclass
 class Tree:
-    """What a growing tree of actions needs besides its nodes."""
+    """The state of a growing tree of actions besides its nodes."""
 
     policy: Policy
-    n: int  # actions that are sampled at a node
+    n: int  # actions sampled at a node
     actions: int  # of a path, at most
     sampling: dict[str, Any]
-    worlds: dict[Branch, Episode] = field(default_factory=dict)  # the episode up to each node that may go on
-    closed: set[Branch] = field(default_factory=set)  # nodes at and below which all paths have ended
+    worlds: dict[Branch, Episode] = field(default_factory=dict)  # the episode up to each node
+    closed: set[Branch] = field(default_factory=set)  # nodes from which every path has ended
 
     async def expand(self, node: Branch) -> None:
-        """Give a node without children its different actions, and back up those that end the episode."""
+        """Sample the actions of a new node, without duplicates, and back up those that end the episode."""
         if node.children is not None:
             return
         node.children = []
@@ -139,7 +139,7 @@ class Tree:
             above = above.parent
 
     async def _act(self, child: Branch) -> None:
-        """Do the action of a new node in the environment."""
+        """Take the action of a new node in the environment."""
         assert child.parent is not None
         assert child.sample is not None
         action, world = action_of(child.sample.text), self.worlds[child.parent].copy()
@@ -159,7 +159,7 @@ class Tree:
 
 
 async def paths(problem: Problem, policy: Policy, root: Branch, ask: str) -> list[Trajectory]:
-    """The finished paths as trajectories, with the policy's own judgement of those that gained less than the best."""
+    """The finished paths as trajectories. The policy judges the actions of paths with less than the largest reward."""
     ends = sorted((node for node in root.walk() if node.terminal), key=lambda node: -node.value)
     most = ends[0].value if ends else 0.0
     all_paths = {end: end.path(root)[1:] for end in ends}
@@ -180,7 +180,7 @@ async def paths(problem: Problem, policy: Policy, root: Branch, ask: str) -> lis
 
 
 async def is_bad(policy: Policy, node: Branch, ask: str) -> bool:
-    """Whether the policy calls the action of a node bad, that is, neither good nor uncertain, when it is asked."""
+    """Whether the policy, when it is asked, calls the action of a node neither good nor uncertain."""
     assert node.parent is not None
     assert node.sample is not None
     observed = node.metadata.get("observed", "")
@@ -206,12 +206,12 @@ def revised(
     step: Pass,
     seed: int,
 ) -> Iterator[Example]:
-    """Of each task a row for each pair of a bad and a good path, and one for each good path.
+    """For each task, a row for each pair of a bad and a good path, and a row for each good path.
 
-    `alpha` is what a good path gains more than, in the first round, the second, and so on; `beta` by how much more it
-    gains than the bad one. `cut` is where the bad path is left: behind its first bad action, at its `end`, or, `none`,
-    there are no pairs. At most `per_problem` rows of each kind, drawn at random. A path that the policy finds no bad
-    action in is in no pair.
+    A good path has a reward above `alpha`, a list by round, and more than `beta` above that of the bad path. `cut` says
+    where the bad path ends: after its first bad action, or at its `end`; with `none` there are no pairs. `per_problem`
+    is the largest number of rows of each kind, drawn at random. With `first bad`, a path in which the policy finds no
+    bad action is in no pair.
     """
     least = alpha[min(step.round, len(alpha) - 1)]
     for group in groups:
@@ -230,7 +230,7 @@ def gap(good: Attempt, bad: Attempt) -> float:
 
 
 def place_of(bad: Trajectory, cut: str) -> int | None:
-    """The last action, from 0, that is left of a bad path. A text without an action, which ends a path, is none."""
+    """The place, from 0, of the last action that a row keeps of a bad path; None if there is no such action."""
     done = len(bad.metadata["seen"])
     place = {"first bad": bad.metadata.get("cut"), "end": done - 1}.get(cut)
     return place if place is not None and 0 <= place < done else None
@@ -241,7 +241,7 @@ def drawn(rng: random.Random, found: Sequence[T], most: int | None) -> list[T]:
 
 
 def spliced(good: Trajectory, bad: Trajectory, last: int, thought: str, text: Text) -> Example:
-    """The bad path up to its action `last`, the revision, and the good path behind what both share."""
+    """The bad path up to its action `last`, the revision, and the good path after the steps that both share."""
     left = bad.samples[: last + 1]
     pairs = itertools.zip_longest(left, good.samples)
     shared = next(i for i, (b, g) in enumerate(pairs) if b is None or b.completion_ids != g.completion_ids)
@@ -253,7 +253,7 @@ def spliced(good: Trajectory, bad: Trajectory, last: int, thought: str, text: Te
 
 
 def told(trajectory: Trajectory, start: int, end: int, loss: bool, text: Text) -> list[Span]:
-    """The steps of a path from `start` to before `end`: what the policy wrote, and what it saw."""
+    """The steps of a path from `start` to before `end`: the policy's texts and the observations."""
     found = list[Span]()
     for sample, (seen, _) in list(zip(trajectory.samples, trajectory.metadata["seen"], strict=False))[start:end]:
         found += [Span(sample.completion_ids, loss), Span(text.turn(seen, sample.finish == "stop"), False)]

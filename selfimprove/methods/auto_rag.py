@@ -1,22 +1,22 @@
-"""Auto-RAG: a model talks with a retriever, query by query, until it knows enough to answer.
+"""Auto-RAG: a model sends query after query to a retriever, until it knows enough to answer.
 
 Auto-RAG: Autonomous Retrieval-Augmented Generation for Large Language Models (Yu et al. 2024, arXiv 2411.19443; code
 ictnlp/Auto-RAG).
 
     curation     for each question x, with a teacher:
         for t = 0 .. T
-            r_t    what the last documents say, if anything, and what is missing: by the teacher, several times over
-            q_t    the query in it; kept is one whose documents hold a sub-answer, else any
+            r_t    the teacher says what the last documents have and what is missing; it is drawn several times
+            q_t    the query in r_t; a draw whose documents hold a sub-answer is kept, otherwise any draw
             d_t    the documents that q_t finds
         until r_t states an answer
-    filter       dialogues whose answer is the gold one
+    filter       dialogues whose answer is the gold answer
     train        fine-tuning on the teacher's turns; x and d_t bear no loss
-    inference    the same dialogue by the policy. Documents that it has seen are not shown again.
+    inference    the same dialogue by the policy. No document is shown twice.
         after T queries   one more turn has to answer
-        while it asks     the policy itself writes the document, from what it knows, at most E times
+        while it asks     the policy writes the document itself, from its own knowledge, at most E times
 
-*Wrong when* the retriever cannot find by words what the question does not name, or when the policy takes what the
-documents do not say for an answer: then no query follows, and more documents do not help.
+*Wrong when* a document that is needed has no word of the query: the retriever does not find it. Also wrong when the
+policy takes something in the documents for an answer that it is not: then no query follows.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ QUERY, REFINED, ANSWER = "Query:", "Refined Query:", "Final Answer:"
 
 
 async def unseen(retriever: Tool, query: str, seen: set[str], most: int) -> list[str]:
-    """The best passages for a query that are not in `seen`, at most `most`."""
+    """At most `most` passages for a query, best first, without those in `seen`."""
     return [passage for passage in (await retriever(query)).splitlines() if passage not in seen][:most]
 
 
@@ -66,11 +66,11 @@ async def curate(
     temperature: NonNegative = 1.0,
     max_tokens: Count | None = None,
 ) -> list[Trajectory]:
-    """A dialogue by the tool `teacher`, whose words become the policy's ids once.
+    """A dialogue by the tool `teacher`, whose words are tokenized once.
 
-    The teacher is asked in a chat: `instruction` (a system message with examples of the form), the problem, and then
-    its own turns with what was retrieved as the user's. Each turn is drawn `queries` times. One stays whose documents
-    hold one of metadata["sub_answers"] that was not found yet, if the problem has them, else any.
+    The teacher gets a chat: `instruction` (a system message with examples of the form), the problem, and then its own
+    turns, with the documents as the user's turns. Each turn is drawn `queries` times, and one draw is kept. It is a
+    draw whose documents hold one of metadata["sub_answers"] that was not found yet; if there is none, any draw.
     """
     chat: list[Message] = [{"role": "system", "content": instruction}] if instruction else []
     chat += messages_of(problem.prompt)
@@ -113,13 +113,13 @@ async def answer(
 ) -> list[Trajectory]:
     """One dialogue with the retriever, for held-out problems.
 
-    `shown` is what the user says of documents, with {number} and {documents} in it. `document` is the prompt by which
-    the policy writes a document itself, with {question} and {query}. metadata has the number of `searches`, and
-    `written`, the documents that the policy wrote.
+    `shown` is the user's message that shows documents, with {number} and {documents} in it. `document` is the prompt
+    for a document that the policy writes itself, with {question} and {query}. metadata["searches"] is the number of
+    searches, and metadata["written"] has the documents that the policy wrote.
     """
     dialogue, seen = Dialogue(policy, problem.prompt), set[str]()
     question = str(problem.metadata.get("question", problem.prompt))
-    queries, written = [question], list[str]()  # the question: where a turn has neither query nor answer
+    queries, written = [question], list[str]()  # the question is the query if the first turn has none
 
     async def step(text: str) -> str | None:
         if query := query_of(text):
@@ -143,24 +143,24 @@ async def answer(
 
 
 def filled(template: str, **fields: Any) -> str:
-    """A template with the fields in its braces; other braces stay."""
+    """A template with its fields filled in; other braces stay."""
     for name, value in fields.items():
         template = template.replace(f"{{{name}}}", str(value))
     return template
 
 
 def query_of(text: str) -> str:
-    """The query that a turn ends with; nothing where it asks for none."""
+    """The query at the end of a turn; "" if there is none."""
     return text.rpartition(QUERY)[2].strip() if QUERY in text else ""
 
 
 def holds(passages: Iterable[str], words: str) -> bool:
-    """Whether some passage has these words in it, in any case."""
+    """Whether some passage has these words in it; case does not matter."""
     return any(re.search(rf"\b{re.escape(words)}\b", passage, re.IGNORECASE) for passage in passages)
 
 
 def dialogues(groups: Iterable[list[Attempt]], *, right: bool = True) -> Iterator[Example]:
-    """A row for each dialogue that ended, with loss on its turns; with `right`, only where its answer is right."""
+    """A row for each dialogue with an answer, with loss on its turns; with `right`, only if the answer is right."""
     for group in groups:
         for attempt in group:
             if (attempt.verdict.status == "correct" or not right) and ANSWER in attempt.trajectory.text:

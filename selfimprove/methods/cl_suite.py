@@ -3,7 +3,7 @@
 A Comprehensive Survey of Continual Learning (Wang et al. 2024, arXiv:2302.00487). A round is a task k with data D_k:
 
     generate   predict the class of each new picture (test, then train)
-    verify     is it the label
+    verify     compare it with the label
     filter     D_k with its labels, and the memory M
     remember   M: a reservoir of all examples so far
     train      theta_k from theta_{k-1}, by the family:
@@ -11,15 +11,15 @@ A Comprehensive Survey of Continual Learning (Wang et al. 2024, arXiv:2302.00487
       ewc         L + lambda/2 sum_i F_i (theta_i - theta_{k-1,i})^2,  F = sum of the tasks' Fisher diagonals
                   (Kirkpatrick et al. 2017; one anchor, as in online EWC)
       lwf         L + T^2 KL(p_{k-1} || p_k) at temperature T over the classes seen before (Li and Hoiem 2016)
-      replay      L + CE(M), a batch of each a step (experience replay, ER)
-      agem        g - (g . r) / (r . r) r  where g . r < 0; g of L, r the gradient of CE(M) (Chaudhry et al. 2019)
-      prototypes  features stay as pre-trained; the class whose mean feature is nearest
-      adapters    the body stays; each task trains a bottleneck and a head of its own
+      replay      L + CE(M), a batch of D_k and one of M in each step (experience replay, ER)
+      agem        g - (g . r) / (r . r) r  if g . r < 0; g, r: gradients of L and CE(M) (Chaudhry et al. 2019)
+      prototypes  features stay as pre-trained; the answer is the class with the nearest mean feature
+      adapters    the body stays; each task trains its own bottleneck and head
 
     joint: finetune from the base policy on D_1 ... D_k together, an upper bound and no continual learner.
 
-Picks of one baseline a family are ours; the survey compares none. Labels are of all tasks in one head, and no task is
-named when a class is asked for (class-incremental).
+The choice of one baseline for a family is ours; the survey compares none. One head has the labels of all tasks, and the
+policy is not told the task of a picture (class-incremental).
 
 *Wrong when* the tasks' data may be kept: joint training is better. AA compares learners only at equal memory and steps.
 """

@@ -135,8 +135,8 @@ def tasks(
 ) -> Iterator[Problem]:
     """A problem for each new task, which asks for one of `labels` by the template `assess`.
 
-    A task that was cut off is left out, and so is one that has a share of `alike` of its 5-grams in common with a task
-    that was shown, an earlier one, or one of this pass. None: no such task is left out.
+    A task that was cut off is left out. So is a task that has a share `alike` of its 5-grams in common with one that
+    was shown, an earlier one, or one of this pass. None: no task is left out for this reason.
     """
     attempts = [attempt for group in groups for attempt in group]
     known = {str(m.text) for m in memory} | {text for a in attempts for text in a.problem.metadata["shown"]}

@@ -126,9 +126,9 @@ async def generate(
 ) -> list[Trajectory]:
     """All solutions found: the k = `n` drafts, `stage` 0, then those of each iteration. `iterations` is T.
 
-    In `review` and `refine`, {question}, {options} and {solution} are replaced, {scored} becomes the solution with its
-    step scores, and in `refine` {review} what the reviewer said. `lead` are the first words of a review: {step} in it
-    is the number of the first step whose score is below one half, and if there is none the words are left out.
+    In `review` and `refine`, {question}, {options} and {solution} are replaced, and {scored} becomes the solution with
+    its step scores. In `refine`, {review} becomes the review. `lead` has the first words of a review. {step} in it is
+    the number of the first step whose score is below one half. Without such a step the words are left out.
 
     Controls: `route` says which problems are refined, `keep: new` has the refined solutions replace the old ones
     whatever their scores, and `shuffled` deals scores out at random among a problem's solutions. `max_tokens` limits

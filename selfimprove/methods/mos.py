@@ -1,4 +1,4 @@
-"""MOS: an adapter for each task, merged with those before it, and found again at inference by the answers themselves.
+"""MOS: an adapter for each task, merged with the earlier ones; at inference the answers find the right adapter.
 
 MOS: Model Surgery for Pre-Trained Model-Based Class-Incremental Learning (Sun et al. 2024, arXiv 2412.09441). A round
 is a task b with data D_b; the pre-trained body phi is frozen.
@@ -12,13 +12,13 @@ is a task b with data D_b; the pre-trained body phi is frozen.
                mu_c, Sigma_c of the features of each new class; p_c, their mean without an adapter
                alignment: the head learns again, from draws of N(mu_c, Sigma_c) of every class so far
     answer     t_1: the task of the class whose p_c has the largest cosine with the picture's adapter-free features
-               t_{i+1}: the task of the class that the head gives with adapter t_i, until it repeats, 4 loops at most
+               t_{i+1}: the task of the class that the head gives with adapter t_i; until it repeats, at most 4 loops
                softmax(head with the last adapter) + softmax(b cosine)
 
-What of this is the paper's and what is our own choice is said in docs/methods/mos.md.
+docs/methods/mos.md says which parts are the paper's and which our own choice.
 
-*Wrong when* the classes of one task look like those of another: then the wrong adapter answers for itself. Wrong too
-where features of a class are far from Gaussian, which alignment draws from.
+*Wrong when* the classes of one task look like those of another: then a wrong adapter confirms its own task. Also wrong
+when the features of a class are far from Gaussian: alignment draws from a Gaussian.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ generate, filter = best_of_n, labelled
 
 LOOPS = 4
 SIMILARITY = 0.8  # the temperature of the orthogonality loss
-DRAWS = 5  # of each class in an epoch of alignment, times the batch size
+DRAWS = 5  # times the batch size: draws of each class in an epoch of alignment
 
 
 class Mos(Vit):
-    """A frozen body, an adapter a task, one head, and of each class what alignment and retrieval need.
+    """A frozen body, an adapter for each task, one head, and the statistics of each class for alignment and retrieval.
 
-    `tasks` are the classes of each task so far.
+    `tasks` has the classes of each task so far.
     """
 
     prototypes: torch.Tensor  # p_c, shape (classes, width)
     means: torch.Tensor  # mu_c, shape (classes, width)
     covariances: torch.Tensor  # Sigma_c, shape (classes, width, width)
-    task_of: torch.Tensor  # of each class, -1: not seen yet
+    task_of: torch.Tensor  # the task of each class; -1: not seen yet
 
     def __init__(self, *, tasks: list[list[int]], bottleneck: int, **options: int) -> None:
         super().__init__(**options)
@@ -79,12 +79,12 @@ class Mos(Vit):
         return features(self.body, pictures, lambda block, x: self.adapters[task][block](x))  # type: ignore[index]
 
     def cosines(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Of adapter-free features with each class's prototype, shape (n, classes); -1 for classes not seen."""
+        """Cosines of adapter-free features with the prototypes, shape (n, classes); -1 for classes not seen yet."""
         found = cosine_similarity(self.features(pictures)[:, None], self.prototypes, dim=-1)
         return found.masked_fill(self.task_of < 0, -1.0)
 
     def retrieved(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The head's logits with the last adapter, shape (n, classes), and the task of each loop's, (LOOPS, n)."""
+        """The head's logits with the last loop's adapter, shape (n, classes), and each loop's task, (LOOPS, n)."""
         every = torch.stack([self.head(self.adapted(pictures, task)) for task in range(len(self.adapters))])
         every = every.masked_fill(self.task_of < 0, -1e9)  # (tasks, n, classes)
         rows = torch.arange(len(pictures), device=every.device)
@@ -94,7 +94,7 @@ class Mos(Vit):
         return every[loops[-1], rows], torch.stack(loops)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        """The log of the ensemble's two probabilities, added up, shape (n, classes)."""
+        """The log of the sum of the ensemble's two probabilities, shape (n, classes)."""
         logits, _ = self.retrieved(pictures)
         plain = (len(self.adapters) * self.cosines(pictures)).masked_fill(self.task_of < 0, -1e9)
         return (softmax(logits, -1) + softmax(plain, -1) + 1e-9).log()
@@ -113,9 +113,9 @@ def train(
     align_epochs: NonNegative,
     align_rate: Rate,
 ) -> dict[str, float]:
-    """A task's adapter, and the head's alignment. `momentum` is alpha; `align_epochs` 0 leaves alignment out.
+    """Train a task's adapter, and align the head. `momentum` is alpha; with `align_epochs` 0 there is no alignment.
 
-    Returns the figures of `own.fit` of the adapter's training. Raises ConfigError and RunError as that does.
+    Returns the figures of `own.fit` of the adapter's training. Raises ConfigError and RunError as `own.fit` does.
     """
     before = own.start(context)
     x, y = own.inputs(rows, context.device), own.labels(rows, context.device)
@@ -145,7 +145,7 @@ def train(
 
 
 def next_task(net: nets.Net, classes: list[int], bottleneck: int, device: str) -> Mos:
-    """The net with one more adapter, which starts as the last one."""
+    """The net with one more adapter, a copy of the last one."""
     options = {name: value for name, value in net.options.items() if name not in ("tasks", "bottleneck")}
     larger = Mos(tasks=[*net.options.get("tasks", []), classes], bottleneck=bottleneck, **options)
     larger = grown(larger, net, device)
@@ -155,8 +155,8 @@ def next_task(net: nets.Net, classes: list[int], bottleneck: int, device: str) -
 
 
 def alike(found: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
-    """The orthogonality loss of a batch's features (n, width) and class means (k, width): each is to be most like
-    itself."""
+    """The orthogonality loss of a batch's features (n, width) and class means (k, width). It is small if each row is
+    most like itself."""
     every = torch.cat([means, found])
     return cross_entropy(every @ every.T / SIMILARITY, torch.arange(len(every), device=every.device))
 
@@ -182,7 +182,8 @@ def note(net: Mos, x: torch.Tensor, y: torch.Tensor, classes: list[int]) -> None
 
 
 def align(net: Mos, epochs: int, rate: float, count: int) -> None:
-    """Train the head on `count` features an epoch of each class so far, drawn from its Gaussian; a batch is as many."""
+    """Train the head. An epoch has `count` features of each class so far, drawn from its Gaussian; a batch has
+    `count`."""
     if not epochs:
         return
     seen = torch.nonzero(net.task_of >= 0)[:, 0]

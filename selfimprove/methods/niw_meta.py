@@ -1,7 +1,7 @@
-"""NIW-Meta: a prior over the weights of a net, learnt from episodes so that few examples suffice for a new one.
+"""NIW-Meta: a prior over the weights of a net, learnt from episodes, so that a new episode needs few examples.
 
 A Hierarchical Bayesian Model for Deep Few-Shot Meta Learning (Kim and Hospedales 2023, arXiv 2306.09702). An episode is
-a problem, with a support that is shown and a query that is asked.
+a problem. It has a support, with targets, and a query to predict.
 
     model      (mu, Sigma) ~ NIW,   theta_i ~ N(mu, Sigma) for episode i
                q(mu, Sigma) = NIW(m0, V0, l0, n0),   q(theta_i) = N(m_i, V_i);   Sigma, V0 and V_i are diagonal
@@ -15,12 +15,12 @@ a problem, with a support that is shown and a query that is asked.
                and one step of (m0, V0), through these two closed forms but not through SGLD, on
                    E_q[loss_i] + alpha/2 [tr(n0 V0^-1 V_i) + (m_i - m0)' n0 V0^-1 (m_i - m0) - log|V_i| + log|V0|]
 
-alpha is a temperature: 1 is Bayes. SGLD's noise has it too, so that for a loss with curvature A the iterates have the
-precision A~ = A / alpha, and m_i and V_i minimise the bound where loss_i is the quadratic of m~ and that curvature.
-n0 = d + 2 is kept. The net has m = m0 and log_v = log(V0 / n0).
+alpha is a temperature; 1 is exact Bayes. SGLD's noise has the same temperature: for a loss with curvature A the
+iterates have the precision A~ = A / alpha. If loss_i is the quadratic around m~ with this curvature, m_i and V_i
+minimise the bound. n0 = d + 2 is constant. The net has m = m0 and log_v = log(V0 / n0).
 
-*Wrong when* episodes have nothing in common but the form of the net: then a prior cannot help. Wrong too where few
-steps from m0 do not reach what fits an episode: the quadratic is then of a place where nobody stops.
+*Wrong when* episodes have only the form of the net in common: then a prior cannot help. Also wrong when a few steps
+from m0 do not reach weights that fit an episode: then the quadratic describes the loss at the wrong place.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ Steps = Annotated[int, Ge(0)]
 class Posterior:
     """Draws of weights for episodes, by variational inference on their supports.
 
-    q starts at m0 with the least variance that an episode has in training, where A~ is `ai_max` everywhere.
+    q starts at m0 with the smallest variance that training can give an episode: that of A~ = `ai_max`.
     """
 
     steps: int
@@ -74,7 +74,7 @@ class Posterior:
     draws: int
 
     def __call__(self, net: Prior, points: Points, seeds: Sequence[int]) -> torch.Tensor:
-        """theta ~ q, shape (draws, b, d). Each episode's come from its own seed."""
+        """theta ~ q, shape (draws, b, d). The draws of each episode come from its own seed."""
         import torch
 
         from selfimprove.policy.episodes import normal
@@ -98,7 +98,7 @@ class Posterior:
 
 @dataclass(frozen=True)
 class Descent:
-    """The control: gradient descent from m alone, as MAML adapts. One "draw" of weights."""
+    """The control: gradient descent from m, as in MAML. It gives one "draw" of weights."""
 
     steps: int
     rate: float
@@ -119,7 +119,7 @@ def descended(net: Prior, theta: torch.Tensor, points: Points, steps: int, rate:
 
 
 def clipped(grad: torch.Tensor, most: float = 10.0) -> torch.Tensor:
-    """Gradients (b, d), each episode's with a norm of at most `most`."""
+    """Gradients (b, d), with a norm of at most `most` for each episode."""
     import torch
 
     return grad * torch.clamp(most / grad.norm(dim=-1, keepdim=True).clamp(min=1e-12), max=1.0)
@@ -135,17 +135,17 @@ async def inferred(
     ai_max: NonNegative,
     samples: Samples,
 ) -> list[Trajectory]:
-    """One trajectory: the predictions for the query, by weights that are inferred from the support."""
+    """One trajectory: the predictions for the query, with weights inferred from the support."""
     return await _answered(problem, policy, Posterior(steps, learning_rate, alpha, ai_max, samples))
 
 
 async def descent(problem: Problem, policy: Policy, *, steps: Steps, learning_rate: Positive) -> list[Trajectory]:
-    """The same by gradient descent from m0."""
+    """One trajectory: the predictions for the query, with weights from gradient descent from m0."""
     return await _answered(problem, policy, Descent(steps, learning_rate))
 
 
 async def _answered(problem: Problem, policy: Policy, hook: Any) -> list[Trajectory]:
-    """The text has a line for each query point: the mean and the variance of each of its outputs."""
+    """A trajectory whose text has a line for each query point: the means of its outputs, then their variances."""
     (sample,) = await policy.sample(problem.prompt, hook=hook)
     assert problem.array is not None
     assert sample.array is not None
@@ -161,7 +161,7 @@ async def _answered(problem: Problem, policy: Policy, hook: Any) -> list[Traject
 
 
 def whole(groups: Iterable[list[Attempt]]) -> Iterator[Example]:
-    """An example for each episode: its array with the targets of the query in it, and all of its points counted."""
+    """An example for each episode: its array with the targets of the query filled in."""
     for attempt, *_ in groups:
         array, targets = attempt.problem.array, iter(attempt.problem.metadata["targets"])
         assert array is not None
@@ -187,8 +187,7 @@ def meta(
     learning_rate: Rate,
     batch_size: Batch,
 ) -> dict[str, float]:
-    """Learn m0 and V0. `steps`, `step_size` and `burnin` are of SGLD. Returns what `own.fit`
-    does."""
+    """Learn m0 and V0. `steps`, `step_size` and `burnin` are those of SGLD. Returns the figures of `own.fit`."""
 
     def loss(net: Prior, points: Points, shown: Points) -> torch.Tensor:
         mean, precision = quadratic(net, points, steps, step_size, alpha, burnin, ai_max)
@@ -208,13 +207,13 @@ def maml(
     learning_rate: Rate,
     batch_size: Batch,
 ) -> dict[str, float]:
-    """The control: m by the query's loss after `steps` of gradient descent on the support, and through them (Finn et
-    al. 2017, arXiv 1703.03400). With no steps it learns one net for all episodes."""
+    """The control: MAML (Finn et al. 2017, arXiv 1703.03400). It learns m by the query's loss after `steps` of gradient
+    descent on the support, with the gradient through these steps. With 0 steps it learns one net for all episodes."""
 
     def loss(net: Prior, points: Points, shown: Points) -> torch.Tensor:
         theta = descended(net, net.m.expand(len(points.x), -1), shown, steps, step_size, graph=True)
         asked = points._replace(counts=1 - shown.counts)
-        return net.loss(theta, asked).mean() + 0 * net.log_v.sum()
+        return net.loss(theta, asked).mean()
 
     return _learn(rows, context, loss, epochs, learning_rate, batch_size)
 
@@ -227,7 +226,7 @@ def _learn(
     learning_rate: float,
     batch_size: int,
 ) -> dict[str, float]:
-    """Steps on loss(net, points, support), of batches of episodes."""
+    """Train the net on batches of episodes by loss(net, points, support). Returns the figures of `own.fit`."""
     import torch
 
     from selfimprove.policy import nets
@@ -250,7 +249,8 @@ def _learn(
 def quadratic(
     net: Prior, points: Points, steps: int, step_size: float, alpha: float, burnin: int, ai_max: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """m~ and A~ of each episode, both (b, d), from SGLD: theta' = theta - e grad + sqrt(2 e alpha) noise. No graph."""
+    """m~ and A~ of each episode, both (b, d), from SGLD: theta' = theta - e grad + sqrt(2 e alpha) noise. No gradient
+    goes through them."""
     import torch
 
     theta, iterates = net.m.detach().repeat(len(points.x), 1).requires_grad_(), []
@@ -273,7 +273,7 @@ def closed_form(
 
 
 def objective(net: Prior, points: Points, m: torch.Tensor, v: torch.Tensor, alpha: float) -> torch.Tensor:
-    """The bound that an episode adds, shape (b,), in nats, up to a constant: E_q[loss] by one draw of theta, and alpha
+    """The bound of each episode, shape (b,), in nats, up to a constant: E_q[loss] by one draw of theta, plus alpha
     times the KL from the prior."""
     import torch
 
@@ -287,6 +287,6 @@ def penalty(m: torch.Tensor, v: torch.Tensor, m0: torch.Tensor, log_v: torch.Ten
 
 
 def figures(rounds: Sequence[Scores]) -> dict[str, float]:
-    """`coverage`: the share of query targets inside the 95 % interval of the prediction, where targets are numbers."""
+    """`coverage`: the share of query targets inside the 95 % interval of the prediction. Only for regression."""
     found = [float(answer) for answer in rounds[-1].answers if answer is not None]
     return {"coverage": sum(found) / len(found)} if found else {}

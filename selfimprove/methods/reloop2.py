@@ -1,11 +1,11 @@
-"""ReLoop2: a recommender that corrects its predictions by a memory of what was clicked, between updates of the model.
+"""ReLoop2: between updates of its model, a recommender corrects its predictions by a memory of recent clicks.
 
 ReLoop2: Building Self-Adaptive Recommendation Models via Responsive Error Compensation Loop (Zhu et al. 2023, arXiv
 2306.08808). A problem is a chunk of impressions, in order of time.
 
     base, once a round (slow)
-        train      f on what came in since its last update (in the first round: the warm-up)
-        remember   nothing: the keys of the memory were the old model's
+        train      f on the events since its last update (in the first round: the warm-up)
+        remember   empty the memory, because its keys came from the old model
     stream, chunk by chunk (fast, no gradient)
         generate   y_base = f(x), key h = its last hidden layer. With K neighbours of h in the memory, of labels y_i and
                    predictions y_base_i, at similarities s_i:
@@ -16,12 +16,13 @@ ReLoop2: Building Self-Adaptive Recommendation Models via Responsive Error Compe
         verify     the mean log-likelihood of the chunk's labels, which come in now
         remember   (h, y, y_base) of each event
 
-The paper has g = 1, so that y~ = (1 - lam) y_base + lam ybar. The memory is `sketch`, of constant size: each array
-hashes h to one of 2^L buckets and adds up (1, y, y_base) there. An array reads out its bucket's mean. Or the memory is
-`exact`: the events themselves. How the readouts of a sketch are weighed was not found: equally.
+The paper has g = 1, so that y~ = (1 - lam) y_base + lam ybar. There are two kinds of memory. A `sketch` has a constant
+size: each array hashes h to one of 2^L buckets and adds (1, y, y_base) there, and reads out the bucket's mean. The
+`exact` memory has the events themselves. The paper's weights of a sketch's readouts were not found; here they are
+equal.
 
-*Wrong when* what was clicked says nothing of what will be: noise is then added to a good prediction. Wrong too where
-the base model learns from each chunk faster than a memory forgets.
+*Wrong when* past clicks do not predict future ones: then the memory adds noise to a good prediction. Also wrong when
+the base model learns from each chunk faster than the memory forgets.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ from selfimprove.types import (
 
 
 class Readout(NamedTuple):
-    """What a memory says of n events, each of shape (n,); NaN where it knows nothing like the event."""
+    """A memory's answer for n events, each of shape (n,); NaN for an event without a neighbour in the memory."""
 
     labels: np.ndarray  # ybar
     predicted: np.ndarray  # ybar_b
@@ -65,7 +66,7 @@ class Readout(NamedTuple):
 
 
 def arrived(problems: list[Problem], *, step: Pass, parts: Count) -> list[Problem]:
-    """What came in since the last update: the warm-up in round 0, later the `parts` chunks of the round before."""
+    """The chunks since the last update: the warm-up in round 0, later the `parts` chunks of the round before."""
     last = step.round * parts
     return [p for p in problems if last - parts < p.metadata["chunk"] <= last]
 
@@ -101,7 +102,7 @@ async def compensated(
 
 
 def compensate(y_base: np.ndarray, found: Readout | None, lam: float, g: float) -> np.ndarray:
-    """y~, shape (n,). Where the memory knows nothing, y_base stays as it is."""
+    """y~, shape (n,). It is y_base for events without a neighbour in the memory."""
     if found is None:
         return y_base
     y_err = g * (found.labels - y_base) + (1 - g) * (found.labels - found.predicted)
@@ -109,7 +110,7 @@ def compensate(y_base: np.ndarray, found: Readout | None, lam: float, g: float) 
 
 
 def recall(memory: Sequence[Memory], keys: np.ndarray, neighbours: int, tau: float) -> Readout | None:
-    """What a memory, of either kind, says of events with these keys (n, d). None: it is empty."""
+    """The answer of a memory of either kind for events with these keys (n, d). None: the memory is empty."""
     if not memory:
         return None
     if memory[0].key.startswith("array"):
@@ -119,7 +120,7 @@ def recall(memory: Sequence[Memory], keys: np.ndarray, neighbours: int, tau: flo
 
 
 def _of_events(stored: np.ndarray, keys: np.ndarray, neighbours: int, tau: float) -> Readout:
-    """Softmax over the nearest by cosine; `stored` has rows (y, y_base, h)."""
+    """Means over the nearest events by cosine, weighted by a softmax; `stored` has rows (y, y_base, h)."""
     similar = _unit(keys) @ _unit(stored[:, 2:]).T
     k = min(neighbours, len(stored))
     nearest = np.argpartition(-similar, k - 1, axis=1)[:, :k]
@@ -130,7 +131,7 @@ def _of_events(stored: np.ndarray, keys: np.ndarray, neighbours: int, tau: float
 
 
 def _of_sketch(arrays: Sequence[tuple[np.ndarray, np.ndarray]], keys: np.ndarray) -> Readout:
-    """The mean over the arrays whose bucket is not empty of the bucket's mean."""
+    """Means of the buckets' means, over the arrays whose bucket is not empty."""
     read = np.array([sums[buckets(projections, keys)] for projections, sums in arrays])  # (arrays, n, 3)
     there = read[..., 0] > 0
     means = read[..., 1:] / np.maximum(read[..., :1], 1)
@@ -160,7 +161,7 @@ def exact(
     share: Share = 1.0,
     seed: int,
 ) -> Iterator[Memory]:
-    """The events themselves: of those with |y - y_base| > sigma, a random share. One memory a chunk."""
+    """The events themselves: a random `share` of those with |y - y_base| > `sigma`. One memory for each chunk."""
     yield from memory
     rng = np.random.default_rng(seed)
     for (attempt,) in groups:
@@ -173,8 +174,8 @@ def exact(
 def sketch(
     groups: Iterable[list[Attempt]], *, memory: Sequence[Memory], arrays: Count, bits: Count, seed: int
 ) -> Iterator[Memory]:
-    """Sums in buckets: `arrays` memories, each of L = `bits` directions of length d and of 2^L sums (1, y, y_base),
-    however much was seen."""
+    """Sums in buckets: `arrays` memories, each with L = `bits` directions of length d and 2^L sums of (1, y, y_base).
+    The size does not grow with the events."""
     rows = np.concatenate([_events(attempt) for (attempt,) in groups])
     width = rows.shape[1] - 2
     rng = np.random.default_rng(seed)
@@ -189,7 +190,7 @@ def sketch(
 
 
 def reset(groups: Iterable[list[Attempt]]) -> Iterator[Memory]:
-    """Nothing: the memory is empty."""
+    """No memory."""
     yield from ()
 
 
@@ -206,7 +207,7 @@ def _events(attempt: Attempt) -> np.ndarray:
 
 
 def predictions(problem: Problem, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """y_base (n,) and keys (n, d), of a draw of the click model."""
+    """y_base (n,) and keys (n, d) from a sample of the click model."""
     rows = np.array(sample.array).reshape(len(problem.metadata["labels"]), -1)
     return rows[:, 0], rows[:, 1:]
 
@@ -228,7 +229,7 @@ def rows(groups: Iterable[list[Attempt]]) -> Iterator[Example]:
 def fit(
     rows: Sequence[Example], context: TrainContext, *, epochs: Epochs, learning_rate: Rate, batch_size: Batch
 ) -> dict[str, float]:
-    """Train the click model on, by the cross-entropy. Returns what `own.fit` does."""
+    """Train the click model by cross-entropy, from its last weights. Returns the figures of `own.fit`."""
     import torch
 
     from selfimprove.policy import nets
@@ -248,7 +249,7 @@ def fit(
 
 
 def require_stage(config: Config, stage: Stage, where: str) -> None:
-    """Raises ConfigError where the stream has fewer chunks than the run goes through."""
+    """Raises ConfigError if the stream has fewer chunks than the run needs."""
     stream, there = config.stages.get("stream"), (config.dataset.model_extra or {}).get("train_size")
     if stream and there is not None and config.rounds * stream.parts > there:
         said = f"of {stream.parts} chunks each (method.stages.stream.parts), and dataset.train_size={there}"
@@ -256,6 +257,6 @@ def require_stage(config: Config, stage: Stage, where: str) -> None:
 
 
 def figures(rounds: Sequence[Scores]) -> dict[str, float]:
-    """`gauc`: by user, the mean over the held-out chunks that have one."""
+    """`gauc`: the gAUC by user, as a mean over the held-out chunks that have one."""
     found = [float(answer) for answer in rounds[-1].answers if answer is not None]
     return {"gauc": float(np.mean(found))} if found else {}

@@ -1,9 +1,9 @@
-"""SEMA: a mixture of adapters that grows where new data look unlike all that its adapters have seen.
+"""SEMA: a mixture of adapters that grows if new data are unlike all earlier data.
 
 Self-Expansion of Pre-trained Models with Mixture of Adapters for Continual Learning (Wang et al. 2024, arXiv
-2403.18886). A round is a task t with data D_t; the pre-trained body is frozen. Each of its last blocks has k modules of
-an adapter A_j and a descriptor R_j, an autoencoder of the block's input x, averaged over tokens, and a router with a
-column for each.
+2403.18886). A round is a task t with data D_t; the pre-trained body is frozen. Each of its last blocks has k modules
+and a router with a column for each. A module is an adapter A_j and a descriptor R_j. The descriptor is an autoencoder
+of the block's input x, averaged over tokens.
 
     generate   predict the class of each new picture (test, then train)
     filter     D_t with its labels
@@ -12,14 +12,14 @@ column for each.
                    a block that has not grown in this task, and has min_j z_j > threshold, gets a module:
                        A, its router column and the head learn CE(D_t) over the new classes
                        R learns |R(x) - x|^2; mean and std of its errors are kept
-                       all of it is frozen, and the scan begins anew
-               where no block grew, the head alone learns CE(D_t)
+                       A, R and the column are frozen, and the scan starts again
+               if no block grew, only the head learns CE(D_t)
     answer     each of these blocks adds sum_j softmax(router(mean x))_j A_j(x)
 
-What of this is the paper's and what is our own choice is said in docs/methods/sema.md.
+docs/methods/sema.md says which parts are the paper's and which our own choice.
 
-*Wrong when* a task changes what a picture means and not how it looks: then nothing is unlike, and nothing grows. Wrong
-too where each task looks new: then it is one adapter a task, with a router in the way.
+*Wrong when* a task changes the meaning of pictures but not their look: then z is small, and no block grows. Also wrong
+when every task looks new: then there is one adapter for each task, and the router only adds errors.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ __all__ = ["figures", "filter", "generate", "require_stage", "train"]
 
 generate, filter = best_of_n, labelled
 
-BUFFER = 500  # errors of a descriptor that its mean and std are of
+BUFFER = 500  # the mean and std of a descriptor are over so many errors
 
 
 class Mixture(torch.nn.Module):
-    """The modules of one block: adapters, descriptors with the mean and std of their errors, and router columns."""
+    """The modules of one block: adapters, router columns, and descriptors with the mean and std of their errors."""
 
     def __init__(self, count: int, width: int, bottleneck: int, descriptor: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Mixture(torch.nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | None:
-        """What goes into a block, shape (n, tokens, width), to what is added to its output; None without an adapter."""
+        """From a block's input, shape (n, tokens, width), what is added to its output; None without an adapter."""
         if not self.adapters:
             return None
         pooled = x.mean(1)
@@ -74,7 +74,7 @@ class Mixture(torch.nn.Module):
         return (every * shares[:, None, None]).sum(-1)
 
     def error(self, x: torch.Tensor, which: int) -> torch.Tensor:
-        """A descriptor's mean square error on each picture's mean token, shape (n,)."""
+        """A descriptor's mean squared error on each picture's mean token, shape (n,)."""
         pooled = x.mean(1)
         found: torch.Tensor = (self.descriptors[which](pooled) - pooled).square().mean(-1)
         return found
@@ -89,7 +89,7 @@ class Mixture(torch.nn.Module):
 
 
 class Sema(Vit):
-    """A frozen body and one head for the classes `seen`. `modules_of` says how many modules each last block has."""
+    """A frozen body and one head for the classes `seen`. `modules_of` has the number of modules of each last block."""
 
     def __init__(
         self, *, modules_of: list[int], bottleneck: int, descriptor: int, seen: list[int], **options: int
@@ -109,7 +109,7 @@ class Sema(Vit):
         return features(self.body, pictures, self._added)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Logits, shape (n, classes); no class that was not seen can be."""
+        """Logits, shape (n, classes); a class that was not seen cannot be the answer."""
         return only(super().forward(pictures), self.options["seen"])
 
     def _added(self, block: int, x: torch.Tensor) -> torch.Tensor | None:
@@ -117,7 +117,7 @@ class Sema(Vit):
 
     @torch.no_grad()
     def inputs(self, pictures: torch.Tensor) -> list[torch.Tensor]:
-        """What goes into each of the last blocks, shapes (n, tokens, width)."""
+        """The inputs of the last blocks, each of shape (n, tokens, width)."""
         seen: list[torch.Tensor] = []
 
         def added(block: int, x: torch.Tensor) -> torch.Tensor | None:
@@ -130,7 +130,7 @@ class Sema(Vit):
 
 @dataclass
 class Learning:
-    """How the parts of a net learn a task, one after another, and what came of it."""
+    """Trains the parts of a net on a task, one after another, and keeps the figures."""
 
     context: TrainContext
     x: torch.Tensor  # pictures, shape (n, size, size)
@@ -141,7 +141,7 @@ class Learning:
     def fit(
         self, net: Sema, loss: Callable[[list[int]], torch.Tensor], epochs: float, rate: float, parts: list[Any]
     ) -> None:
-        """`own.fit` of some of a net's parts on the task; the log's steps go on from one call to the next."""
+        """Run `own.fit` on some of a net's parts; the log's step numbers go on from call to call."""
         done = sum(found["steps"] for found in self.fits)
         context = replace(self.context, log=lambda record: self.context.log(record | {"step": record["step"] + done}))
         steps = own.batches(len(self.x), epochs, self.batch_size, self.context.seed)
@@ -149,7 +149,7 @@ class Learning:
         self.fits.append(own.fit(net, steps, loss, context, learning_rate=rate, parameters=weights))
 
     def classify(self, net: Sema, epochs: float, rate: float, parts: list[Any]) -> None:
-        """The head and `parts` learn the task's classes."""
+        """Train the head and `parts` on the task's classes."""
         classes = sorted(set(self.y.tolist()))
 
         def loss(batch: list[int]) -> torch.Tensor:
@@ -158,7 +158,7 @@ class Learning:
         self.fit(net, loss, epochs, rate, [net.head, *parts])
 
     def describe(self, net: Sema, place: int, epochs: float, rate: float) -> None:
-        """The newest descriptor of a block learns what goes into it."""
+        """Train the newest descriptor of a block on the block's input."""
         mixture, x = net.blocks()[place], net.inputs(self.x)[place]
         last = len(mixture.adapters) - 1
         self.fit(net, lambda batch: mixture.error(x[batch], last).mean(), epochs, rate, [mixture.descriptors[last]])
@@ -167,7 +167,7 @@ class Learning:
             mixture.statistics[last].copy_(torch.stack([errors.mean(), errors.std(correction=0)]))
 
     def figures(self) -> dict[str, float]:
-        """Those of all fits: sums, and the mean loss of the last one."""
+        """The figures of all fits: sums, and the mean loss of the last fit."""
         total = {name: sum(found[name] for found in self.fits) for name in ("steps", "seconds", "tokens")}
         return {"loss": self.fits[-1]["loss"], **total}
 
@@ -187,11 +187,12 @@ def train(
     batch_size: Batch,
     shared: bool = False,
 ) -> dict[str, float]:
-    """A task's modules, and the head. `blocks` is how many of the last blocks can grow. With `shared` none grows after
-    the first task, and their only adapters learn on.
+    """Train a task's modules, and the head. `blocks` is the number of last blocks that can grow. With `shared` none
+    grows after the first task, and their only adapters learn every task.
 
-    Returns the figures of `own.fit`, `grown` (blocks that grew), and of each of these blocks `modules/B` and `z/B`, how
-    unlike the task was before it was learnt. Raises ConfigError and RunError as `own.fit`.
+    Returns the figures of `own.fit` and `grown`, the number of blocks that grew. For each of these blocks `modules/B`
+    is its number of modules, and `z/B` is min_j z_j before the task was learnt. Raises ConfigError and RunError as
+    `own.fit`.
     """
     task = Learning(context, own.inputs(rows, context.device), own.labels(rows, context.device), batch_size)
     classes = set(task.y.tolist())
@@ -216,7 +217,7 @@ def train(
 
 
 def scan(net: Sema, x: torch.Tensor, threshold: float, grew: set[int]) -> int | None:
-    """The first block, counted among those that can grow, to which the pictures are unlike; None: there is none."""
+    """The place, among the blocks that can grow, of the first one with z above the threshold; None: there is none."""
     for place, (mixture, seen) in enumerate(zip(net.blocks(), net.inputs(x), strict=True)):
         if place not in grew and mixture.unlike(seen) > threshold:
             return place
@@ -230,7 +231,7 @@ def larger(net: Sema, place: int, device: str) -> Sema:
 
 
 def _opened(net: nets.Net, classes: set[int], blocks: int, bottleneck: int, descriptor: int, device: str) -> Sema:
-    """The net with these classes too, as one that can grow; without a module yet, unless it has some already."""
+    """The net as a `Sema` that also knows these classes. A net of another kind gets blocks without a module."""
     options = net.options | {"seen": sorted({*net.options.get("seen", []), *classes})}
     if not isinstance(net, Sema):
         counts = [0] * min(blocks, options["blocks"])

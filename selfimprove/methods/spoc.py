@@ -18,8 +18,8 @@ Boosting LLM Reasoning via Spontaneous Self-Correction (Zhao et al. 2025, arXiv 
 
     answer     the last y
 
-Proposer and verifier are one policy. A message is sampled behind the ids of those before it, so that a response has the
-distribution of a single generation, and each message is a sample with a reward of its own.
+Proposer and verifier are one policy. The prompt ids of a message are the ids of all messages before it. So a response
+has the distribution of a single generation. Each message is a sample with its own reward.
 
 What of this is the paper's and what is our own choice is said in docs/methods/spoc.md.
 

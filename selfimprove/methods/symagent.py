@@ -1,21 +1,21 @@
-"""SymAgent: an agent plans by rules of a graph, searches graph and documents, and learns from what it explored.
+"""SymAgent: an agent plans by rules of a graph, searches graph and documents, and learns from its own trajectories.
 
 SymAgent: A Neural-Symbolic Self-Learning Agent Framework for Complex Reasoning over Knowledge Graphs (Liu et al. 2025,
 arXiv 2502.03283).
 
-    trajectory mu   a question q, then texts of the policy, each a thought and an action, with what comes of it:
+    trajectory mu   a question q, then turns of the policy, each a thought and an action, with the observation:
         getReasoningPath(q)      rules of the k known questions nearest to q, found by breadth-first search in the graph
-        searchNeighbor(e, r)     the entities that the graph has, or that mu has added to it
-        wikiSearch(e, r)         documents; the triples (e, r, e') that the next text reads out of them join the graph
+        searchNeighbor(e, r)     entities of the graph, with the triples that mu has added
+        wikiSearch(e, r)         documents; the triples (e, r, e') that the next turn states join the graph
         finish(e1, .., en)       the answers A_mu
     reward r(mu) = |A_mu & A_gt| / |A_gt|
     explore         mu for each q, at temperature 1
-    refine          mu^ by the same policy, which is shown mu and r(mu)
-    merge           of mu and mu^ the one of higher reward; equal and above 0: the shorter; both 0: neither
-    train           from the last policy, with loss on its texts alone; again in the next round
+    refine          mu^ by the same policy, which sees mu and r(mu)
+    merge           mu or mu^, whichever has the higher reward; the shorter one if equal; neither if both are 0
+    train           from the last policy, with loss on its turns only; repeated in each round
 
-*Wrong when* an answer can be right by a wrong path: the reward does not see it, and the path is learnt. Wrong too where
-documents do not name what the graph lacks.
+*Wrong when* a wrong path can lead to a right answer: the reward does not see it, and the path is learnt. Also wrong
+when documents do not name what the graph lacks.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ from selfimprove.verify import Outcome
 train = sft
 
 TOOLS = ("knowledge", "retriever")  # what its solvers call
-NOTHING = "none"  # is observed where a search finds nothing
+NOTHING = "none"  # the observation after a search that finds nothing
 _ACTION = re.compile(r"(getReasoningPath|searchNeighbor|wikiSearch|finish)\(([^()]*)\)")
 _TRIPLE = re.compile(r"^\(([^(),]+), ([^(),]+), ([^(),]+)\)", re.MULTILINE)
 
 
 class Episode:
-    """What the actions of one trajectory do. Its graph has the tool's triples and those that it read out itself."""
+    """Takes the actions of one trajectory. Its graph has the tool's triples and those that the trajectory extracted."""
 
     def __init__(self, problem: Problem, tools: Mapping[str, Any], passages: int) -> None:
         self.question = str(problem.metadata.get("question", problem.prompt))
         self.tools, self.passages = tools, passages
         self.graph = Graph([], over=tools["knowledge"].graph)
-        self.asked: tuple[str, str] | None = None  # what documents were last searched for
+        self.asked: tuple[str, str] | None = None  # entity and relation of the last search of documents
         self.extracted = list[Triple]()
 
     async def __call__(self, text: str) -> str | None:
-        """What comes of the last action in a text; None: it finishes, or does nothing."""
+        """The observation after the last action in a text; None: it finishes, or has no action."""
         self.extract(text)
         found = _ACTION.findall(text)
         if not found or found[-1][0] == "finish":
@@ -70,7 +70,7 @@ class Episode:
         return " ".join(passages[: self.passages]) or NOTHING
 
     def extract(self, text: str) -> None:
-        """Add the triples of a text to the graph: those about what documents were just searched for."""
+        """Add triples of a text to the graph, if they are about the entity and relation just searched for."""
         for triple in _TRIPLE.findall(text) if self.asked else ():
             if triple[:2] == self.asked and self.graph.add(triple):
                 self.extracted.append(triple)
@@ -89,9 +89,9 @@ async def explore(
     temperature: NonNegative = 1.0,
     max_tokens: Count | None = None,
 ) -> list[Trajectory]:
-    """A trajectory mu, and mu^ for which the policy is shown it; mu alone where `refine` is None.
+    """A trajectory mu, and mu^, before which the policy sees mu; only mu if `refine` is None.
 
-    `refine` stands behind mu and asks for mu^, with {reward} in it. metadata["refined"] says which one is which.
+    `refine` is the message after mu that asks for mu^, with {reward} in it. metadata["refined"] is true for mu^.
     """
     options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
     dialogue = Dialogue(policy, problem.prompt)
@@ -116,7 +116,7 @@ async def answer(
     temperature: NonNegative = 0.0,
     max_tokens: Count | None = None,
 ) -> list[Trajectory]:
-    """One trajectory, for held-out problems. metadata["extracted"] has the triples that it read out of documents."""
+    """One trajectory, for held-out problems. metadata["extracted"] has the triples that it found in documents."""
     options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
     return [await _episode(problem, Dialogue(policy, problem.prompt), tools, steps, passages, options)]
 
@@ -130,7 +130,7 @@ async def _episode(
     options: Mapping[str, Any],
     refined: bool = False,
 ) -> Trajectory:
-    """One trajectory behind the ids of a dialogue that has no sample yet."""
+    """One trajectory that continues a dialogue without samples."""
     episode = Episode(problem, tools, passages)
     await act(dialogue, episode, actions=steps, **options)
     metadata = {"refined": refined, "extracted": [list(triple) for triple in episode.extracted]}
@@ -140,7 +140,7 @@ async def _episode(
 async def seeds(
     problem: Problem, policy: Policy, *, steps: Count, passages: Count, tools: Mapping[str, Any], seed: int
 ) -> list[Trajectory]:
-    """A trajectory by the tool `teacher`, whose words become the policy's ids once: the form, for a small policy."""
+    """A trajectory by the tool `teacher`, whose words are tokenized once. It teaches a small policy the form."""
     chat = messages_of(problem.prompt)
     dialogue, episode = Dialogue(policy, problem.prompt), Episode(problem, tools, passages)
     for _ in range(steps + 1):
@@ -166,9 +166,9 @@ def right(groups: Iterable[list[Attempt]]) -> Iterator[Example]:
 
 
 def merged(groups: Iterable[list[Attempt]]) -> Iterator[Example]:
-    """A row a problem: the trajectory of highest reward, the shortest of those; none where all rewards are 0.
+    """A row for each problem: the shortest trajectory of the highest reward; none if all rewards are 0.
 
-    The row of a refined trajectory is its texts behind the problem's own prompt, without what it was shown.
+    The row of a refined trajectory has its turns after the problem's own prompt, without the first trajectory.
     """
     for group in groups:
         whole_ones = [a for a in group if a.trajectory.samples[-1].finish == "stop" and a.verdict.reward > 0]

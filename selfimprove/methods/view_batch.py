@@ -1,16 +1,16 @@
-"""Several views of a picture side by side, and a rest V times longer before it comes again.
+"""Several views of a picture side by side, and a V times longer interval before the picture comes again.
 
 Do Your Best and Get Enough Rest for Continual Learning (Kang et al. 2025, arXiv:2503.18371), by the released code. For
 a task with n pictures, a batch of B and V views:
 
     order      an epoch takes n/V pictures of a permutation, the next epoch the next n/V; after V epochs a new one. Each
-               picture stands V times in a row. So it comes again after V L steps, not L = n/B, in as many steps
-    views      the first of the V is the picture, the others are strongly augmented
-    loss       L_base of all V views  +  alpha mean_v KL(stopgrad p(first) || p(v)),  the second from epoch E on
+               picture stands V times in a row. So it comes again after V L steps instead of L = n/B
+    views      the first of the V is the picture itself, the others are strongly augmented
+    loss       L_base of all V views  +  alpha mean_v KL(stopgrad p(first) || p(v)),  the second term from epoch E on
 
-L_base is that of a family of `train/continual.py`. Pictures in memory are shown as they are.
+L_base is the loss of a family of `train/continual.py`. Pictures in memory are shown as they are.
 
-*Wrong when* a task is gone through once: then nothing comes again, and a batch of n/V pictures only has fewer of them.
+*Wrong when* a task has a single epoch: then no picture comes again, and the learner only sees fewer of them.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ generate, filter, remember, train = best_of_n, labelled, reservoir, continual
 
 @dataclass
 class Views:
-    """What `views` makes: the order, the pictures and the second term of the loss."""
+    """The order, the pictures and the second term of the loss."""
 
     repeat: int  # V
     alpha: float
-    start: int  # E
+    start: int  # E, from 0
     generator: torch.Generator
-    _epochs: list[int] = field(default_factory=list)  # of each step still to come
+    _epochs: list[int] = field(default_factory=list)  # of each step to come
 
     def batches(self, count: int, epochs: float, size: int, seed: int) -> list[list[int]]:
-        """The rows of each step, V in a row the same; as many steps as an order without views has.
+        """The rows of each step, each V times in a row. There are as many steps as without views.
 
-        Raises ValueError where V does not divide the batch.
+        Raises ValueError if V does not divide the batch.
         """
         if size % self.repeat:
             raise ValueError(f"train.views.repeat={self.repeat} must divide train.batch_size={size}")
@@ -58,7 +58,7 @@ class Views:
         return steps
 
     def pictures(self, x: torch.Tensor) -> torch.Tensor:
-        """Pictures (n, size, size), of which each V-th stays as it is."""
+        """Pictures (n, size, size): the first of each V as it is, the others augmented."""
         shown = augmented(x, self.generator)
         shown[:: self.repeat] = x[:: self.repeat]
         return shown
@@ -66,14 +66,14 @@ class Views:
     def loss(self, logits: torch.Tensor) -> torch.Tensor | float:
         """alpha KL of a step's logits (n, classes), 0 before epoch E."""
         epoch = self._epochs.pop(0)
-        whole = len(logits) // self.repeat * self.repeat  # the last step can end amid a picture's views
+        whole = len(logits) // self.repeat * self.repeat  # the last step can end between two views of a picture
         if self.alpha == 0 or epoch < self.start or self.repeat == 1 or not whole:
             return 0.0
         return self.alpha * spread(logits[:whole].reshape(-1, self.repeat, logits.shape[-1]))
 
 
 def views(*, repeat: Count = 4, alpha: NonNegative = 1.0, start: Annotated[int, Ge(0)] = 5, seed: int) -> Views:
-    """V views a picture, the weight of their divergence, and the epoch from which on it counts."""
+    """V views of each picture. `alpha` is the weight of the KL term, which counts from epoch `start` on (from 0)."""
     return Views(repeat, alpha, start, torch.Generator().manual_seed(seed))
 
 
@@ -85,8 +85,8 @@ def spread(logits: torch.Tensor) -> torch.Tensor:
 
 
 def augmented(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Pictures (n, size, size) moved by up to an eighth of their size, dimmed to 60 % or less so, with a square of a
-    quarter of their size blanked out."""
+    """Pictures (n, size, size), moved by up to an eighth of their size and dimmed to 60 to 100 %. A square with a side
+    of a quarter of their size is blank."""
     n, size = x.shape[:2]
     reach, side = max(1, size // 8), size // 4
 

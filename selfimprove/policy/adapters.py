@@ -1,4 +1,4 @@
-"""Adapters in the blocks of a frozen vision transformer: what methods add to it, task by task."""
+"""Adapters in the blocks of a frozen vision transformer, which methods add task by task."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Larger = TypeVar("Larger", bound=nets.Net)
 
 
 class Bottleneck(torch.nn.Module):
-    """Down, ReLU, up: shape (..., width) to (..., width). It gives 0 until it is trained."""
+    """Down, ReLU, up: shape (..., width) to (..., width). Its output is 0 until it is trained."""
 
     def __init__(self, width: int, bottleneck: int) -> None:
         super().__init__()
@@ -29,9 +29,9 @@ class Bottleneck(torch.nn.Module):
 def features(
     body: ViTModel, pictures: torch.Tensor, added: Callable[[int, torch.Tensor], torch.Tensor | None]
 ) -> torch.Tensor:
-    """Pictures, shape (n, size, size), to features, (n, width), where `added` stands beside each block.
+    """Pictures, shape (n, size, size), to features, (n, width), with `added` beside each block.
 
-    It gets the number of a block and what goes into it, (n, tokens, width), and gives what is added to what comes out.
+    `added` gets the number of a block and its input, (n, tokens, width). Its result is added to the block's output.
     """
     x = body.embeddings(pictures[:, None])
     for number, block in enumerate(body.layers):
@@ -41,14 +41,14 @@ def features(
 
 
 def grown(larger: Larger, net: nets.Net, device: str) -> Larger:
-    """The larger net with all weights of the other, and its body frozen."""
+    """The larger net with all weights of the other net, and with a frozen body."""
     larger.load_state_dict(net.state_dict(), strict=False)
     larger.get_submodule("body").requires_grad_(False)
     return larger.to(device).train()
 
 
 def only(logits: torch.Tensor, classes: list[int]) -> torch.Tensor:
-    """Logits, shape (n, classes), where no other class than these can be."""
+    """Logits, shape (n, classes), in which only these classes are possible."""
     kept = torch.full_like(logits, -1e9)
     kept[:, classes] = logits[:, classes]
     return kept

@@ -12,8 +12,8 @@ from selfimprove.policy.nets import Net
 class Clicks(Net):
     """Logits of clicks. `users` and `items` are the sizes of the tables; ids are taken modulo them (the hashing trick).
 
-    A draw answers a chunk of events, an array of shape (events, 2) of user and item, by an array of shape (events, 1 +
-    hidden), row by row: the probability of a click, then the last hidden layer, by which a memory is asked.
+    A chunk of events is an array of shape (events, 2): user and item. A draw is an array of shape (events, 1 + hidden):
+    the probability of a click, then the last hidden layer, which is the key of a memory.
     """
 
     def __init__(self, *, users: int, items: int, width: int = 8, hidden: int = 16) -> None:

@@ -188,7 +188,7 @@ def net(path: str, model: Model, hardware: Hardware, problems: Sequence[Problem]
 
 
 def require_net(config: Config, trains: bool) -> None:
-    """Raises ConfigError where the model's folder holds no net."""
+    """Raises ConfigError if the model's folder has no net."""
     from selfimprove.policy import models, nets
 
     nets.load(models.resolve(config.model.name, config.model.path))

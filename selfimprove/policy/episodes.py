@@ -1,7 +1,7 @@
-"""A distribution over the weights of a small net, for engine=net: what a new episode starts from.
+"""A prior over the weights of a small net, for engine=net. Each new episode starts from it.
 
-An episode is an array of shape (points, inputs + outputs + 1): x, y, and 1 for a point of the support, 0 for one of the
-query. The y of a query point is 0 there: nobody who answers is shown it.
+An episode is an array of shape (points, inputs + outputs + 1). Its columns are x, y, and 1 for a point of the support
+or 0 for a point of the query. The y of a query point is 0, so that the policy cannot see the target.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from selfimprove.policy.nets import Net
 
 
 class Points(NamedTuple):
-    """Of b episodes: inputs (b, n, inputs), targets (b, n, outputs), and 1 where a point counts (b, n)."""
+    """Of b episodes: inputs (b, n, inputs), targets (b, n, outputs), and 1 for each point that counts (b, n)."""
 
     x: torch.Tensor
     y: torch.Tensor
@@ -25,11 +25,11 @@ class Points(NamedTuple):
 
 
 class Prior(Net):
-    """Weights theta ~ N(m, exp(log_v)), both of shape (d,), of a net of two hidden layers.
+    """Weights theta ~ N(m, exp(log_v)), both of shape (d,), of a net with two hidden layers.
 
-    `classes` false: y has normal noise of standard deviation `noise`; true: y is a class, one-hot. A draw answers an
-    episode by an array of shape (points, 2 * outputs): the mean and the variance of the prediction of each point. The
-    request's hook infers them from the support; without one they are those of a net with the weights m.
+    `classes` false: y has normal noise of standard deviation `noise`; true: y is a class, one-hot. A draw for an
+    episode is an array of shape (points, 2 * outputs): the mean and the variance of the prediction at each point. The
+    request's hook infers theta from the support. Without a hook theta is m.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Prior(Net):
         return losses
 
     def read(self, episodes: torch.Tensor) -> Points:
-        """The support of episodes (b, n, inputs + outputs + 1); points of the query do not count.
+        """The points of episodes (b, n, inputs + outputs + 1); only points of the support count.
 
         Raises ValueError for episodes of another width.
         """
@@ -94,6 +94,6 @@ class Prior(Net):
 
 
 def normal(seeds: list[int], width: int, like: torch.Tensor) -> torch.Tensor:
-    """Standard normals (b, width), a row from each seed alone, of the kind and place of `like`."""
+    """Standard normals (b, width), one row from each seed, with dtype and device of `like`."""
     rows = [torch.randn(width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
     return torch.stack(rows).to(like)

@@ -25,9 +25,9 @@ def cache_root() -> Path:
 def resolve(name: str, path: str) -> str:
     """The folder or hub id to load for the model `name` of conf/model/, whose config has `path`.
 
-    `package` means the folder `name` in this package. `made` means a folder of the cache, where `fit.require_there` has
-    the model trained that `studies/made/<name>.py` makes. An existing folder is used as it is. A hub id is looked up in
-    the cache first (`models/<hub id>`, where scripts/fetch.py puts it), else left to the hub. Raises ConfigError for a
+    `package` means the folder `name` in this package. `made` means a folder of the cache; `fit.require_there` puts the
+    model there that `studies/made/<name>.py` makes. An existing folder is used as it is. A hub id is looked up in the
+    cache first (`models/<hub id>`, where scripts/fetch.py puts it), else left to the hub. Raises ConfigError for a
     model that the package does not make.
     """
     if path == "package":
@@ -36,7 +36,7 @@ def resolve(name: str, path: str) -> str:
         script = PACKAGED.parent / "studies" / "made" / f"{name}.py"
         if not script.is_file():
             raise ConfigError(f"model.path=made: the package makes no model {name}", "model.path")
-        mark = hashlib.blake2b(script.read_bytes(), digest_size=4).hexdigest()  # of what it learns
+        mark = hashlib.blake2b(script.read_bytes(), digest_size=4).hexdigest()  # a changed script makes another model
         return str(cache_root() / "made" / f"{name}-{mark}")
     for folder in (Path(path).expanduser(), cache_root() / "models" / path):
         if (folder / "config.json").is_file() or is_adapter(folder):

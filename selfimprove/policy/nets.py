@@ -1,7 +1,7 @@
 """Policies that are torch modules: an array in, a class or numbers out.
 
 A policy folder has config.json, which names the module's class and its options, and model.safetensors. A class is a
-completion of one id, with its log-probability; numbers are a sample's `array`. The engine of draws asks a net for many
+completion of one id, with its log-probability. Numbers are a sample's `array`. The engine of draws asks a net for many
 draws at once.
 """
 
@@ -26,7 +26,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 class Net(torch.nn.Module):
-    """A module that is made anew by `type(net)(**net.options)`. `options` are JSON."""
+    """A module that `type(net)(**net.options)` makes again. `options` can be written as JSON."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Net(torch.nn.Module):
 
 
 class Classifier(Net):
-    """`forward` gives logits, shape (n, classes). Temperature 0 draws the likeliest class."""
+    """`forward` gives logits, shape (n, classes). At temperature 0 the draw is the likeliest class."""
 
     def draws(self, inputs: torch.Tensor, requests: list[Request]) -> list[Draw]:
         logprobs = torch.log_softmax(self(inputs).float(), -1).cpu().numpy()
@@ -50,7 +50,7 @@ class Classifier(Net):
 
 
 class Regressor(Net):
-    """`forward` gives numbers, shape (n, k). A draw is these numbers; it has no density."""
+    """`forward` gives numbers, shape (n, k). A draw is these numbers; it has no probability."""
 
     def draws(self, inputs: torch.Tensor, requests: list[Request]) -> list[Draw]:
         rows = self(inputs).float().tolist()
@@ -67,18 +67,18 @@ def _class(logprobs: np.ndarray, request: Request) -> int:
 
 
 def read(path: str, device: str = "cpu") -> Distribution:
-    """The net in a policy folder, as a function that draws from it. Raises ConfigError when there is none.
+    """The net in a policy folder, as a function that draws from it. Raises ConfigError if there is none.
 
-    It computes in float64 and rounds to float32, so that the batch size does not show in a draw.
+    It computes in float64 and rounds to float32, so that a draw does not depend on the batch size.
     """
     net = load(path).double().eval().to(device)
 
     def draw(requests: list[Request]) -> list[Draw]:
         arrays = [request.array for request in requests]
         if any(array is None for array in arrays):
-            raise ValueError("engine=net answers arrays, and a problem has none")
+            raise ValueError("engine=net needs an array in each problem, and a problem has none")
         rows = [(array.shape, array.data) for array in arrays if array]
-        if any(shape != rows[0][0] for shape, _ in rows):  # arrays of unlike shapes: one by one
+        if any(shape != rows[0][0] for shape, _ in rows):  # arrays of different shapes: one by one
             return [one for request in requests for one in draw([request])]
         inputs = torch.tensor([data for _, data in rows], dtype=torch.float64, device=device)
         with torch.inference_mode():
@@ -88,7 +88,7 @@ def read(path: str, device: str = "cpu") -> Distribution:
 
 
 def load(path: str | Path) -> Net:
-    """The net in a policy folder, in float32 on the CPU. Raises ConfigError when there is none."""
+    """The net in a policy folder, in float32 on the CPU. Raises ConfigError if there is none."""
     try:
         config = json.loads((Path(path) / CONFIG).read_text(encoding="utf-8"))
         net = _class_of(config.pop("_target_"), path)(**config)
@@ -96,20 +96,20 @@ def load(path: str | Path) -> Net:
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as problem:
         reason = str(problem).splitlines()[0]
         raise ConfigError(
-            f"model.path: {path} is no folder of a net, for engine=net ({reason})", "model.path"
+            f"model.path: {path} is not the folder of a net, which engine=net needs ({reason})", "model.path"
         ) from None
     return net
 
 
 def _class_of(target: str, path: str | Path) -> type[Net]:
-    """The class that a policy folder names. A folder may be a stranger's: only a net of this package is made, or one
-    of a module that the user allows (`selfimprove.trust`)."""
+    """The class that a policy folder names. A stranger may have made the folder. So the class has to be a net of this
+    package, or of a module that the user allows (`selfimprove.trust`)."""
     module, _, name = target.rpartition(".")
     if target.startswith("selfimprove.") or trust.allowed(target):
         found = getattr(importlib.import_module(module), name, None)
         if isinstance(found, type) and issubclass(found, Net):
             return found
-    raise ConfigError(f"{path}/{CONFIG}: {target} is no net", "model.path")
+    raise ConfigError(f"{path}/{CONFIG}: {target} is not a net", "model.path")
 
 
 def save(net: Net, folder: Path) -> None:

@@ -1,8 +1,8 @@
-"""A teacher: a stronger source of words, which a learner then learns from.
+"""A teacher: a stronger model whose words a learner imitates.
 
-It is one of three: a method's tool of the name `teacher`, which is a model on a server or a function that knows a data
-set, or a method's role of that name, which is a policy of the run. Its words become token ids once, by the learner's
-tokenizer, in a Sample with the role `teacher`.
+It is a method's tool or role of the name `teacher`. The tool is a model on a server, or a function that knows a data
+set. The role is a policy of the run. The learner's tokenizer makes token ids of the teacher's words once, in a Sample
+with the role `teacher`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from selfimprove.schema import Config
 from selfimprove.types import Count, Message, Sample
 
 NAME = "teacher"  # of the tool or the role
-RETRIES = 4  # where a server is busy or does not answer
+RETRIES = 4  # if a server is busy or does not answer
 
 
 class Say(Protocol):
-    """Answers a chat that ends with the user's turn. `max_tokens` None: as long as it likes."""
+    """Answers a chat that ends with the user's turn. `max_tokens` None: no limit."""
 
     async def __call__(self, chat: list[Message], *, temperature: float, max_tokens: int | None, seed: int) -> str: ...
 
@@ -33,13 +33,13 @@ def require_teacher(config: Config) -> None:
     if NAME not in config.method.tools and NAME not in config.method.roles:
         raise ConfigError(
             f"method={config.method.name} needs a teacher: teacher@method.tools.teacher=server for a model on a "
-            "server, or +method.roles.teacher={} for the run's own model as it began",
+            "server, or +method.roles.teacher={} for the run's own base model",
             "method.tools",
         )
 
 
 def teacher_of(tools: Mapping[str, Any], roles: Mapping[str, Policy]) -> Teacher:
-    """The method's teacher; a tool goes before a role."""
+    """The method's teacher: the tool, or if there is none, the role."""
     found: Teacher = tools[NAME] if NAME in tools else roles[NAME]
     return found
 
@@ -53,9 +53,9 @@ async def hear(
     max_tokens: int | None,
     seed: int,
 ) -> Sample:
-    """What a teacher says to a chat, as a sample behind the learner's own ids of that chat.
+    """A teacher's reply to a chat, as a sample whose prompt has the learner's ids of that chat.
 
-    The sample's log-probabilities are the learner's. If a role was cut off, or its words do not fit the learner's
+    The sample's log-probabilities are the learner's. If a role was cut off, or the words do not fit the learner's
     window, the sample ends as `length`. Raises ValueError if the chat leaves no room for a single token.
     """
     whole, prompt = True, learner.render(chat)
@@ -85,15 +85,15 @@ async def asked(
     max_tokens: int | None,
     seed: int,
 ) -> str:
-    """What a teacher that is no role says to a chat. The cost counts as the teacher's, in the learner's tokens."""
+    """The reply of a teacher that is a tool to a chat. Its cost counts as the teacher's, in the learner's tokens."""
     words = await teacher(chat, temperature=temperature, max_tokens=max_tokens, seed=seed)
     learner.meter.count(NAME, calls=1, prompt=len(prompt_ids), sampled=len(learner.encode(words.strip())) + 1)
     return words
 
 
 async def told(learner: Policy, prompt_ids: list[int], words: str, seed: int, *, ends: bool = True) -> Sample | None:
-    """A teacher's words as a sample behind these ids, so that a dialogue goes on id for id. With `ends` the end token
-    follows them. None if the learner's window has no room for them."""
+    """A teacher's words as a sample with these prompt ids, so that a dialogue goes on id for id. With `ends` the end
+    token follows the words. None if the learner's window has no room for them."""
     ids = [*learner.encode(words), *([learner.engine.end] if ends else [])]
     if len(prompt_ids) + len(ids) > learner.engine.max_length:
         return None
@@ -104,15 +104,15 @@ async def told(learner: Policy, prompt_ids: list[int], words: str, seed: int, *,
 
 
 def require_server(*, key_env: str | None = None, **options: Any) -> None:
-    """Raises ConfigError if a server cannot be asked: no key, or no client library."""
+    """Raises ConfigError if a key or the client library is missing."""
     client.require("method.tools.teacher", key_env)
 
 
 class Server:
-    """A teacher behind an OpenAI-compatible chat endpoint, asked at most `concurrency` times at once.
+    """A teacher behind an OpenAI-compatible chat endpoint, with at most `concurrency` requests at once.
 
-    Asking raises ConfigError for a refused key or a model that the server does not have, and RunError if it cannot
-    be reached or refuses the chat.
+    A request raises ConfigError if the server refuses the key or does not have the model. It raises RunError if the
+    server cannot be reached or refuses the chat.
     """
 
     def __init__(self, url: str, model: str, key_env: str | None, concurrency: int, timeout: float) -> None:
@@ -154,5 +154,5 @@ class Server:
 def server(
     *, url: str, model: str, key_env: str | None = None, concurrency: Count = 16, timeout: float = 120.0
 ) -> Server:
-    """The teacher at `url`. The environment variable `key_env` holds its key; None: it needs none."""
+    """The teacher at `url`. The environment variable `key_env` holds its key; None: it needs no key."""
     return Server(url, model, key_env, concurrency, timeout)

@@ -1,4 +1,4 @@
-"""A small vision transformer as a classifier, by transformers' own blocks."""
+"""A small vision transformer as a classifier, with the blocks of transformers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from selfimprove.policy.nets import Classifier
 
 
 class Vit(Classifier):
-    """Grey pictures of size x size in [0, 1], in patches of patch x patch; a linear head over the patches' mean.
+    """A classifier of grey pictures of size x size in [0, 1], cut into patches of patch x patch, without dropout.
 
-    Without dropout. `features` are what the head reads, shape (n, width).
+    `features` are the mean over the patches, shape (n, width). The head is linear.
     """
 
     def __init__(self, *, size: int, patch: int, width: int = 32, blocks: int = 4, heads: int = 4, classes: int = 10):
@@ -31,7 +31,7 @@ class Vit(Classifier):
 
 
 def vit_config(size: int, patch: int, width: int, blocks: int, heads: int) -> ViTConfig:
-    """The blocks of such a model; the MLP of a block is twice as wide."""
+    """The configuration of the blocks; the MLP of a block has twice the width."""
     return ViTConfig(
         image_size=size,
         patch_size=patch,

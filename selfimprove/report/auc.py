@@ -9,9 +9,9 @@ import numpy as np
 
 
 def auc(labels: Sequence[int] | np.ndarray, scores: Sequence[float] | np.ndarray) -> float:
-    """P(a positive scores above a negative), where a tie counts half: the Mann-Whitney statistic.
+    """P(a positive scores above a negative), with a tie as half: the Mann-Whitney statistic.
 
-    Labels are 0 or 1, shape (n,), and so are scores. NaN where only one class is there.
+    `labels` are 0 or 1, shape (n,); `scores` have the same shape. NaN if there is only one class.
     """
     positive, scores = np.asarray(labels) == 1, np.asarray(scores, dtype=float)
     n, m = int(positive.sum()), int((~positive).sum())
@@ -27,7 +27,7 @@ def gauc(
 ) -> float:
     """The mean AUC of the groups (users), weighted by their impressions (Zhu et al. 2017, arXiv 1703.02091).
 
-    All three have the shape (n,). A group with one class has no AUC and is left out; NaN where all are.
+    All three have the shape (n,). A group with one class has no AUC and is left out; NaN if no group is left.
     """
     labels, scores, groups = np.asarray(labels), np.asarray(scores), np.asarray(groups)
     found = [(int(own.sum()), auc(labels[own], scores[own])) for own in (groups == g for g in np.unique(groups))]

@@ -94,7 +94,7 @@ class Group:
         return difference(mine, others, self.unit.scale)
 
     def paired(self, other: Group | None) -> np.ndarray:
-        """Score after the last round less the other group's, or less the base policy's where it is None: shape (seeds,
+        """Score after the last round minus the other group's, or minus the base policy's if it is None: shape (seeds,
         problems), over the seeds that both have."""
         seeds = [seed for seed in self.seeds if other is None or seed in other.seeds]
         rest = [other.scores(-1, seed) if other else self.scores(0, seed) for seed in seeds]
@@ -347,12 +347,12 @@ def accuracies(groups: Sequence[Group], baseline: Group | None) -> Table:
 
 
 def _unseen(groups: Sequence[Group], beside: Group | None) -> str:
-    """Of groups whose difference is not seen: how large a true one would have been seen."""
+    """For groups without a clear difference: the size of a true difference that would have been seen."""
     said = []
     for group in groups:
         table = group.paired(beside)
         least = Components.of(table, group.unit.scale).shows(table.shape[1], len(table))
-        said.append(f"{group.name} (a true one of {group.unit.size(least)} would be, 4 times in 5)")
+        said.append(f"{group.name} (a true one of {group.unit.size(least)} would be seen 4 times in 5)")
     what = "difference from the baseline" if beside else "change from base"
     return f" No {what} is seen for {', '.join(said)}." if said else ""
 

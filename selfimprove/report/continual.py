@@ -23,9 +23,9 @@ from selfimprove.scores import Scores
 
 
 def matrix(evaluations: Sequence[Scores]) -> np.ndarray:
-    """Mean scores, shape (evaluations, tasks): row 0 is the base policy, row k after round k - 1; columns are tasks.
+    """Mean scores, shape (evaluations, tasks). Row 0 is the base policy, and row k the policy after round k - 1.
 
-    Raises ValueError for scores without a task, where `eval.by=task` is missing.
+    Raises ValueError for scores without a task, which need `eval.by=task`.
     """
     rows = []
     for scores in evaluations:
@@ -39,7 +39,7 @@ def matrix(evaluations: Sequence[Scores]) -> np.ndarray:
 
 
 def figures(evaluations: Sequence[Scores]) -> dict[str, float]:
-    """For `method.figures`: AA, AIA, FM, BWT and FWT_GEM after the last round; nothing of the base policy."""
+    """For `method.figures`: AA, AIA, FM, BWT and FWT_GEM after the last round; {} for the base policy."""
     a = matrix(evaluations)
     rounds = len(a) - 1
     if not rounds:
@@ -84,5 +84,5 @@ def forward(a: np.ndarray, alone: np.ndarray) -> float:
 
 
 def intransigence(a: np.ndarray, joint: np.ndarray) -> np.ndarray:
-    """IM_1 ... IM_k, shape (k,); above 0: the jointly trained model is better. `joint[k - 1]` is a*_k."""
+    """IM_1 ... IM_k, shape (k,). Above 0, the jointly trained model is better. `joint[k - 1]` is a*_k."""
     return joint - np.diag(a[1:, : len(joint)])

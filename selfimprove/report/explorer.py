@@ -317,7 +317,7 @@ def _trees(column: pa.ChunkedArray, texts: Texts) -> list[list[Any]]:
 
 
 def _observed(extra: str | dict[str, Any] | None) -> str | None:
-    """What an environment showed after a step, from its metadata; a node without any has null, or no such field."""
+    """The observation after a step, from the node's metadata; None if there is none."""
     return json.loads(extra).get("observed") if isinstance(extra, str) else None
 
 

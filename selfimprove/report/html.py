@@ -379,7 +379,7 @@ def _round_rows(run: RunData) -> tuple[list[tuple[str, str]], list[list[Any]]]:
 
 
 def _by_group(run: RunData) -> list[dict[str, Any]]:
-    """The mean score for each value of `eval.by` after each round, as a heat map where it is a share; none without."""
+    """The mean score for each value of `eval.by` after each round. It is a heat map if the score is a share."""
     entries = [run.summary.get("base"), *(entry["evaluation"] for entry in run.summary.get("rounds", []))]
     start = f"{run.unit.name}/{run.config['eval'].get('by')}="
     estimates = [_folded(entry or {}) for entry in entries]

@@ -1,4 +1,4 @@
-"""`selfimprove compare --plan`: which difference more problems and more seeds would show."""
+"""`selfimprove compare --plan`: the size of a difference that more problems and more seeds would show."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import replace
 from selfimprove.report.compare import Cell, Comparison, Group, Table
 from selfimprove.report.power import Components
 
-MORE_PROBLEMS = (1, 2, 4)  # times the problems that there are
+MORE_PROBLEMS = (1, 2, 4)  # times the number of problems
 MORE_SEEDS = (3, 5, 10)
 
 
 def with_plan(comparison: Comparison) -> Comparison:
-    """A comparison with one more table: what it can show of each group, and what more problems or seeds would."""
+    """A comparison with one more table: the difference that it can show for each group, now and with more data."""
     tables = [*comparison.tables, plan(comparison.groups, comparison.baseline)]
     return replace(comparison, tables=tables)
 
 
 def plan(groups: Sequence[Group], baseline: Group | None) -> Table:
-    """The difference that is found in 80 of 100 comparisons, for some numbers of problems and seeds."""
+    """The table of differences that 80 of 100 comparisons would find, by numbers of problems and seeds."""
     beside = baseline if len(groups) > 1 else None
     unit = groups[0].unit
     rows: list[list[Cell]] = []
@@ -37,8 +37,8 @@ def plan(groups: Sequence[Group], baseline: Group | None) -> Table:
             sizes = sorted({len(seeds), *MORE_SEEDS}) if len(seeds) > 1 else [1]
             rows += [[group.name, times * count, k, unit.size(components.shows(times * count, k))] for k in sizes]
     what = f"difference from {beside.name}" if beside else "change from base"
-    note = f"The true {what} that 80 of 100 such comparisons would show, from how these runs vary."
+    note = f"80 of 100 such comparisons would show a true {what} of this size, estimated from how these runs vary."
     if alone:
-        note += " Where there is one seed, nothing is known of how seeds vary: other seeds may differ by more."
+        note += " With one seed nothing is known about the variance by seed: other seeds may differ by more."
     columns = [("group", "text"), ("problems", "number"), ("seeds", "number"), ("shows", "text")]
     return Table("Plan: what it takes to see a difference", columns, rows, note)

@@ -1,8 +1,8 @@
-"""Which true difference between two groups of runs a comparison can show, now and with more problems or seeds.
+"""The true difference between two groups of runs that a comparison can show, now and with more problems or seeds.
 
-The scores' paired differences form a table of shape (seeds, problems). Its two-way layout has three components of
-variance: of problems, of seeds, and the rest. From them follows the standard error for other numbers of both, and with
-it the difference that is found in 80 of 100 comparisons (Cohen 1988, Statistical Power Analysis).
+The scores' paired differences form a table of shape (seeds, problems). It has three components of variance: by problem,
+by seed, and the rest. They give the standard error for other numbers of problems and seeds. From it follows the
+difference that 80 of 100 comparisons would find (Cohen 1988, Statistical Power Analysis).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Components:
     problems: float
     seeds: float
     rest: float
-    span: float  # how far apart two scores can be; 0 where the scale has no ends
+    span: float  # the largest distance of two scores; 0 if the scale has no ends
 
     @classmethod
     def of(cls, table: np.ndarray, scale: Scale | None) -> Components:
-        """From differences of shape (seeds, problems), by mean squares. Of one seed, nothing is known of seeds."""
+        """From differences of shape (seeds, problems), by mean squares. With one seed the variance by seed is 0."""
         seeds, problems = table.shape
         span = scale[1] - scale[0] if scale else 0.0
         by_problem = table.mean(axis=0)
@@ -45,14 +45,14 @@ class Components:
         return cls(max(0.0, spread - rest / seeds), max(0.0, ms_seeds - rest) / problems, rest, span)
 
     def shows(self, problems: int, seeds: int) -> float:
-        """The true difference whose interval leaves out 0 in 80 of 100 comparisons of this size.
+        """The true difference whose interval excludes 0 in 80 of 100 comparisons of this size.
 
-        The interval is that of `statistics.over_seeds`, with its half problem at each end of the scale.
+        The interval is that of `statistics.over_seeds`, with half a problem at each end of the scale.
         """
         ends = self.span**2 / seeds / (problems + 1)
         over_problems = (self.problems + self.rest / seeds + ends) / problems
         over_seeds = self.seeds / seeds
         t = student(seeds - 1) if seeds > 1 else Z
-        widening = over_seeds + self.rest / 2 / seeds / problems  # half the rest stays in it, as there
+        widening = over_seeds + self.rest / 2 / seeds / problems  # with half of the rest, as in `over_seeds`
         interval = math.hypot(Z * math.sqrt(over_problems), t * math.sqrt(widening))
         return interval + Z_POWER * math.sqrt(over_problems + over_seeds)

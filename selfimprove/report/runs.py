@@ -238,8 +238,8 @@ class RunData:
     def steps(self) -> dict[str, list[tuple[int, float]]]:
         """Figures of training over the run's optimizer steps, counted from 1: name -> (step, value), ...
 
-        They are the trainer's figures at each step (loss, entropy, kl, ...), and at each pass's first step the figures
-        of its attempts (reward, tokens of an answer, distinct answers). Names of another role begin with that role.
+        Each step has the trainer's figures (loss, entropy, kl, ...). The first step of a pass also has the figures of
+        its attempts (reward, tokens of an answer, distinct answers). Names of another role begin with that role.
         """
         series: dict[str, list[tuple[int, float]]] = defaultdict(list)
         stages, last = self.config["method"].get("stages", {}), 0

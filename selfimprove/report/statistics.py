@@ -139,8 +139,8 @@ def over_seeds(table: np.ndarray, scale: Scale | None = None, seed: int = 0) -> 
     is the interval over problems alone.
 
     The simulations of scripts/coverage.py decided two choices. The half problems at the ends of the scale are means
-    over seeds too, so they stand nearer to its middle, by the root of the number of seeds. And only half the residual
-    mean square is subtracted from that of the seeds: with few seeds, the whole often leaves nothing although seeds
+    over seeds too. So they are nearer to its middle, by the root of the number of seeds. And only half the residual
+    mean square is subtracted from that of the seeds. With few seeds, the whole often leaves nothing although seeds
     matter.
     """
     table = np.asarray(table, dtype=float)

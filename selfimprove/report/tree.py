@@ -54,8 +54,8 @@ def show(run_dir: Path, problem: str, round: int | None = None, console: Console
 def draw(problem: Problem, trajectory: Trajectory, verdict: Verdict | None) -> RenderableType:
     """Question and gold answer, then the tree. Each step has its visits N, Q, prior p and worth v.
 
-    The chosen path is marked. Finished solutions show the status of their check. Behind an arrow stands what an
-    environment showed after a step.
+    The chosen path is marked. Finished solutions show the status of their check. An arrow comes before the observation
+    after a step.
     """
     children: dict[int, list[Node]] = defaultdict(list)
     for node in trajectory.tree:

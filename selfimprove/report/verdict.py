@@ -1,8 +1,8 @@
 """`selfimprove compare --sealed`: finished runs on problems that no run has sampled answers to.
 
-Everything that was chosen on the way (a rate, a number of rounds, which method to go on with) was chosen by other
-problems, so the difference here is a fair one, once. Each look is noted in the run folder, with its command. P-values
-are corrected for the number of groups (Holm 1979, Scandinavian Journal of Statistics 6:65).
+All earlier choices (a rate, a number of rounds, a method) were made by other problems. So the first look at these gives
+a fair difference. Each look is noted in the run folder, with its command. P-values are corrected for the number of
+groups (Holm 1979, Scandinavian Journal of Statistics 6:65).
 """
 
 from __future__ import annotations

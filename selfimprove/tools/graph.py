@@ -1,7 +1,7 @@
-"""A knowledge graph as a tool: who is related to whom, and the rules by which questions that are known are answered.
+"""A knowledge graph as a tool: relations between entities, and rules that answer known questions.
 
-The graph is a dict of dicts: entity -> relation -> entities. A rule is the body of a path of relations between two
-entities, with variables in the place of those between: "pal(x, z1) & boss(z1, y)".
+The graph is a dict of dicts: entity -> relation -> entities. A rule is a path of relations between two entities, with
+variables in place of the entities: "pal(x, z1) & boss(z1, y)".
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from selfimprove.tools.retrieval import Retriever
 from selfimprove.types import Count
 
 Triple = tuple[str, str, str]  # subject, relation, object
-Seed = tuple[str, str, str]  # question, the entity it is about, its answer
+Seed = tuple[str, str, str]  # a known question, its entity, its answer
 
 
 def _bound(node: Target) -> Callable[[], Any]:
@@ -32,7 +32,8 @@ Bound = Annotated[Any, BeforeValidator(_bound)]
 
 
 class Graph:
-    """Entities and their relations. A graph `over` another one has its triples too, and adds to itself alone."""
+    """Entities and their relations. A graph `over` another one also has the other's triples, and adds only to
+    itself."""
 
     def __init__(self, triples: Iterable[Triple], over: Graph | None = None) -> None:
         self.links: dict[str, dict[str, list[str]]] = {}
@@ -41,7 +42,7 @@ class Graph:
             self.add(triple)
 
     def add(self, triple: Triple) -> bool:
-        """Add a triple; False where it is there already."""
+        """Add a triple; False if it is there already."""
         subject, relation, other = triple
         if other in self.neighbors(subject, relation):
             return False
@@ -49,7 +50,7 @@ class Graph:
         return True
 
     def neighbors(self, entity: str, relation: str) -> list[str]:
-        """The entities that a relation of this one leads to, in the order of their triples."""
+        """The entities to which a relation of this one leads, in the order of their triples."""
         below = self.over.neighbors(entity, relation) if self.over else []
         return [*below, *self.links.get(entity, {}).get(relation, [])]
 
@@ -73,13 +74,13 @@ class Graph:
 
 
 def rule(path: Sequence[str]) -> str:
-    """A path of relations with variables: x, z1, z2 and so on, y."""
+    """A path of relations as a rule with the variables x, z1, z2, ..., y."""
     names = ["x", *(f"z{i}" for i in range(1, len(path))), "y"]
     return " & ".join(f"{relation}({names[i]}, {names[i + 1]})" for i, relation in enumerate(path))
 
 
 class Knowledge:
-    """The tool: a graph, and rules of questions that are known."""
+    """The tool: a graph, and rules of known questions."""
 
     def __init__(self, triples: Iterable[Triple], seeds: Sequence[Seed], k: int, beam: int, hops: int) -> None:
         self.graph, self.k, self.beam, self.hops = Graph(triples), k, beam, hops
@@ -87,8 +88,8 @@ class Knowledge:
         self._nearest = Retriever(list(self._seeds), len(self._seeds))
 
     async def rules(self, question: str) -> str:
-        """Up to k known questions that are most like this one, each with up to `beam` rules that lead from its entity
-        to its answer, a question a line. Questions to whose answer no path leads are left out, and so is this one."""
+        """The k known questions most like this one, one a line, each with up to `beam` rules from its entity to its
+        answer. A question without a path to its answer is left out, and so is this question itself."""
         lines, question = list[str](), " ".join(question.split())
         for known in (await self._nearest(question)).splitlines():
             paths = self.graph.paths(*self._seeds[known], self.hops) if known != question else []
@@ -105,7 +106,7 @@ class Knowledge:
 
 
 def require_knowledge(*, facts: Target, seeds: Target, **options: Any) -> None:
-    """Raises ConfigError where there is no triple or no known question."""
+    """Raises ConfigError if there is no triple or no known question."""
     for key, node in (("facts", facts), ("seeds", seeds)):
         where = f"method.tools.knowledge.{key}"
         if not bind(node, where)():
@@ -113,6 +114,9 @@ def require_knowledge(*, facts: Target, seeds: Target, **options: Any) -> None:
 
 
 def knowledge(*, facts: Bound, seeds: Bound, k: Count = 3, beam: Count = 3, hops: Count = 3) -> Knowledge:
-    """The tool, open. facts: the function that gives the triples; seeds: the one that gives known questions; k: seeds
-    that are shown; beam: rules of each; hops: the longest rule."""
+    """The tool, open.
+
+    facts: the function that gives the triples; seeds: the function that gives the known questions; k: known questions
+    that are shown; beam: rules of each; hops: relations of a rule at most.
+    """
     return Knowledge(facts(), seeds(), k, beam, hops)

@@ -1,7 +1,7 @@
-"""A retriever as a tool: a query gives the passages of a corpus that fit it best, by BM25 (Robertson et al. 1994).
+"""A retriever as a tool: it finds the passages of a corpus that fit a query best, by BM25 (Robertson et al. 1994).
 
-bm25s ranks them (Lù 2024, arXiv 2407.03618): BM25 in Lucene's form with k1 = 1.5 and b = 0.75, on words in lower case
-without English stop words. A corpus is a function that gives a list of passages.
+bm25s ranks them (Lù 2024, arXiv 2407.03618), by BM25 in Lucene's form with k1 = 1.5 and b = 0.75. Words are in lower
+case, without English stop words. A corpus is a function that gives a list of passages.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _bound(corpus: Target) -> Corpus:
 
 
 def require_retriever(*, corpus: Target, **options: Any) -> None:
-    """Raises ConfigError where bm25s is not installed, or the corpus is not there or empty."""
+    """Raises ConfigError if bm25s is not installed, or if the corpus is missing or empty."""
     if importlib.util.find_spec("bm25s") is None:
         raise ConfigError("method.tools.retriever: needs pip install bm25s", "method.tools.retriever")
     if not bind(corpus, "method.tools.retriever.corpus")():
@@ -38,12 +38,12 @@ def require_retriever(*, corpus: Target, **options: Any) -> None:
 
 
 def retriever(*, corpus: Annotated[Any, BeforeValidator(_bound)], top: Count = 10) -> Retriever:
-    """The tool, open. corpus: the function that gives the passages, with its options; top: passages to a query."""
+    """The tool, open. corpus: the function that gives the passages, with its options; top: passages for a query."""
     return Retriever(corpus(), top)
 
 
 class Retriever:
-    """The passages of a corpus, by query. Raises ConfigError for a corpus without a word that is no stop word."""
+    """Finds passages of a corpus by a query. Raises ConfigError for a corpus that has only stop words."""
 
     def __init__(self, passages: Sequence[str], top: int) -> None:
         import bm25s
@@ -63,7 +63,7 @@ class Retriever:
         return found
 
     async def __call__(self, text: str) -> str:
-        """The best passages that have a word of the query, best first, one a line; equal ones in the corpus's order."""
+        """The best passages with a word of the query, one a line, best first; of equal score in the corpus's order."""
         (words,) = self._words([text])
         scores = np.asarray(self._index.get_scores(words)) if words else np.zeros(0)
         best = np.argsort(-scores, kind="stable")[: self._top]

@@ -74,7 +74,7 @@ def save(trainer: Any, model: Any, context: TrainContext) -> None:
 
 
 def steps_of(state: Path | None) -> int:
-    """Optimizer steps of all phases up to the one that left this folder; 0 without one."""
+    """Optimizer steps of all phases up to the one that wrote this folder; 0 without a folder."""
     return int(store.read_json(state / STEPS)["steps"]) if state else 0
 
 

@@ -1,6 +1,6 @@
 """The train slot of a stream of picture tasks: one baseline for each family of continual learning.
 
-The losses stand in `selfimprove.methods.cl_suite`. Another way to show the pictures (`views`) goes with every family.
+`selfimprove.methods.cl_suite` has the losses. `views` is another way to show the pictures, for every family.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from selfimprove.train.own import require_stage as require_stage
 from selfimprove.types import Batch, Epochs, Example, NonNegative, Positive, Rate
 
 Family = Literal["finetune", "ewc", "lwf", "replay", "agem", "prototypes", "adapters"]
-STATE = "state.safetensors"  # beside the weights: `seen`, the classes so far, and of EWC the Fisher diagonals
+STATE = "state.safetensors"  # beside the weights: `seen`, the classes so far, and EWC's Fisher diagonals
 BOTTLENECK = 8
 Grown = TypeVar("Grown", bound=nets.Net)
 
@@ -40,10 +40,10 @@ def continual(
     temperature: Positive = 2.0,
     views: Target | None = None,
 ) -> dict[str, float]:
-    """The family's update on a task. `strength` is EWC's lambda, `temperature` LwF's T. `views` names what makes a
-    `Views`; None: each picture as it is.
+    """The family's update on a task. `strength` is EWC's lambda, and `temperature` LwF's T. `views` names a function
+    that makes a `Views`; None: each picture as it is.
 
-    Returns the figures of `own.fit`. Raises ConfigError and RunError as that does.
+    Returns the figures of `own.fit`. Raises ConfigError and RunError as `own.fit` does.
     """
     net, state = own.start(context), _state(context.start, context.device)
     new, old = ([row for row in rows if ("replay" in row.metadata) == kept] for kept in (False, True))
@@ -91,7 +91,7 @@ def continual(
 
 
 def require_options(*, batch_size: int, views: Target | None = None, **others: object) -> None:
-    """Raises ConfigError for views that do not go with the batch size."""
+    """Raises ConfigError for views that do not fit the batch size."""
     if views:
         try:
             bind(views, "train.views")(seed=0).batches(batch_size, 1, batch_size, 0)
@@ -109,7 +109,7 @@ class Views(Protocol):
         """A step's pictures (n, size, size) as they are shown."""
 
     def loss(self, logits: torch.Tensor) -> torch.Tensor | float:
-        """What is added to the loss of a step, by its logits (n, classes)."""
+        """A term of a step's loss, from its logits (n, classes)."""
 
 
 class Plain:
@@ -125,7 +125,7 @@ class Plain:
 
 
 def _of_memory(net: nets.Net, old: Sequence[Example], context: TrainContext) -> Callable[[int], torch.Tensor]:
-    """CE(M) of so many random examples in memory."""
+    """A function that gives CE(M) of so many random examples in memory."""
     x, y = own.inputs(old, context.device), own.labels(old, context.device)
     rng = random.Random(context.seed)
 
@@ -143,7 +143,7 @@ def moved(net: nets.Net, last: nets.Net, state: dict[str, torch.Tensor]) -> torc
 
 
 def project(parameters: Sequence[torch.nn.Parameter], of_memory: torch.Tensor) -> None:
-    """Take from the parameters' gradients what would raise the memory's loss."""
+    """Remove the part of the parameters' gradients that would raise the memory's loss."""
     learning = [p for p in parameters if p.grad is not None]
     r = torch.cat([part.flatten() for part in torch.autograd.grad(of_memory, learning)])
     g = torch.cat([p.grad.flatten() for p in learning if p.grad is not None])
@@ -153,19 +153,20 @@ def project(parameters: Sequence[torch.nn.Parameter], of_memory: torch.Tensor) -
 
 
 def distilled(before: torch.Tensor, after: torch.Tensor, seen: torch.Tensor, temperature: float) -> torch.Tensor:
-    """T^2 KL(p_before || p_after) over the classes where `seen` (classes,) is true, mean over logits (n, classes)."""
+    """T^2 KL(p_before || p_after) over the `seen` classes, a mask (classes,), as a mean over logits (n, classes)."""
     old, new = (logits[:, seen] / temperature for logits in (before, after))
     return temperature**2 * kl_div(log_softmax(new, -1), softmax(old, -1), reduction="batchmean")
 
 
 def projected(g: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
-    """A-GEM's gradient: g, or where g . r < 0 its part that is orthogonal to r. Shapes (parameters,)."""
+    """A-GEM's gradient: g, or if g . r < 0 the part of g that is orthogonal to r. Shapes (parameters,)."""
     dot = g @ r
     return g if dot >= 0 else g - dot / (r @ r) * r
 
 
 def fisher(net: nets.Net, x: torch.Tensor, y: torch.Tensor, most: int = 64) -> dict[str, torch.Tensor]:
-    """F_i: the mean square of d log p(y | x) / d theta_i over the first `most` examples, a tensor a parameter."""
+    """F_i, one tensor for each parameter: the mean square of d log p(y | x) / d theta_i over the first `most`
+    examples."""
     total = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
     count = min(most, len(x))
     for i in range(count):
@@ -179,7 +180,7 @@ def fisher(net: nets.Net, x: torch.Tensor, y: torch.Tensor, most: int = 64) -> d
 
 
 class Prototypes(Vit):
-    """Features as pre-trained; logits are minus half the squared distance to the mean feature of each class seen."""
+    """Pre-trained features. Logits are minus half the squared distance to the mean feature of each class seen."""
 
     sums: torch.Tensor  # of features by class, shape (classes, width)
     counts: torch.Tensor  # shape (classes,)
@@ -195,7 +196,7 @@ class Prototypes(Vit):
 
     @torch.no_grad()
     def learn(self, x: torch.Tensor, y: torch.Tensor) -> float:
-        """Add pictures (n, size, size) of classes (n,) to the means. Returns their cross-entropy after that."""
+        """Add pictures (n, size, size) of classes (n,) to the means. Returns their cross-entropy afterwards."""
         self.sums.index_add_(0, y, self.features(x))
         self.counts += torch.bincount(y, minlength=len(self.counts))
         return float(cross_entropy(self(x), y))
@@ -208,7 +209,7 @@ class Prototypes(Vit):
 
 
 class Adapters(Vit):
-    """A frozen body; each task has a residual bottleneck over the features, and a head for its own classes."""
+    """A frozen body. Each task has a residual bottleneck on the features, and a head for its own classes."""
 
     def __init__(self, tasks: list[list[int]], **options: int) -> None:
         super().__init__(**options)
@@ -235,7 +236,7 @@ class Adapters(Vit):
 
 
 def _grown(larger: Grown, net: nets.Net, context: TrainContext) -> Grown:
-    """The larger net with all weights of the other."""
+    """The larger net with all weights of the other net."""
     larger.load_state_dict(net.state_dict(), strict=False)
     return larger.to(context.device).train()
 

@@ -75,7 +75,7 @@ class GradientTrainer(_Planned, GRPOTrainer):
         self.reference, self.several = reference, several
         rows: Any = self.train_dataset
         self.penalised = any(any(row["kl"]) for row in rows)
-        self.bounded = any(math.isfinite(row["clip_high"]) for row in rows)  # rows with an upper clip of their own
+        self.bounded = any(math.isfinite(row["clip_high"]) for row in rows)  # some row has its own upper clip
         self.kept: dict[str, torch.Tensor] = {}  # "old.ROW", "reference.ROW": log-probabilities, (row's length - 1,)
         self._seen: list[torch.Tensor] = []  # log-probabilities of the forward pass that TRL's loss makes
         self._bears: torch.Tensor | None = None

@@ -1,4 +1,4 @@
-"""The training loop of a policy that is a torch module, for methods with a loss of their own.
+"""The training loop of a policy that is a torch module, for methods with their own loss.
 
     def train(rows, context, *, ...):
         net = own.start(context)
@@ -8,7 +8,7 @@
         nets.save(net, context.out)
         return figures
 
-A phase that was killed is done again from its start; on a CPU the result is the same, bit for bit.
+A killed phase starts again; on a CPU the result is the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from selfimprove.types import Example
 
 
 def start(context: TrainContext) -> nets.Net:
-    """The net that a phase starts from, on the phase's device, ready to train; torch's generator is seeded.
+    """The net that a phase starts from, on the phase's device, ready to train. It also seeds torch's generator.
 
     Raises ConfigError for several processes, and for a folder without a net.
     """
@@ -39,7 +39,7 @@ def start(context: TrainContext) -> nets.Net:
 
 
 def require_one_process(context: TrainContext) -> None:
-    """Raises ConfigError where a phase is to be shared by several processes."""
+    """Raises ConfigError if several processes are asked to share a phase."""
     if context.training.processes > 1:
         said = f"hardware.training.processes={context.training.processes}: this policy is trained by one process"
         raise ConfigError(said, "hardware.training.processes")
@@ -53,7 +53,7 @@ def inputs(rows: Sequence[Example], device: str = "cpu") -> torch.Tensor:
 
 
 def labels(rows: Sequence[Example], device: str = "cpu") -> torch.Tensor:
-    """The classes of examples, the one id of each completion: shape (n,), int64."""
+    """The classes of examples: the one id of each completion, shape (n,), int64."""
     return torch.tensor([row.completion_ids[0] for row in rows], device=device)
 
 
@@ -74,11 +74,12 @@ def fit(
     before_step: Callable[[], object] = lambda: None,
     after_step: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
-    """Adam on `loss(batch)` for each step's rows; the rate falls along a cosine, gradients are clipped at norm 1.
+    """Train by Adam on `loss(batch)` for each step's rows. The rate falls along a cosine; gradients are clipped at norm
+    1.
 
-    `before_step` may change the gradients, `after_step` the weights. `parameters`: those that learn; None: all.
+    `before_step` may change the gradients, and `after_step` the weights. `parameters`: those that learn; None: all.
     Returns `loss` (mean over steps), `steps`, `seconds` and `tokens` (rows read). Raises RunError for a loss or a
-    weight that is no number.
+    weight that is not finite.
     """
     begin, losses = time.monotonic(), list[float]()
     learning = [p for p in (net.parameters() if parameters is None else parameters) if p.requires_grad]
@@ -105,10 +106,10 @@ def fit(
 
 
 def require_stage(config: Config, stage: Stage, where: str) -> None:
-    """Raises ConfigError where a run has more rounds than the data set has tasks. A method's module takes this in."""
+    """Raises ConfigError if a run has more rounds than the data set has tasks. A method's module imports this check."""
     tasks = (config.dataset.model_extra or {}).get("tasks")
     if isinstance(tasks, list) and config.rounds > len(tasks):
         said = (
-            f"a round is a task, and dataset={config.dataset.name} has {len(tasks)}; give rounds={len(tasks)} or fewer"
+            f"a round is a task, and dataset={config.dataset.name} has {len(tasks)}; set rounds={len(tasks)} or fewer"
         )
         raise ConfigError(f"rounds={config.rounds}: {said}", "rounds")

@@ -68,7 +68,7 @@ def row(example: Example, beta: float | Sequence[float]) -> dict[str, Any]:
     """Token ids of one example, and for each token four figures, which are 0 on the prompt.
 
     They are its advantage, whether it bears loss, the sampler's log-probability (nan: unknown), and the coefficient of
-    its KL term. `clip_high` is the row's own (nan: none).
+    its KL term. `clip_high` is the row's own upper clip (nan: it has none).
 
     Raises ValueError for a row without advantages or prompt, ConfigError for a weight or a second completion.
     """

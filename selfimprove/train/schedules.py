@@ -1,4 +1,4 @@
-"""Learning rates over optimizer steps, as shares of the rate that a train slot names."""
+"""Schedules of the learning rate over optimizer steps, as shares of a train slot's `learning_rate`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Shares = Callable[[int], float]  # step of a phase, counted from 0 -> share of t
 
 @dataclass(frozen=True)
 class Infinite:
-    """A schedule over all optimizer steps of a policy, however many tasks come (Singh et al. 2025, arXiv 2503.02844).
+    """A schedule over all optimizer steps of a policy, for any number of tasks (Singh et al. 2025, arXiv 2503.02844).
 
     The rate rises for `warmup` steps, falls along a cosine until step `cooldown`, and then stays at `constant`. With
-    `anneal` the phase is an annealing: from `constant` to `minimum`, by the same factor each step.
+    `anneal` the phase is an annealing: the rate falls from `constant` to `minimum`, by the same factor in each step.
     """
 
     warmup: Steps  # N_w
@@ -44,22 +44,22 @@ class Infinite:
         return self.constant + (1 - self.constant) / 2 * (1 + math.cos(math.pi * rest))
 
     def annealed(self, rest: float) -> float:
-        """eta / eta_max where the share `rest` of the annealing is done."""
+        """eta / eta_max when the share `rest` of the annealing is done."""
         return self.constant * float((self.minimum / self.constant) ** rest)
 
 
 def infinite(schedule: Infinite, steps: int, before: int) -> Shares:
-    """An infinite schedule in a phase of `steps`, which follows `before` steps of earlier phases."""
+    """An infinite schedule in a phase of `steps` steps, after `before` steps of earlier phases."""
     if schedule.anneal:
         return lambda step: schedule.annealed((step + 1) / steps)
     return lambda step: schedule.share(before + step + 1)
 
 
 def spanning(kind: Schedule, warmup: float, steps: int, turn: int, turns: int) -> Shares:
-    """A schedule over all `turns` phases, in the one of number `turn`, which has `steps`.
+    """The part of a schedule over `turns` phases that phase number `turn`, of `steps` steps, has.
 
-    Each phase is an equal part of it; `warmup` is the share of it in which the rate rises. With `cosine_with_restarts`
-    each phase is a whole cosine.
+    All phases are equal parts of the schedule. The rate rises in the share `warmup` of it. With `cosine_with_restarts`
+    each phase has a whole cosine.
     """
     if kind == "cosine_with_restarts":
         kind, turn, turns = "cosine", 0, 1
@@ -75,7 +75,7 @@ def spanning(kind: Schedule, warmup: float, steps: int, turn: int, turns: int) -
 
 
 def require(options: Mapping[str, Any], where: str) -> None:
-    """Raises ConfigError where the options of a train slot name no schedule that can be followed."""
+    """Raises ConfigError if the options of a train slot give an impossible schedule."""
     if "infinite" not in options and options.get("schedule") != "infinite":
         return
     for key, wanted in (("schedule", "infinite"), ("carry", True)):

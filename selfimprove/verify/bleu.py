@@ -1,4 +1,4 @@
-"""How alike texts are by BLEU (Papineni et al. 2002, ACL P02-1040), and clusters of like texts."""
+"""Similarity of texts by BLEU (Papineni et al. 2002, ACL P02-1040), and clusters of similar texts."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ SMALL = 0.1  # counted for an n-gram order without a match (Chen and Cherry 2014
 
 
 def words(text: str) -> list[str]:
-    """Words, numbers and marks, in small letters."""
+    """Words, numbers and punctuation marks, in lower case."""
     return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
 def bleu(text: Sequence[str], other: Sequence[str]) -> float:
     """BLEU-4 of a text's words against one reference, from 0 to 1. It is not symmetric.
 
-    exp(min(0, 1 - |other| / |text|)) times the geometric mean of the precisions p_1 to p_4. A text of fewer than four
-    words has a match for no longer n-gram: its precision there is SMALL / 1. 0 where no word matches.
+    It is exp(min(0, 1 - |other| / |text|)) times the geometric mean of the precisions p_1 to p_4. It is 0 if no word
+    matches. For n-grams longer than the text the precision is SMALL / 1.
     """
     precisions = list[float]()
     for n in range(1, ORDER + 1):
@@ -38,7 +38,7 @@ def bleu(text: Sequence[str], other: Sequence[str]) -> float:
 def clusters(texts: Sequence[str], cut: float) -> list[int]:
     """The number of each text's cluster: average linkage of the distances 1 - BLEU, cut at the distance `cut`.
 
-    The distance of two texts is that of the earlier one against the later.
+    The BLEU of two texts takes the later one as the reference.
     """
     from scipy.cluster.hierarchy import average, fcluster
 
@@ -50,7 +50,7 @@ def clusters(texts: Sequence[str], cut: float) -> list[int]:
 
 
 def shares(texts: Sequence[str], cut: float) -> list[float]:
-    """Of each text the share of all texts that is in its cluster, |C_k| / B."""
+    """For each text, the share of all texts that are in its cluster, |C_k| / B."""
     numbers = clusters(texts, cut)
     sizes = Counter(numbers)
     return [sizes[number] / len(texts) for number in numbers]

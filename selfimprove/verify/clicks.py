@@ -1,4 +1,4 @@
-"""How likely a chunk's clicks are by the probabilities that were predicted."""
+"""Checks predicted probabilities of a chunk's clicks by their log-likelihood."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ LEAST = 1e-6  # a probability counts as at least this far from 0 and 1
 
 
 def check(text: str, gold: str | None, metadata: dict[str, Any]) -> Outcome:
-    """The reward is the mean log-likelihood in nats of the labels; the answer that is read is the gAUC by user.
+    """The reward is the mean log-likelihood of the labels, in nats an event. `extracted` is the gAUC by user.
 
-    The text has a probability for each event. One that has fewer, more, or none in [0, 1] is `unparseable`.
+    The text has a probability for each event. With another number of values, or a value outside [0, 1], the text is
+    `unparseable`.
     """
     labels = np.array(metadata["labels"])
     try:

@@ -1,4 +1,4 @@
-"""How well the query of an episode was predicted. Its targets are metadata["targets"], a list for each point.
+"""Checks the predictions for an episode's query. metadata["targets"] has its targets, one list for each point.
 
 An answer has a line for each point: the means of its outputs, then their variances.
 """
@@ -16,9 +16,9 @@ Z = 1.959964  # of a 95 % interval
 
 
 def regression(text: str, gold: str | None, metadata: dict[str, Any]) -> Outcome:
-    """The reward is minus the mean squared error; what is read is the share of targets in their 95 % intervals.
+    """The reward is minus the mean squared error. `extracted` is the share of targets in their 95 % intervals.
 
-    An answer of another shape is `unparseable`, and worth minus the targets' mean square.
+    An answer of another shape is `unparseable`. Its reward is minus the mean square of the targets.
     """
     targets = np.array(metadata["targets"])
     if (found := _read(text, targets.shape)) is None:
@@ -29,7 +29,7 @@ def regression(text: str, gold: str | None, metadata: dict[str, Any]) -> Outcome
 
 
 def classification(text: str, gold: str | None, metadata: dict[str, Any]) -> Outcome:
-    """The reward is the share of points whose likeliest class is theirs; targets are one-hot."""
+    """The reward is the share of points whose likeliest class is the target's; targets are one-hot."""
     targets = np.array(metadata["targets"])
     if (found := _read(text, targets.shape)) is None:
         return Outcome("unparseable", 0.0, reason=f"no numbers of shape {targets.shape}")

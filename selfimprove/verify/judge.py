@@ -5,9 +5,9 @@ word `correct` divided by that of both, as in generative verifiers (Zhang et al.
 self-evaluation (Kadavath et al. 2022, arXiv 2207.05221). With `reason` the judge writes its reasons first, and the
 verdict is scored after them.
 
-The judge is the policy, the run's first model, another model, which is opened once a phase, or a server with OpenAI's
-chat interface, whose `top_logprobs` give the probabilities. A solution is never blamed for an unclear judge: without a
-readable verdict it is `unparseable`.
+The judge is the policy, the run's first model, another model, or a server with OpenAI's chat interface. Another model
+is opened once a phase. A server's `top_logprobs` give the probabilities. Without a readable verdict a solution is not
+`wrong` but `unparseable`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How likely the policy found a text: the score of what is read and not answered."""
+"""Scores a text that the policy reads and does not answer, by its log-likelihood."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from selfimprove.verify import Context, Outcome
 
 
 async def likelihood(problem: Problem, trajectories: list[Trajectory], context: Context | None) -> list[Outcome]:
-    """The reward is the mean log-probability of the last sample's tokens, in nats; the negative of the loss.
+    """The reward is the mean log-probability of the last sample's tokens, in nats: the negative of the loss.
 
-    Nothing is right or wrong here: each text is `correct`, but one without a token, which is `unparseable`.
+    No text is wrong: each is `correct`, except a text without a token, which is `unparseable`.
     """
     return [_outcome(t.samples[-1].logprobs) for t in trajectories]
 

@@ -1,8 +1,8 @@
 """A pool of processes that run checks and can be killed.
 
-Each worker process has a thread. The thread sends a few items at once and reads one line for each finished item, so it
+Each worker process has a thread. The thread sends a few items at once and reads one line for each finished item. So it
 knows which item is running when no more lines come. An item that overruns its time or kills its worker loses only its
-own outcome: a new worker does the rest of the batch again. Only JSON crosses the pipes.
+own outcome: a new worker takes the rest of the batch. Only JSON crosses the pipes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Checks a set of answers by its recall: r = |A & G| / |G|, where A is what `finish(...)` names and G the gold answers.
+"""Checks a set of answers by its recall: r = |A & G| / |G|. A has the answers in `finish(...)`, and G the gold answers.
 
-It is the outcome reward of SymAgent (Liu et al. 2025, arXiv 2502.03283). `metadata["answers"]` has the gold answers
-where there are several.
+It is the outcome reward of SymAgent (Liu et al. 2025, arXiv 2502.03283). `metadata["answers"]` has the gold answers if
+there are several.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _FINISH = re.compile(r"finish\(([^()]*)\)")
 
 
 def recall(text: str, gold: str | None, metadata: dict[str, Any]) -> Outcome:
-    """The recall of the last `finish(...)`. It is `correct` where it names all gold answers."""
+    """The recall of the last `finish(...)`. The status is `correct` if it names all gold answers."""
     found = _FINISH.findall(text)
     golds = {normalise(str(one)) for one in gold_texts(metadata.get("answers")) or [gold] if one}
     if not golds:

@@ -1,7 +1,7 @@
-"""Plays an episode's actions again, in an environment of its own: what counts is what they come to there.
+"""Plays an episode's actions again, in an environment of its own. The verdict is the result of this replay.
 
-So no solver can claim a success. The actions are read out of the episode's texts; where there is none, the verdict is
-`unparseable`. The reward is what the episode gained in all, with 1 or more the status is `correct`.
+So no solver can claim a success. The actions are read from the episode's texts; without an action the verdict is
+`unparseable`. The reward is the sum of the steps' rewards; with 1 or more the status is `correct`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from selfimprove.verify import Context, Opening, Outcome
 
 
 def require(*, env: dict[str, Any], **options: Any) -> dict[str, Any]:
-    """Raises ConfigError where this machine lacks what the environment needs."""
+    """Raises ConfigError if this machine lacks something that the environment needs."""
     require_worlds(env=env)
     return {}
 
@@ -49,7 +49,7 @@ async def replayed(
 
 
 async def one(worlds: Worlds, problem: Problem, trajectory: Trajectory) -> Outcome:
-    """What an episode's actions come to."""
+    """The verdict of one episode."""
     actions = actions_of(trajectory.samples)
     if not actions:
         return Outcome("unparseable", 0.0, reason="no line `Action: ...`")

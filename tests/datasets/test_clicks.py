@@ -53,5 +53,5 @@ def test_movielens_is_in_order_of_time():
     assert [p.array.shape[0] for p in found] == [1000, 500, 500, 500, 500]
     table = clicks._ratings().sort_values("timestamp", kind="stable")
     assert found[0].metadata["labels"].count(1) == (table["rating"][:1000] >= 4).sum()
-    with pytest.raises(ConfigError, match="are asked for, and there are 100004"):
+    with pytest.raises(ConfigError, match="ratings, and there are 100004"):
         clicks.movielens(warmup=100_000, chunk=500, train_size=3, heldout_size=1, seed=0)

@@ -81,7 +81,7 @@ def test_the_teacher_errs_as_often_as_it_is_told() -> None:
     chat += ["Query: boss of 471", f"Document 1: {sentence(('boss', '471', '208'))} {sentence(('pal', '777', '356'))}"]
     answers = {say([f"{chat[0]}", *chat[1:]], misreads=1.0)}
     assert answers <= {f"The boss of 471 is {name}.\nFinal Answer: {name}" for name in ("208", "356")}
-    with pytest.raises(ValueError, match="dataset=docqa alone"):
+    with pytest.raises(ValueError, match="only questions of dataset=docqa"):
         say(["What is 2 + 2?"])
 
 

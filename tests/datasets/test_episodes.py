@@ -43,5 +43,5 @@ def test_glyphs_of_held_out_episodes_are_in_no_train_episode():
 
 
 def test_too_many_pictures_of_a_letter_are_one_line():
-    with pytest.raises(ConfigError, match="a letter has 18 pictures at most, and shots and queries ask for 21"):
+    with pytest.raises(ConfigError, match="a letter has at most 18 pictures, but shots and queries need 21"):
         episodes.glyphs(ways=5, shots=1, queries=20, train_size=1, heldout_size=1, seed=0)

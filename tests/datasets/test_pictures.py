@@ -83,7 +83,7 @@ def test_fashion_without_its_files_is_refused_in_one_line(tmp_path: Path, harm: 
     fashion_files(tmp_path)
     file = tmp_path / "t10k-images-idx3-ubyte.gz"
     file.unlink() if harm == "missing" else file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(ConfigError, match=r"dataset\.path=.*: (has no t10k|t10k.* is no IDX file)"):
+    with pytest.raises(ConfigError, match=r"dataset\.path=.*: (has no t10k|t10k.* is not an IDX file)"):
         pictures.fashion(tasks=[pictures.Task([7])], train_size=4, heldout_size=2, path=str(tmp_path), seed=0)
 
 

@@ -88,7 +88,7 @@ def test_a_folder_that_names_no_net_is_refused(tmp_path: Path) -> None:
     saved(Twice(), tmp_path)
     for target in ("os.system", "selfimprove.cli.main", "selfimprove.policy.nets.load"):
         (tmp_path / "config.json").write_text(json.dumps({"_target_": target}))
-        with pytest.raises(ConfigError, match=f"{target} is no net"):
+        with pytest.raises(ConfigError, match=f"{target} is not a net"):
             nets.load(tmp_path)
 
 
@@ -96,7 +96,7 @@ def test_a_folder_that_names_no_net_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_folder_is_one_line(tmp_path: Path, file: str) -> None:
     saved(Vit(size=4, patch=2, width=8, blocks=1, heads=2), tmp_path)
     (tmp_path / file).write_text("{")
-    with pytest.raises(ConfigError, match=r"is no folder of a net, for engine=net \([^\n]*\)$"):
+    with pytest.raises(ConfigError, match=r"is not the folder of a net, which engine=net needs \([^\n]*\)$"):
         nets.load(tmp_path)
 
 
@@ -111,5 +111,5 @@ def test_a_model_that_is_not_there_is_refused_before_a_run_writes_anything(
 ) -> None:
     monkeypatch.setenv("SELFIMPROVE_CACHE", str(tmp_path))
     config = compose(["method=cl_suite", "model=fashion_vit"])
-    with pytest.raises(ConfigError, match=r"^model\.path: fashion_vit is no folder of a net"):
+    with pytest.raises(ConfigError, match=r"^model\.path: fashion_vit is not the folder of a net"):
         ready.require_engine(config, trains=True)
