@@ -118,6 +118,12 @@ class Episode:
         return other
 
 
+def begin(*, env: dict[str, Any], **options: Any) -> None:
+    """What a process does once, before it plays: `begin` of the environment's module, if there is one."""
+    if own := getattr(module_of(env), "begin", None):
+        own()
+
+
 def play(text: str, gold: str | None, metadata: dict[str, Any], *, env: dict[str, Any], chars: int) -> Outcome:
     """Play actions, a JSON list, in an environment from its beginning: a check of `selfimprove.verify.pool`.
 

@@ -1,8 +1,9 @@
 """The process in which checks run: `python -m selfimprove.verify.worker`, started by `selfimprove.verify.pool`.
 
-It reads one line of JSON with the check to run, and answers that it is ready, or why it is not. A batch is a line with
-its length in bytes, then one JSON item a line. The worker answers each item with a line as soon as it is done. Standard
-input, output and error are closed off while a check runs.
+It reads one line of JSON with the check to run. If the check's module has a function `begin`, that is called with the
+check's options, before any limit holds. Then the worker answers that it is ready, or why it is not. A batch is a line
+with its length in bytes, then one JSON item a line. The worker answers each item with a line as soon as it is done.
+Standard input, output and error are closed off while a check runs.
 """
 
 from __future__ import annotations
@@ -72,13 +73,15 @@ def main() -> None:
         return
     try:
         check = load(header["target"], header["options"])
+        module = importlib.import_module(header["target"].rpartition(".")[0])
+        if begin := getattr(module, "begin", None):
+            begin(**header["options"])
     except Exception as error:
         reply(f"{type(error).__name__}: {error}".replace("\n", " "))
         return
     resource.setrlimit(resource.RLIMIT_AS, (header["memory"], header["memory"]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    keeps_time = getattr(importlib.import_module(header["target"].rpartition(".")[0]), "KEEPS_TIME", False)
-    reply(KEEPS_TIME if keeps_time else READY)
+    reply(KEEPS_TIME if getattr(module, "KEEPS_TIME", False) else READY)
     while length := requests.readline():
         for line in requests.read(int(length)).split(b"\n"):
             outcome = run_one(check, json.loads(line))
