@@ -4,11 +4,13 @@ import json
 import os
 import signal
 import subprocess
+import sys
 
 import pytest
 import yaml
 
 from selfimprove import run, store
+from selfimprove.cli import _main
 from selfimprove.config import compose
 from selfimprove.errors import ConfigError
 from selfimprove.plan import plan
@@ -81,11 +83,14 @@ def test_resume_changes_budgets_and_nothing_else():
         run.with_budget(config, ["budget.rounds=0"])
 
 
-def test_a_run_stops_is_killed_and_goes_on_with_a_higher_budget(cli, tmp_path):
+def test_a_run_stops_is_killed_and_goes_on_with_a_higher_budget(tmp_path, monkeypatch, capfd):
     folder = tmp_path / "run"
-    done = cli("run", *SMALL, "rounds=3", "budget.rounds=1", f"hydra.run.dir={folder}")
-    assert "stopped (budget.rounds=1 is reached: 1 after round 0)" in done.stderr
-    assert "selfimprove resume run budget.rounds=2" in done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    assert _main(["run", *SMALL, "rounds=3", "budget.rounds=1", f"hydra.run.dir={folder}"]) == 0
+    said = capfd.readouterr().err
+    assert "stopped (budget.rounds=1 is reached: 1 after round 0)" in said
+    assert "selfimprove resume run budget.rounds=2" in said
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["status"], len(summary["rounds"])) == ("stopped", 1)
     trained = store.read_json(folder / "rounds/000/train.manifest.json")

@@ -12,6 +12,7 @@ import sys
 import pytest
 from rich.console import Console
 
+from selfimprove.cli import _main
 from selfimprove.datasets.arithmetic import problem, solution
 from selfimprove.errors import ConfigError
 from selfimprove.generate.critique import Critique
@@ -144,9 +145,9 @@ def test_memory_is_that_of_weights_and_of_the_largest_cache():
     assert work(1) == large, "and is at its largest"
 
 
-def test_folders_of_evaluations_are_ranked(cli, tmp_path):
+def test_folders_of_evaluations_are_ranked(tmp_path):
     small = ["dataset.heldout_size=8", "dataset.levels=[2]", "verify.workers=1"]
-    cli("eval", "method=perfics", "model=tiny", *small, "--dir", tmp_path / "tiny")
+    assert _main(["eval", "method=perfics", "model=tiny", *small, "--dir", str(tmp_path / "tiny")]) == 0
     found, task = read(tmp_path / "tiny")
     assert (found.model, task) == ("tiny", "arithmetic, 8 problems")
     assert 0 <= found.performance <= 1

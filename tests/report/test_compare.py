@@ -10,6 +10,7 @@ import pytest
 from folders import problems, write_answers, write_run
 
 from selfimprove.binding import bind
+from selfimprove.cli import _main
 from selfimprove.errors import ConfigError
 from selfimprove.evaluation import base_answers
 from selfimprove.report import compute, fair
@@ -270,7 +271,7 @@ def test_cells_are_shown_in_percent_and_points():
 # The command, on runs that were run
 
 
-def test_the_command_samples_base_policies_and_measures_drift_and_forgetting(cli, tmp_path):
+def test_the_command_samples_base_policies_and_measures_drift_and_forgetting(tmp_path, monkeypatch, capfd):
     small = ["rounds=1", "dataset.train_size=24", "dataset.heldout_size=12", "method.generate.n=2"]
     more = ["eval.drift=8", "dataset@eval.also=arithmetic", "eval.also.form=expression", "eval.also.heldout_size=10"]
     run_here(tmp_path / "r", *small, *more)
@@ -280,15 +281,19 @@ def test_the_command_samples_base_policies_and_measures_drift_and_forgetting(cli
     assert all(nats >= 0 and tokens > 0 for nats, tokens in run.drift[0].values())
     assert run.rounds[0]["drift/kl_per_answer"] == pytest.approx(np.mean([n for n, _ in run.drift[0].values()]))
     assert run.rounds[0]["also/n"] == 10
-    done = cli("compare", "r", "--baselines", "--export", "e")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    capfd.readouterr()
+    assert _main(["compare", "r", "--baselines", "--export", "e"]) == 0
+    printed = capfd.readouterr().out
     for title in ("Held-out accuracy", "Drift and forgetting", "Equal sampled tokens", "Equal FLOPs"):
-        assert f"\n{title}\n" in "\n" + done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 120
+        assert f"\n{title}\n" in "\n" + printed
+    assert max(map(len, printed.splitlines())) <= 120
     kept = compute.samples(run)
     n = round(run.tokens[0]["sampled"] / compute.Base(kept, run.parameters).cost("sampled"))
     assert compute.per_problem(kept) >= n
     assert (tmp_path / "e" / "accuracy_over_tokens.pdf").exists()
-    assert "--baselines samples them" not in done.stdout
+    assert "--baselines samples them" not in printed
     before = (tmp_path / "r" / compute.FILE).stat().st_mtime_ns
     compare([tmp_path / "r"], ask=base_answers)
     assert (tmp_path / "r" / compute.FILE).stat().st_mtime_ns == before, "they are sampled once"
