@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from selfimprove.binding import function, module_of
+from selfimprove.binding import function, module_of, options_of
 from selfimprove.datasets import Generated, Row, finish, sizes_of
 from selfimprove.errors import ConfigError
 from selfimprove.types import Problem
@@ -21,7 +21,7 @@ def load(*, env: dict[str, Any], seed: int, **options: Unpack[Generated]) -> lis
             "dataset.env",
         )
     if hasattr(module, "require"):
-        module.require()
+        module.require(**options_of(env))
     rows: list[Row] = []
     for side, size in sizes_of(options).items():
         found = list(module.tasks(side, size, seed)) if size else []

@@ -6,9 +6,10 @@ An environment is a class of one's own, in a file of one's own (docs/environment
     .reset() -> Seen      the beginning; the problem's prompt tells it
     .step(action) -> Seen
 
-Its module has `tasks(side, count, seed)`, which gives the data set's rows. It may have `require()`, which raises
-ConfigError where this machine lacks what it needs. What an environment shows depends on the task and on the actions
-before, and on nothing else: then an episode is a list of actions, which can be played again (`selfimprove.env.worlds`).
+Its module has `tasks(side, count, seed)`, which gives the data set's rows. It may have `require(**options)`, which gets
+the environment's options and raises ConfigError where this machine lacks what it needs. What an environment shows
+depends on the task and on the actions before, and on nothing else: then an episode is a list of actions, which can be
+played again (`selfimprove.env.worlds`).
 
 An action is what stands behind "Action:" in a text; what stands before it is the thought.
 """

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 
 from selfimprove.binding import Target
+from selfimprove.errors import ConfigError
 from selfimprove.policy import Engine
 from selfimprove.schema import Config, Hardware, Model
 from selfimprove.types import Count, NonNegative, Problem, Share
@@ -161,6 +162,31 @@ def scripted(
         wrong_values=wrong_values,
         max_length=model.max_length,
     )
+
+
+def mender(
+    path: str,
+    model: Model,
+    hardware: Hardware,
+    problems: Sequence[Problem],
+    *,
+    p: Share = 0.3,
+    noise: NonNegative = 50.0,
+    heeds: bool = True,
+) -> Engine:
+    """A policy with set probabilities that knows how each problem's bug is mended. It loads no model."""
+    from selfimprove.policy.mender import Mender
+
+    return Mender(problems, p, noise, heeds, model.max_length)
+
+
+def require_mender(config: Config, trains: bool) -> None:
+    """Raises ConfigError for a data set without bugs."""
+    if config.dataset.name not in ("swe_mini", "repositories"):
+        raise ConfigError(
+            f"engine=mender mends the bugs of dataset=swe_mini and dataset=repositories, not {config.dataset.name}",
+            "engine",
+        )
 
 
 def categorical(path: str, model: Model, hardware: Hardware, problems: Sequence[Problem]) -> Engine:
