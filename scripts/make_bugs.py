@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import hashlib
 import json
 import random
 import subprocess
@@ -97,7 +98,7 @@ def killed(name: str, path: str, test: str, base: Base, count: int, seed: int, c
         else:
             counts["killed"] += 1
             bug |= {"hidden": failed, "issue": f"{failed[0]}\n{ran.failures[failed[0]]}"}
-            bug["id"] = f"{name}-{Path(path).stem}-{bug['line']}-{operator}"
+            bug["id"] = named(bug)
             try:
                 around(base.files[path], bug["line"])
             except ValueError:
@@ -105,6 +106,11 @@ def killed(name: str, path: str, test: str, base: Base, count: int, seed: int, c
                 continue
             if wrong(bug, base):
                 yield bug
+
+
+def named(bug: Bug) -> str:
+    mark = hashlib.blake2b("\n".join(bug["bad"]).encode(), digest_size=3).hexdigest()
+    return f"{bug['repository']}-{Path(bug['path']).stem}-{bug['line']}-{mark}"
 
 
 def mutants(text: str, count: int, rng: random.Random) -> list[tuple[str, str]]:

@@ -32,7 +32,7 @@ from selfimprove.types import Message, Problem, Sample
 TURN = "\x1e"
 RATE, CHOOSE, CONCLUDE = "from -100 to 100", "Which solution", "the agents concluded"
 USELESS = "does not help"
-FEEDBACK = re.compile(rf"The action `(.*)` was tried here\..*?{USELESS}", re.DOTALL)
+FEEDBACK = re.compile(rf"The action `(.*)` was tried here\..*?{USELESS}")
 CHOSEN = re.compile(r"Choice: (\d+)")
 SOLUTION = re.compile(r"^Solution (\d+),", re.MULTILINE)
 FAILED = ("Error: ", "Nothing done: ")  # what is seen of an action that failed, in selfimprove.env.repository
@@ -125,7 +125,8 @@ class Mender(ScriptedEngine):
         others = state.others()
         chances = {state.next(): self.p} | dict.fromkeys(others, (1 - self.p) / len(others))
         useless = set(FEEDBACK.findall(last)) if self.heeds else set[str]()
-        left = {action: chance for action, chance in chances.items() if action not in useless} or chances
+        left = {action: chance for action, chance in chances.items() if action not in useless}
+        left = left if sum(left.values()) else chances
         (action,) = rng.choices(list(left), list(left.values()))
         return f"Action: {action}", left[action] / sum(left.values())
 
