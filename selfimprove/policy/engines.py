@@ -181,12 +181,13 @@ def mender(
 
 
 def require_mender(config: Config, trains: bool) -> None:
-    """Raises ConfigError for a data set without bugs."""
+    """Raises ConfigError for a data set without bugs, and for a model, which the engine would not load."""
     if config.dataset.name not in ("swe_mini", "repositories"):
-        raise ConfigError(
-            f"engine=mender mends the bugs of dataset=swe_mini and dataset=repositories, not {config.dataset.name}",
-            "engine",
-        )
+        what = f"mends the bugs of dataset=swe_mini and dataset=repositories, not {config.dataset.name}"
+        raise ConfigError(f"engine=mender {what}", "engine")
+    if config.model.name != "script":
+        what = f"loads no model: model={config.model.name} needs another engine, e.g. engine=transformers"
+        raise ConfigError(f"engine=mender {what}", "engine")
 
 
 def categorical(path: str, model: Model, hardware: Hardware, problems: Sequence[Problem]) -> Engine:

@@ -310,7 +310,7 @@ class Here:
 
 
 def searched(
-    *words: str, p: float = 0.3, noise: float = 50.0, heeds: bool = True, blind: bool = False, count: int = 3
+    *words: str, p: float = 0.3, noise: float = 50.0, heeds: bool = True, blind: bool = False, count: int = 2
 ) -> list[list[Trajectory]]:
     node = compose(["method=swe_search", "method.generate.iterations=25", *words], needs=False).solver
     pool = Here()
@@ -439,6 +439,7 @@ def test_a_small_evaluation_is_graded_again_and_its_trees_are_drawn(tmp_path: Pa
         ("method.generate.pick=vote", "method.generate.pick=vote"),
         ("+method.generate.select.luck=1", "method.generate.select.luck"),
         ("engine.p=2", "engine.p=2"),
+        ("model=tiny", "engine=mender loads no model: model=tiny needs another engine"),
     ],
 )
 def test_bad_input_is_one_line(word: str, message: str) -> None:
