@@ -182,8 +182,8 @@ class Tree:
         if not self.feedback or not judged:
             return node.prompt_ids
         last = judged[-1]
-        said = {"action": last.metadata["action"], "value": f"{last.value:g}", "explanation": last.metadata["why"]}
-        text = filled(self.feedback, **{key: str(value) for key, value in said.items()})
+        action, why = last.metadata["action"] or "no action", last.metadata["why"]
+        text = filled(self.feedback, action=action, value=f"{last.value:g}", explanation=why)
         if node.sample is None:
             asked = self.worlds[node].problem.prompt
             chat: list[Message] = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
