@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from selfimprove.binding import function, module_of
+from selfimprove.binding import function, module_of, options_of
 from selfimprove.datasets import Generated, Row, finish, sizes_of
 from selfimprove.errors import ConfigError
 from selfimprove.types import Problem
@@ -20,9 +20,9 @@ def load(*, env: dict[str, Any], seed: int, **options: Unpack[Generated]) -> lis
             f"dataset.env._target_={env['_target_']}: its module needs tasks(side, count, seed), which gives the rows",
             "dataset.env",
         )
+    own = options_of(env)
     if hasattr(module, "require"):
-        module.require()
-    own = {key: value for key, value in env.items() if key != "_target_"}
+        module.require(**own)
     rows: list[Row] = []
     for side, size in sizes_of(options).items():
         found = list(module.tasks(side, size, seed, **own)) if size else []

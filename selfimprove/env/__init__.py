@@ -7,8 +7,9 @@ An environment is a class in a file of its own (docs/environments.md):
     .step(action) -> Seen
 
 Its module has `tasks(side, count, seed)`, which gives the data set's rows. It may have `require()`, which raises
-ConfigError if this machine lacks something that the environment needs. An observation depends only on the task and on
-the actions before it. So an episode is a list of actions, and can be played again (`selfimprove.env.worlds`).
+ConfigError if this machine lacks something that the environment needs. Both also get the options of `dataset.env`, if
+there are any. An observation depends only on the task and on the actions before it. So an episode is a list of actions,
+and can be played again (`selfimprove.env.worlds`).
 
 A text has an action after "Action:", and the thought before it.
 """

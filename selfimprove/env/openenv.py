@@ -26,7 +26,7 @@ FULL = "CAPACITY_REACHED"
 _used: list[OpenEnv] = []  # environments of this process with a connection, the last used last
 
 
-def require() -> None:
+def require(**options: Any) -> None:
     """Raises ConfigError where the package is missing."""
     if importlib.util.find_spec("websockets") is None:
         raise ConfigError('dataset=openenv needs the package websockets: pip install "selfimprove[openenv]"', "dataset")

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from selfimprove.binding import bind, module_of
+from selfimprove.binding import bind, module_of, options_of
 from selfimprove.env import WAIT, Env, Seen
 from selfimprove.errors import ConfigError
 from selfimprove.tools.python import bounded, escaped
@@ -34,7 +34,7 @@ def require_worlds(*, env: dict[str, Any] | None = None, **options: Any) -> None
         raise ConfigError("method.tools.env: the data set has no environment; dataset=craft has one", "dataset")
     bind(env, "dataset.env")
     if require := getattr(module_of(env), "require", None):
-        require()
+        require(**options_of(env))
 
 
 def worlds(

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 
 from selfimprove.binding import Target
+from selfimprove.errors import ConfigError
 from selfimprove.policy import Engine
 from selfimprove.schema import Config, Hardware, Model
 from selfimprove.types import Count, NonNegative, Problem, Share
@@ -161,6 +162,32 @@ def scripted(
         wrong_values=wrong_values,
         max_length=model.max_length,
     )
+
+
+def mender(
+    path: str,
+    model: Model,
+    hardware: Hardware,
+    problems: Sequence[Problem],
+    *,
+    p: Share = 0.3,
+    noise: NonNegative = 50.0,
+    heeds: bool = True,
+) -> Engine:
+    """A policy with set probabilities that knows how each problem's bug is mended. It loads no model."""
+    from selfimprove.policy.mender import Mender
+
+    return Mender(problems, p, noise, heeds, model.max_length)
+
+
+def require_mender(config: Config, trains: bool) -> None:
+    """Raises ConfigError for a data set without bugs, and for a model, which the engine would not load."""
+    if config.dataset.name not in ("swe_mini", "repositories"):
+        what = f"mends the bugs of dataset=swe_mini and dataset=repositories, not {config.dataset.name}"
+        raise ConfigError(f"engine=mender {what}", "engine")
+    if config.model.name != "script":
+        what = f"loads no model: model={config.model.name} needs another engine, e.g. engine=transformers"
+        raise ConfigError(f"engine=mender {what}", "engine")
 
 
 def categorical(path: str, model: Model, hardware: Hardware, problems: Sequence[Problem]) -> Engine:

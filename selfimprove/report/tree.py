@@ -23,7 +23,8 @@ COLOUR = {"correct": "green", "wrong": "red", "unparseable": "red"}
 
 
 def show(run_dir: Path, problem: str, round: int | None = None, console: Console | None = None) -> None:
-    """Draw the tree that a run grew for a problem in `round`; None: in the last round that has one.
+    """Draw the tree that a run grew for a problem in `round`; None: in the last round that has one. An evaluation of a
+    solver has one tree of each held-out problem, and no rounds.
 
     Raises ConfigError if `run_dir` is not a run, or has no such problem, round or tree.
     """
@@ -38,8 +39,10 @@ def show(run_dir: Path, problem: str, round: int | None = None, console: Console
         raise ConfigError(f"--problem {problem}: {run_dir} has no such problem; it has, for instance, {some}")
     run.files.require(run.summary)  # so that a lost file is not taken for a tree that never was
     folders = sorted(path.parent for path in (run_dir / "rounds").glob("*/trajectories.parquet"))
+    if run.kind == "eval" and (run_dir / "solver/trajectories.parquet").exists():
+        folders = [run_dir / "solver"]
     if round is not None:
-        folders = [folder for folder in folders if _round(folder) == round]
+        folders = [folder for folder in folders if run.kind != "eval" and _round(folder) == round]
         if not folders:
             raise ConfigError(f"--round {round}: {run_dir} has no trajectories of that round")
     for folder in reversed(folders):
