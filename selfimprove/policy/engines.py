@@ -163,6 +163,16 @@ def scripted(
     )
 
 
+def templates(
+    path: str, model: Model, hardware: Hardware, problems: Sequence[Problem], *, fault: Share = 0.3
+) -> Engine:
+    """A script that writes data-science pipelines by templates, and broken code with the probability `fault`. It loads
+    no model."""
+    from selfimprove.policy.templates import TemplatesEngine
+
+    return TemplatesEngine(fault)
+
+
 def categorical(path: str, model: Model, hardware: Hardware, problems: Sequence[Problem]) -> Engine:
     """A table of probabilities."""
     from selfimprove.policy.categorical import read
