@@ -52,7 +52,7 @@ def _tree(rng: np.random.Generator, classify: bool) -> Any:
 def _neighbours(rng: np.random.Generator, classify: bool) -> Any:
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
-    return (KNeighborsClassifier if classify else KNeighborsRegressor)(n_neighbors=int(rng.integers(1, 31)))
+    return (KNeighborsClassifier if classify else KNeighborsRegressor)(n_neighbors=int(rng.integers(1, 15)))
 
 
 def _linear(rng: np.random.Generator, classify: bool) -> Any:

@@ -42,7 +42,7 @@ def _one(features: str, module: str, models: str, options: str, space: str) -> T
 
 _C, _ALPHA = '{"C": ["log", 0.001, 100.0]}', '{"alpha": ["log", 0.001, 1000.0]}'
 _KERNEL = '{"C": ["log", 0.01, 1000.0], "gamma": ["log", 0.0001, 1.0]}'
-_NEAR = '{"n_neighbors": ["int", 1, 40], "weights": ["choice", ["uniform", "distance"]]}'
+_NEAR = '{"n_neighbors": ["int", 1, 20], "weights": ["choice", ["uniform", "distance"]]}'
 _LEAF = '{"max_features": ["float", 0.1, 1.0], "min_samples_leaf": ["int", 1, 10]}'
 _LINEAR = ("LogisticRegression", "Ridge"), ("max_iter=300, ", ""), (_C, _ALPHA)
 TEMPLATES = {

@@ -25,16 +25,20 @@ def check(text: str, gold: str | None, metadata: dict[str, Any]) -> Outcome:
     `timeout` where the pipeline hung. `extracted` are the standings, best first, in which "=" joins equal ones.
     """
     try:
-        said, true = json.loads(text), json.loads(gold or "")
+        true = json.loads(gold or "")
         ids, answers, players = true["ids"], true["answers"], metadata["players"]
     except (ValueError, KeyError, TypeError) as error:
-        if gold is None or "players" not in metadata:
-            return Outcome("error", 0.0, reason=f"the problem is no task with a leaderboard: {error}")
-        return Outcome("unparseable", 0.0, reason="the text is no submission")
+        return Outcome(
+            "error", 0.0, reason=f"the problem is no task with a leaderboard: {type(error).__name__}: {error}"
+        )
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        said = None
     if not isinstance(said, dict) or not isinstance(said.get("submission"), str):
-        failed = said.get("failed") if isinstance(said, dict) else None
-        why = str(said.get("said", "")) if isinstance(said, dict) else "the text is no submission"
-        return Outcome("timeout" if failed == "timeout" else "unparseable", 0.0, reason=why[:300] or None)
+        made = said if isinstance(said, dict) else {}
+        why = str(made.get("said", "the text is no submission"))[:300]
+        return Outcome("timeout" if made.get("failed") == "timeout" else "unparseable", 0.0, reason=why)
     rows = [row for row in csv.reader(io.StringIO(said["submission"])) if row]
     expected = [metadata["identifier"], metadata["target"]]
     if not rows or rows[0] != expected:
