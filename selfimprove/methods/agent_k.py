@@ -168,8 +168,8 @@ def words(descriptor: str) -> set[str]:
 
 
 def figures(rounds: Sequence[Scores]) -> dict[str, float]:
-    """`valid`: the share of held-out tasks with a valid submission. `elo_mmr`: the rating on their leaderboards, where
-    the package is installed."""
+    """`valid`: the share of held-out tasks with a valid submission. `elo_mmr`: the rating after the leaderboards of
+    these, where the package is installed."""
     last = [answer for answer in rounds[-1].answers if answer is not None]
     found = {"valid": len(last) / len(rounds[-1].answers)}
     if last and elo_mmr.installed():

