@@ -43,7 +43,8 @@ def row(name: str, twins: list[str], found: dict[str, str]) -> list[str]:
         f"{shown} {link if paper.startswith('arXiv') else ''}".rstrip(),
         _each(_function(stage.generate) for stage in stages if stage.of is None),
         _each(_function(stage.verifier) if stage.verifier else "the data set's verifier" for stage in stages),
-        _each(_learns(stage) for stage in stages if stage.train and stage.role) or "nothing: it thinks longer",
+        _each(_learns(stage) for stage in stages if stage.train and stage.role)
+        or ("a memory" if any(stage.remember for stage in stages) else "nothing: it thinks longer"),
         _function(config.method.evaluate) if config.method.evaluate else _evaluated(config),
         ", ".join(sorted({*config.method.needs, *_needs(stages)} - {"weights"})) or "-",
         f"[{said}](docs/methods/{name}.md)" if page.exists() and said else said,

@@ -204,10 +204,11 @@ def require_window(limits: Mapping[str, Any], window: int) -> None:
 def check_stages(config: Config, needs: bool) -> None:
     """Raises ConfigError for stages that do not fit together, or a slot whose function cannot be called as configured.
 
-    `needs` says that the method is going to run. Then a method that changes no weights is refused.
+    `needs` says that the method is going to run. Then one that neither changes weights nor remembers is refused.
     """
     own = config.method.name
-    if needs and not any(stage.train and stage.filter for stage in config.stages.values()):
+    learns = any((stage.train and stage.filter) or stage.remember for stage in config.stages.values())
+    if needs and not learns:
         raise ConfigError(
             f"method={own} changes no weights: `selfimprove eval method={own}` evaluates it, "
             f"`selfimprove run method=rejection_sampling generate={own}` trains on what it finds",

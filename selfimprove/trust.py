@@ -55,6 +55,7 @@ _SHARED = (  # parts for users' own methods, which no configuration of the packa
     *(f"selfimprove.generate.turns.{name}" for name in ("turns", "by_turn")),
     "selfimprove.verify.turns.each",
     *(f"selfimprove.tools.python.{name}" for name in ("python", "cell")),
+    "selfimprove.tools.stages.ran",
     *(f"selfimprove.env.worlds.{name}" for name in ("worlds", "play")),
     "selfimprove.filter.advantages.advantages",
     "selfimprove.train.policy_gradient.policy_gradient",

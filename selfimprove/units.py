@@ -57,6 +57,7 @@ UNITS = {
     unit.name: unit
     for unit in (
         Unit("accuracy", "accuracy", (0.0, 1.0), percent=True),
+        Unit("quantile", "leaderboard quantile", (0.0, 1.0), percent=True),
         Unit("reward", "mean reward", None),
         Unit("return", "mean return", None),
         Unit("length_score", "length score", (0.0, 100.0)),

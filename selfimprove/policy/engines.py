@@ -190,6 +190,16 @@ def require_mender(config: Config, trains: bool) -> None:
         raise ConfigError(f"engine=mender {what}", "engine")
 
 
+def templates(
+    path: str, model: Model, hardware: Hardware, problems: Sequence[Problem], *, fault: Share = 0.3
+) -> Engine:
+    """A script that writes data-science pipelines by templates, and broken code with the probability `fault`. It loads
+    no model."""
+    from selfimprove.policy.templates import TemplatesEngine
+
+    return TemplatesEngine(fault)
+
+
 def categorical(path: str, model: Model, hardware: Hardware, problems: Sequence[Problem]) -> Engine:
     """A table of probabilities."""
     from selfimprove.policy.categorical import read

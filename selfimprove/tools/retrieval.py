@@ -64,7 +64,11 @@ class Retriever:
 
     async def __call__(self, text: str) -> str:
         """The best passages with a word of the query, one a line, best first; of equal score in the corpus's order."""
+        return "\n".join(self.passages[i] for i in self.find(text))
+
+    def find(self, text: str) -> list[int]:
+        """The numbers of these passages."""
         (words,) = self._words([text])
         scores = np.asarray(self._index.get_scores(words)) if words else np.zeros(0)
         best = np.argsort(-scores, kind="stable")[: self._top]
-        return "\n".join(self.passages[i] for i in best if scores[i] > 0)
+        return [int(i) for i in best if scores[i] > 0]

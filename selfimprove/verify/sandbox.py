@@ -26,19 +26,24 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from importlib import metadata
 from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+
 from selfimprove.errors import ConfigError
 from selfimprove.verify import cgroup, container, watch
 from selfimprove.verify.container import IMAGE, SHM_MB
-from selfimprove.verify.watch import DISK_MB, ENVIRONMENT, Child, Limits, Result, bounds
+from selfimprove.verify.watch import DISK_MB, ENVIRONMENT, Answer, Child, Limits, Result, bounds
 
 __all__ = ["ENVIRONMENT", "Limits", "Result", "describe", "require", "run", "run_pair"]
 
 INSTALL = "apt-get install bubblewrap (or: dnf install bubblewrap, pacman -S bubblewrap)"
 NOBODY = "65534"
+PACKAGES = "/packages"  # where a program finds the packages that it may import
+SINGLE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")  # threads count as processes
 # The namespace's first process. When it ends, the kernel ends all others. bubblewrap waits for it, which it would not
 # do for its own init, so no process is left to reap. And the program cannot undo that it dies with its parent.
 FIRST = ("/bin/sh", "-c", '"$@"; exit $?', "sh")
@@ -110,14 +115,18 @@ def run(
     processes: int = 16,
     sandbox: str = "bubblewrap",
     image: str = IMAGE,
+    packages: Sequence[str] = (),
+    answer: Answer | None = None,
 ) -> Result:
     """Run a Python program and return how it ended. All its processes are gone then.
 
-    files: text files by name, for the program's working directory. Safe to call from several threads. Raises
-    ConfigError when the sandbox is not installed.
+    files: text files by name, for the program's working directory. packages: distributions of this environment that
+    the program can import, each with all that it needs; a container has its image's instead. answer: answers each line
+    of the program's output as it comes (`selfimprove.verify.watch.run`); containers have no answers. Safe to call from
+    several threads. Raises ConfigError when the sandbox or a package is not installed.
     """
-    main = {"arguments": ["main.py"], "files": {"main.py": program, **(files or {})}}
-    return _run([main], stdin, Limits(seconds, memory_mb, output_bytes, processes), sandbox, image)
+    main = {"arguments": ["main.py"], "files": {"main.py": program, **(files or {})}, "packages": tuple(packages)}
+    return _run([main], stdin, Limits(seconds, memory_mb, output_bytes, processes), sandbox, image, answer)
 
 
 def run_pair(
@@ -150,14 +159,24 @@ def runs_bytecode(name: str) -> bool:
     return magic == MAGIC_NUMBER.hex()
 
 
-def _run(programs: Sequence[dict[str, Any]], stdin: str, limits: Limits, sandbox: str, image: str) -> Result:
+def _run(
+    programs: Sequence[dict[str, Any]],
+    stdin: str,
+    limits: Limits,
+    sandbox: str,
+    image: str,
+    answer: Answer | None = None,
+) -> Result:
     if sandbox in container.ENGINES:
+        if answer:
+            raise ConfigError(f"sandbox={sandbox}: a container's program has no answers; bubblewrap's has")
+        programs = [{key: program[key] for key in ("arguments", "files")} for program in programs]
         return container.run(sandbox, image, programs, stdin, limits)
     starts = {"bubblewrap": _Bubblewrap, "unsafe_subprocess": _as_the_user}
     if sandbox not in starts:
         raise ConfigError(f"no such sandbox: {sandbox!r}; there are {', '.join([*container.ENGINES, *starts])}")
     start = functools.partial(starts[sandbox], limits)
-    return watch.run(start, programs, stdin.encode(errors="surrogatepass"), limits)
+    return watch.run(start, programs, stdin.encode(errors="surrogatepass"), limits, answer)
 
 
 def _as_the_user(
@@ -168,7 +187,10 @@ def _as_the_user(
         Path(folder, name).write_bytes(_bytes(text))
     # Without a user namespace the kernel counts all processes of the user, so NPROC cannot be limited.
     command = [*_prlimit(limits, "NPROC"), _python(), *program["arguments"], *map(str, inherit)]
-    return Child(stack, command, cwd=folder, pass_fds=inherit, **pipes)
+    own = ENVIRONMENT
+    if packages := installed(program.get("packages", ())):
+        own = own | {"PYTHONPATH": os.pathsep.join({str(place.parent): "" for place in packages}), **SINGLE}
+    return Child(stack, command, cwd=folder, pass_fds=inherit, env=own, **pipes)
 
 
 class _Bubblewrap(Child):
@@ -179,6 +201,11 @@ class _Bubblewrap(Child):
     ) -> None:
         command = [*_prlimit(limits), _python(), *program["arguments"], *map(str, inherit)]
         wrap, fds = list(_fixed_options()), list(inherit)
+        if packages := installed(program.get("packages", ())):
+            for place in packages:
+                wrap += ["--ro-bind", str(place), f"{PACKAGES}/{place.name}"]
+            for name, value in {"PYTHONPATH": PACKAGES, **SINGLE}.items():
+                wrap += ["--setenv", name, value]
         self._group = cgroup.make(stack, limits.memory_mb)
         with ExitStack() as mine:  # closes descriptors that only the child needs
             for name, text in program["files"].items():
@@ -230,6 +257,32 @@ class _Bubblewrap(Child):
         for line in self._status:
             code = json.loads(line).get("exit-code", code)
         return code
+
+
+@functools.cache
+def installed(names: tuple[str, ...]) -> tuple[Path, ...]:
+    """The folders and files of distributions and of all that they need, without their optional extras.
+
+    Raises ConfigError for one that is not installed.
+    """
+    found, waiting, seen = dict[Path, None](), list(names), set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            raise ConfigError(
+                f"the sandbox's programs need {name}, which is not installed: pip install {name}"
+            ) from None
+        for file in distribution.files or ():
+            if file.parts[0] not in ("..", "__pycache__"):
+                found[Path(str(distribution.locate_file(file.parts[0])))] = None
+        needs = map(Requirement, distribution.requires or ())
+        waiting += [need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+    return tuple(found)
 
 
 def _bytes(text: str | bytes) -> bytes:

@@ -134,7 +134,16 @@ class Child:
         return 128 - code if code < 0 else code
 
 
-def run(start: Callable[..., Child], programs: Sequence[Any], feed: bytes, limits: Limits) -> Result:
+Answer = Callable[[bytes], bytes]  # a line of a program's standard output -> what it is then given to read
+
+
+def run(
+    start: Callable[..., Child],
+    programs: Sequence[Any],
+    feed: bytes,
+    limits: Limits,
+    answer: Answer | None = None,
+) -> Result:
     """Run one program, or two joined only by two pipes. The result is the first one's.
 
     start: called with a stack, a program, and options of Popen. With two programs, the pipes are standard input and
@@ -151,7 +160,7 @@ def run(start: Callable[..., Child], programs: Sequence[Any], feed: bytes, limit
                     ends.callback(os.close, fd)
                 children = [start(stack, programs[0], inherit=(from_second, to_second))]
                 children += [start(stack, programs[1], stdin=from_first, stdout=to_first)]
-        stopped, stdout, stderr, counted = watch(children, feed, limits)
+        stopped, stdout, stderr, counted = watch(children, feed, limits, answer)
     seconds = time.monotonic() - begun
     out, err = stdout.decode(errors="replace"), stderr.decode(errors="replace")
     if stopped == "error":
@@ -203,8 +212,12 @@ class Clock:
         return time.monotonic() - self.begun - self.excused
 
 
-def watch(children: Sequence[Child], feed: bytes, limits: Limits) -> tuple[Status | None, bytes, bytes, float]:
+def watch(
+    children: Sequence[Child], feed: bytes, limits: Limits, answer: Answer | None = None
+) -> tuple[Status | None, bytes, bytes, float]:
     """Feed and read the first child until it ends or a limit is reached. Then end all children.
+
+    With `answer`, each line that the child writes to its standard output is answered at once.
 
     Returns why the first was stopped (None if it was not), its standard output and standard error, and the seconds that
     count against its limit.
@@ -216,6 +229,7 @@ def watch(children: Sequence[Child], feed: bytes, limits: Limits) -> tuple[Statu
     assert stderr
     written = {stdout: bytearray(), stderr: bytearray()}
     stopped: Status | None = None
+    answered = 0  # bytes of standard output
     clock = Clock()
     begun = clock.begun
     look = begun + TICK
@@ -255,9 +269,15 @@ def watch(children: Sequence[Child], feed: bytes, limits: Limits) -> tuple[Statu
                     feed = _write(stdin, feed)
                     if not feed:
                         selector.unregister(stdin)
-                        stdin.close()
+                        if answer is None:
+                            stdin.close()
                 elif _read(key.fileobj, written[key.fileobj], limits.output_bytes) == b"":  # type: ignore[index,arg-type]
                     selector.unregister(key.fileobj)
+            while answer and (end := written[stdout].find(b"\n", answered)) >= 0:
+                feed += answer(bytes(written[stdout][answered:end]))
+                answered = end + 1
+                if feed and stdin not in selector.get_map():
+                    selector.register(stdin, selectors.EVENT_WRITE)
             if any(len(data) > limits.output_bytes for data in written.values()):
                 stopped = "output"
     for child in children:
