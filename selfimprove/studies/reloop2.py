@@ -101,7 +101,8 @@ def study(lab: Lab) -> Iterator[Claim]:
     yield below(claim, worse, 0.0, "the base model", COMMAND)
     alike = np.array([agreement(s) for s in frozen])
     claim = f"the sketch's readouts correlate with the exact memory's by more than .8 ({size_of(frozen)})"
-    yield Claim(claim, bool(alike.min() > 0.8), float(alike.mean()), spread(alike), "exact memory", COMMAND)
+    low, high = spread(alike) or (float(alike.mean()), float(alike.mean()))
+    yield bounded(claim, Estimate(float(alike.mean()), low, high, len(alike)), 0.8, "exact memory", COMMAND)
 
 
 def learning(rate: float) -> list[str]:
