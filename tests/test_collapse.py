@@ -41,8 +41,10 @@ def test_each_sign_by_its_figures(changed, name):
 
 @pytest.mark.parametrize(
     ("weight", "line"),
-    [(-1.0, r"% of them are cut at the limit"), (1.0, r"the same (reward|words)|nearly the same")],
-    ids=["long answers", "short answers"],
+    [
+        pytest.param(-1.0, r"% of them are cut at the limit", marks=pytest.mark.slow, id="long answers"),
+        pytest.param(1.0, r"the same (reward|words)|nearly the same", id="short answers"),
+    ],
 )
 def test_a_run_that_is_rewarded_for_length_alone_says_that_it_collapses(tmp_path, weight, line):
     """With many steps on few answers, and nothing that clips them or holds them near the base policy."""

@@ -152,6 +152,7 @@ def predicted(shape, lora, checkpointing, rows, tokens):
     return total(compose(asked), row=tokens)
 
 
+@pytest.mark.slow
 def test_training_needs_what_was_estimated(tmp_path):
     size = {"layers": 8, "hidden": 384, "intermediate": 1024, "heads": 6, "kv_heads": 3, "head_size": 64}
     shape = compose([]).model.shape.model_copy(update=size | {"vocabulary": 16384, "parameters": 19_280_256})

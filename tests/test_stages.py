@@ -113,8 +113,8 @@ def test_two_roles_learn_from_the_same_attempts_each_at_its_own_version(tmp_path
     ("method", "points"),
     [
         ("two_stages", ["manifest:0/make"]),
-        ("two_stages", ["manifest:1/problems"]),
-        ("two_stages", ["manifest:0/remember"]),
+        pytest.param("two_stages", ["manifest:1/problems"], marks=pytest.mark.slow),
+        pytest.param("two_stages", ["manifest:0/remember"], marks=pytest.mark.slow),
         ("two_stages", ["manifest:2/generate"]),
         ("two_roles", ["manifest:0/train", "manifest:1/train"]),
     ],

@@ -182,6 +182,7 @@ def test_without_dev_problems_it_says_so_before_anything_is_loaded(tmp_path: Any
 # A whole study in its small form
 
 
+@pytest.mark.slow
 def test_the_study_measures_its_claims(done: tuple[list[Claim], Lab]) -> None:
     claims, lab = done
     assert len(claims) == 7
@@ -223,6 +224,7 @@ def test_the_study_measures_its_claims(done: tuple[list[Claim], Lab]) -> None:
     assert [claim.claim[:8] for claim in claims if claim.check] == ["(T, tau)"]
 
 
+@pytest.mark.slow
 def test_a_round_samples_and_filters_by_what_was_chosen(done: tuple[list[Claim], Lab]) -> None:
     _, lab = done
     results = [Result(path.parent, store.read_json(path), ()) for path in lab.folder.glob("*/summary.json")]

@@ -271,6 +271,7 @@ evaluate_solver(None, sys.argv[2:], Path(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_ends_as_if_undisturbed(tmp_path):
     whole = solving.evaluate_solver(None, WORDS, tmp_path / "whole")
     folder = tmp_path / "killed"
