@@ -32,13 +32,13 @@ def load(
     `longest`: items whose functions take more characters, as they are shown, are left out. Raises ConfigError where
     neither folder nor package is there.
     """
-    folder = Path(path).expanduser() if path else _packaged()
+    folder = Path(path).expanduser() if path else packaged()
     rows = (row for category in categories for row in _rows(folder, category))
     kept = (row for row in rows if longest is None or len(row.metadata["functions"]) <= longest)
     return finish(kept, name="bfcl", seed=seed, **common)
 
 
-def _packaged() -> Path:
+def packaged() -> Path:
     spec = importlib.util.find_spec("bfcl_eval")
     for folder in spec.submodule_search_locations or () if spec else ():
         if (Path(folder) / "data").is_dir():
@@ -51,8 +51,8 @@ def _packaged() -> Path:
 
 def _rows(folder: Path, category: str) -> Iterator[Row]:
     name = f"BFCL_v4_{category}.json"
-    answers = {fields["id"]: fields["ground_truth"] for _, fields in _read(folder / "possible_answer" / name)}
-    for where, fields in _read(folder / name):
+    answers = {fields["id"]: fields["ground_truth"] for _, fields in read(folder / "possible_answer" / name)}
+    for where, fields in read(folder / name):
         *before, request = fields["question"][0]
         functions = "\n".join(shown(function) for function in fields["function"])
         (gold,) = answers[fields["id"]]
@@ -68,7 +68,7 @@ def _rows(folder: Path, category: str) -> Iterator[Row]:
         yield Row(fields["id"], question, json.dumps(gold), where, metadata=metadata, before=before)
 
 
-def _read(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Its rows: the package's files are JSON lines under the name .json."""
     if not file.is_file():
         raise ConfigError(f"dataset.path: there is no {file}", "dataset.path")
