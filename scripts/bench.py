@@ -30,6 +30,7 @@ from bench_rl import rl_step_vs_parts, rl_vs_trl
 from bench_round import round_vs_phases, serial_share
 from bench_sandbox import sandbox_latency, tool_calls
 from bench_scale import memory_10x, million, passes_256, time_10x
+from bench_streams import stream_vs_bare
 from bench_train import train_vs_bare, train_vs_trl
 from bench_verify import verify_throughput
 from bench_vllm import handover_vs_cold_start, runner_vs_vllm, vllm_vs_transformers
@@ -177,6 +178,7 @@ BENCHMARKS: dict[str, Callable[[], Result]] = {
     "tool_calls": tool_calls,
     "episodes_together": episodes_together,
     "tree_vs_sequential": trees_together,
+    "stream_vs_bare": stream_vs_bare,
     "verify_throughput": verify_throughput,
 }
 BOUNDS = {  # what the project holds itself to
@@ -199,6 +201,7 @@ BOUNDS = {  # what the project holds itself to
     "passes_256": "<= 1.3",
     "episodes_together": ">= 10",
     "tree_vs_sequential": ">= 5",
+    "stream_vs_bare": "<= 1.15",
 }
 VLLM = (
     "runner_vs_vllm",
