@@ -171,7 +171,7 @@ def test_unequal_trials_and_runs_that_saw_held_out_problems_are_refused(tmp_path
     shutil.rmtree(tmp_path / "c2")
     trial(tmp_path / "c3", "rloo", 1e-4, [False] * 4, rounds=7)
     with pytest.raises(
-        ConfigError, match=r"the runs differ in rounds: a sweep of rates differs in method, rate and seed"
+        ConfigError, match=r"the runs differ in rounds: a sweep of rates may differ only in method, rate and seed"
     ):
         tune.choose(tmp_path)
     write_run(tmp_path / "d", [[True], [True]], method__train={"learning_rate": 1e-5})

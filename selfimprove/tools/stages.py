@@ -40,7 +40,10 @@ def require_stages(*, sandbox: str = "bubblewrap", **options: Any) -> dict[str, 
             raise ConfigError(f"method.tools.stages: needs {name}: pip install 'selfimprove[tables]'", "method.tools")
     sandboxes.require(sandbox, where="method.tools.stages")
     limits: dict[str, Any] = {"seconds": 60, "memory_mb": 2048, "output_bytes": 1000, "sandbox": sandbox}
-    result = sandboxes.run("import numpy, sklearn", packages=PACKAGES, **limits)
+    try:
+        result = sandboxes.run("import numpy, sklearn", packages=PACKAGES, **limits)
+    except ConfigError as error:
+        raise ConfigError(f"method.tools.stages: {error}", "method.tools") from None
     if result.status != "ok":
         said = result.stderr.rstrip().rpartition("\n")[2] or result.status
         raise ConfigError(f"method.tools.stages: the sandbox's Python cannot import scikit-learn: {said}")

@@ -263,7 +263,7 @@ class _Bubblewrap(Child):
 def installed(names: tuple[str, ...]) -> tuple[Path, ...]:
     """The folders and files of distributions and of all that they need, without their optional extras.
 
-    Raises ConfigError for one that is not installed.
+    Raises ConfigError for one that is not installed, or that the user of root's programs cannot read.
     """
     found, waiting, seen = dict[Path, None](), list(names), set[str]()
     while waiting:
@@ -277,6 +277,12 @@ def installed(names: tuple[str, ...]) -> tuple[Path, ...]:
             raise ConfigError(
                 f"the sandbox's programs need {name}, which is not installed: pip install {name}"
             ) from None
+        place = Path(str(distribution.locate_file("")))
+        if not _open_to_others(place):
+            raise ConfigError(
+                f"the sandbox's programs need {name} and cannot read it: {place} is in a folder that only root can "
+                "enter, and root's programs run as another user; make the environment elsewhere, e.g. in /opt"
+            )
         for file in distribution.files or ():
             if file.parts[0] not in ("..", "__pycache__"):
                 found[Path(str(distribution.locate_file(file.parts[0])))] = None
@@ -360,13 +366,16 @@ def _python() -> str:
     Root's programs run as such a user. Raises ConfigError if there is no interpreter.
     """
     base = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
-    if base.exists() and (
-        os.geteuid() != 0 or all(folder.stat().st_mode & stat.S_IXOTH for folder in base.resolve().parents)
-    ):
+    if base.exists() and _open_to_others(base):
         return str(base)
     if system := shutil.which("python3", path="/usr/bin:/bin"):
         return os.path.realpath(system)
     raise ConfigError(f"the sandbox cannot read {base} as an unprivileged user, and there is no /usr/bin/python3")
+
+
+def _open_to_others(path: Path) -> bool:
+    """Whether the user whom programs run as can enter the folders above a path: root's run as somebody else."""
+    return os.geteuid() != 0 or all(folder.stat().st_mode & stat.S_IXOTH for folder in path.resolve().parents)
 
 
 @functools.cache

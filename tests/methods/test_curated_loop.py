@@ -172,6 +172,7 @@ def test_rewards_of_outputs():
 # The loop
 
 
+@pytest.mark.slow
 def test_the_exact_model_follows_the_theory(tmp_path):
     claims = list(exact(Lab(quick=True, folder=tmp_path, note=lambda table: None)))
     failed = [claim.claim for claim in claims if claim.holds is False]

@@ -150,6 +150,7 @@ def test_without_a_margin_the_optimum_is_not_sharp() -> None:
 # A whole study in its small form
 
 
+@pytest.mark.slow
 def test_the_study_measures_its_claims(done: tuple[list[Claim], Lab]) -> None:
     claims, _ = done
     assert len(claims) == 9
@@ -160,6 +161,7 @@ def test_the_study_measures_its_claims(done: tuple[list[Claim], Lab]) -> None:
     assert [claim.check for claim in claims] == [False] * 6 + [True] * 3
 
 
+@pytest.mark.slow
 def test_training_reads_no_gold_answer(done: tuple[list[Claim], Lab]) -> None:
     """Every kept answer is the most probable of its problem's, and some of them are wrong."""
     runs = [path.parent for path in done[1].folder.glob("*/summary.json")]

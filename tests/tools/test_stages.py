@@ -22,7 +22,7 @@ SETUP = ("fetch", "modality", "maps", "metric", "form")
 @pytest.fixture(autouse=True, scope="module")
 def bubblewrap() -> None:
     try:
-        sandbox.require("bubblewrap")
+        require_stages()
     except ConfigError as error:
         pytest.skip(str(error))
 

@@ -161,6 +161,7 @@ def test_two_processes_do_what_one_does(own: Make, context: Make) -> None:
         assert mine == pytest.approx(other, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_an_interruption_ends_the_process(own: Make, tmp_path: Path) -> None:
     def stop(figures: dict[str, float]) -> None:
         assert processes_of(tmp_path)
