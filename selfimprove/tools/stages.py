@@ -13,6 +13,7 @@ import importlib.util
 import json
 import logging
 import os
+import secrets
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -97,12 +98,13 @@ def ran(
     text: str, gold: str | None, metadata: dict[str, Any], *, seconds: float, memory_mb: int, sandbox: str
 ) -> Outcome:
     """What came of a request, in `extracted`: a check of `selfimprove.verify.pool`. `error` is a fault of ours."""
-    request = json.loads(text)
-    search = Search(request.pop("sampler"), request.pop("seed"))
+    request, word = json.loads(text), secrets.token_hex(16)
+    search = Search(request.pop("sampler"), request.pop("seed"), word)
     if "space" in request["codes"]:
         search.sampler()  # importing it takes long, and is no part of the program's time
     result = sandboxes.run(
         _source(),
+        stdin=f"{word}\n",
         files={"request.json": json.dumps(request)},
         seconds=seconds,
         memory_mb=memory_mb,
@@ -111,7 +113,7 @@ def ran(
         packages=PACKAGES,
         answer=search,
     )
-    said = [line for line in map(_read, result.stdout.splitlines()) if line]
+    said = [line for text in result.stdout.splitlines() if (line := _read(text, word))]
     if result.status == "error" or not said or "fault" in said[-1]:
         why = said[-1]["fault"] if said and "fault" in said[-1] else result.stderr.strip()[-300:] or result.status
         return Outcome("error", 0.0, reason=f"the sandbox failed: {why}")
@@ -130,13 +132,15 @@ def ran(
     return Outcome(status, 0.0, json.dumps({"broken": begun[-1], "said": why, "status": result.status}))
 
 
-def _read(line: str) -> dict[str, Any] | None:
-    """A line of the sandbox's; None for anything else, which model-written code may have put there."""
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
+def _read(line: str, word: str) -> dict[str, Any] | None:
+    """A line of `pipeline`'s, which begins with its word; None for any other, which model-written code has written."""
+    if not line.startswith(word):
         return None
-    return found if isinstance(found, dict) else None
+    try:
+        found: dict[str, Any] = json.loads(line.removeprefix(word))
+    except ValueError:  # model-written code wrote into the line
+        return None
+    return found
 
 
 @functools.cache
@@ -145,13 +149,14 @@ def _source() -> str:
 
 
 class Search:
-    """Answers a pipeline's lines `{"ask": space, "last": score}` with hyper-parameters. Higher scores are better.
+    """Answers a pipeline's lines `{"ask": space, "last": score}`, each behind `word`, with hyper-parameters. Higher
+    scores are better.
 
     A space maps a name to ["float", low, high], ["log", low, high], ["int", low, high] or ["choice", [values]].
     """
 
-    def __init__(self, sampler: str, seed: int) -> None:
-        self._name, self._seed = sampler, seed % 2**32
+    def __init__(self, sampler: str, seed: int, word: str) -> None:
+        self._name, self._seed, self._word = sampler, seed % 2**32, word
         self._study: Any = None
         self._trial: Any = None
 
@@ -164,7 +169,7 @@ class Search:
         return optuna.samplers.TPESampler(seed=self._seed, n_startup_trials=STARTUP)
 
     def __call__(self, line: bytes) -> bytes:
-        said = _read(line.decode(errors="replace"))
+        said = _read(line.decode(errors="replace"), self._word)
         if not said or "ask" not in said:
             return b""
         try:

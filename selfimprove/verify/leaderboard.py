@@ -39,7 +39,10 @@ def check(text: str, gold: str | None, metadata: dict[str, Any]) -> Outcome:
         made = said if isinstance(said, dict) else {}
         why = str(made.get("said", "the text is no submission"))[:300]
         return Outcome("timeout" if made.get("failed") == "timeout" else "unparseable", 0.0, reason=why)
-    rows = [row for row in csv.reader(io.StringIO(said["submission"])) if row]
+    try:
+        rows = [row for row in csv.reader(io.StringIO(said["submission"])) if row]
+    except csv.Error as error:  # a field that is too long, for instance
+        return Outcome("unparseable", 0.0, reason=f"the submission is no CSV: {error}")
     expected = [metadata["identifier"], metadata["target"]]
     if not rows or rows[0] != expected:
         return Outcome("unparseable", 0.0, reason=f"the submission's first line is not {','.join(expected)}")

@@ -66,7 +66,7 @@ def test_a_descriptor_names_what_tasks_have_in_common() -> None:
     [
         (["titanic"], {}, "dataset.tables: there is no table titanic; there are breast_cancer, wine"),
         (["wine", "wine"], {}, "dataset.tables: wine is named twice"),
-        (["wine"], {}, "dataset.train_size=1: with dataset.heldout_size=1 more tables are asked for"),
+        (["wine"], {}, "dataset.train_size=1: with dataset.heldout_size=1 more tables are needed than the 1"),
     ],
 )
 def test_a_wrong_choice_is_one_line(names: list[str], more: dict[str, Any], said: str) -> None:

@@ -46,6 +46,9 @@ def test_a_whole_pipeline_with_a_search_runs_in_the_sandbox() -> None:
         ("def metric(text):\n    while True: pass", "timeout", "TimeoutError: took more than 1 s"),
         ("import os\ndef metric(text): os._exit(0)", "wrong", "OSError: the program ended itself"),
         ("import sys\ndef metric(text): sys.exit(0)", "wrong", "SystemExit: 0"),
+        ('import os\nos.write(1, b\'{"fault": "x"}\\n\'); os._exit(0)', "wrong", "OSError: the program ended itself"),
+        ('import os\nos.write(1, b\'{"broken": "x"}\\n\'); os._exit(0)', "wrong", "OSError: the program ended itself"),
+        ("import os\nos.write(1, b'{\"done\": {}}\\n'); os._exit(0)", "wrong", "OSError: the program ended itself"),
         ("def metric(text): return bytearray(1 << 40)", "wrong", "MemoryError: "),
         ("import torch", "wrong", "ModuleNotFoundError: No module named 'torch'"),
         ("def metric(text): return open('/etc/passwd').read()", "wrong", "FileNotFoundError"),
@@ -91,11 +94,15 @@ def test_each_line_of_a_program_is_answered() -> None:
 # The search
 
 
+def line(said: dict[str, Any]) -> bytes:
+    return f"word{json.dumps(said)}".encode()
+
+
 def test_the_estimator_looks_where_scores_are_high_and_repeats_itself() -> None:
     def searched(sampler: str) -> list[float]:
-        search, last, found = Search(sampler, 3), None, []
+        search, last, found = Search(sampler, 3, "word"), None, []
         for _ in range(20):
-            reply = json.loads(search(json.dumps({"ask": {"x": ["log", 0.001, 1000.0]}, "last": last}).encode()))
+            reply = json.loads(search(line({"ask": {"x": ["log", 0.001, 1000.0]}, "last": last})))
             found.append(float(np.log10(reply["x"])))
             last = -abs(found[-1] - 1)
         return found
@@ -109,12 +116,14 @@ def test_the_estimator_looks_where_scores_are_high_and_repeats_itself() -> None:
     "space", [{"a": ["float", 1, 0]}, {"a": ["float", "low", "high"]}, {"a": []}, {"a": 3}, [1], {"a": ["odd", 0, 1]}]
 )
 def test_what_is_no_space_is_refused(space: Any) -> None:
-    assert "refused" in json.loads(Search("tpe", 0)(json.dumps({"ask": space, "last": None}).encode()))
+    assert "refused" in json.loads(Search("tpe", 0, "word")(line({"ask": space, "last": None})))
 
 
-@pytest.mark.parametrize("line", [b"", b"hello", b"[1]", b"\xff", b'{"begin": "x"}', b"[" * 100_000])
-def test_what_is_no_question_gets_no_answer(line: bytes) -> None:
-    assert Search("tpe", 0)(line) == b""
+@pytest.mark.parametrize(
+    "text", [b"", b"hello", b"\xff", b'word{"begin": "x"}', b"word[", b'{"ask": {}, "last": null}']
+)
+def test_what_is_no_question_gets_no_answer(text: bytes) -> None:
+    assert Search("tpe", 0, "word")(text) == b""
 
 
 # Formulas

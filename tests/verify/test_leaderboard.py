@@ -53,6 +53,7 @@ def test_numbers_are_scored_by_r2() -> None:
         handed_in("id,y", "7,a,a", "8,b", "9,b", "10,b"),
         json.dumps({"failed": "failed", "said": "model: no"}),
         json.dumps({"submission": 3}),
+        handed_in("id,y", f"7,{'a' * 200_000}", "8,b", "9,b", "10,b"),
     ],
 )
 def test_what_cannot_be_scored_is_unparseable(text: str) -> None:
