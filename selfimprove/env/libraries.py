@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from selfimprove.datasets import Row, Side
-from selfimprove.env import test_runs
+from selfimprove.env import suite
 from selfimprove.env.bugs import rows
 from selfimprove.env.repository import Base, Repository
-from selfimprove.env.test_runs import Sandboxed
+from selfimprove.env.suite import Sandboxed
 from selfimprove.errors import ConfigError
 from selfimprove.policy.models import cache_root
 
@@ -31,7 +31,7 @@ def require(**options: Any) -> None:
             "dataset=repositories: its bugs are made once on each machine: python scripts/make_bugs.py libraries",
             "dataset",
         )
-    test_runs.require(**options)
+    suite.require(**options)
 
 
 def path() -> Path:

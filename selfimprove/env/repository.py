@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import Any, Unpack
 
 from selfimprove.env import Seen
-from selfimprove.env.test_runs import Sandboxed, shown, tested
+from selfimprove.env.suite import Sandboxed, shown, tested
 
 MAJOR, MINOR = "Error: ", "Nothing done: "  # what is seen of an action that failed begins with one of them
 HITS, LINES = 8, 80  # of a search, and lines of a view, at most

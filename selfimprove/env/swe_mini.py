@@ -16,8 +16,8 @@ from typing import Any, Unpack
 from selfimprove.datasets import Row, Side
 from selfimprove.env.bugs import rows
 from selfimprove.env.repository import Base, Repository
-from selfimprove.env.test_runs import Sandboxed
-from selfimprove.env.test_runs import require as require
+from selfimprove.env.suite import Sandboxed
+from selfimprove.env.suite import require as require
 
 FOLDER = Path(__file__).parent / "mini"
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.txt")))

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from selfimprove.binding import bind, module_of, options_of
 from selfimprove.env import WAIT, Env, Seen
 from selfimprove.errors import ConfigError
+from selfimprove.tools.pooled import Pooled
 from selfimprove.tools.python import bounded, escaped
 from selfimprove.types import Count, Problem, Seconds, Status
 from selfimprove.verify import Outcome
@@ -54,12 +54,8 @@ def worlds(
     return Worlds(Pool(target, options, workers=workers or os.cpu_count() or 1, seconds=seconds, memory_mb=memory_mb))
 
 
-class Worlds:
+class Worlds(Pooled):
     """Plays actions in the environment of a problem's task."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool.__enter__()
-        self._ended: Counter[str] = Counter()  # steps by how they ended, since `take`
 
     def start(self, problem: Problem) -> Episode:
         """A new episode. Raises ValueError for a problem without a task of an environment."""
@@ -77,15 +73,6 @@ class Worlds:
         self._ended["ok"] += 1
         reward = outcome.step_rewards[-1] if outcome.step_rewards else 0.0
         return Seen(outcome.extracted or "", reward, outcome.reason == "done"), outcome
-
-    def take(self) -> dict[str, int]:
-        """Steps since the last `take`, by how they ended: `ok`, `timeout` or `error`."""
-        taken = dict(self._ended)
-        self._ended.clear()
-        return taken
-
-    def close(self) -> None:
-        self._pool.__exit__()
 
 
 class Episode:

@@ -14,10 +14,10 @@ import asyncio
 import json
 import os
 import re
-from collections import Counter
 from typing import Any
 
 from selfimprove.errors import RunError
+from selfimprove.tools.pooled import Pooled
 from selfimprove.types import Count, Seconds, Status
 from selfimprove.verify import Outcome
 from selfimprove.verify import sandbox as sandboxes
@@ -30,7 +30,6 @@ OUTPUT_BYTES = 1 << 16  # a program that prints more is stopped
 REMEMBERED = 4096  # programs
 FAULTS, FAULT_SHARE = 10, 0.05  # the run stops if the sandbox's faults are more than both, a count and a share of calls
 CELL = re.compile(r"^# %%.*\n?", re.MULTILINE)
-ENDED = {"correct": "ok", "wrong": "failed"}  # outcome -> its name in figures; `timeout` and `error` keep their names
 
 _DRIVER = """
 import contextlib, io, json
@@ -68,13 +67,12 @@ def python(
     return Python(Pool(f"{__name__}.cell", options, workers=workers or os.cpu_count() or 1, seconds=seconds))
 
 
-class Python:
+class Python(Pooled):
     """Gives a program's observation. A program is run once, and its observation is remembered."""
 
     def __init__(self, pool: Pool) -> None:
-        self._pool = pool.__enter__()
+        super().__init__(pool)
         self._known: dict[str, asyncio.Future[str]] = {}  # by program, oldest first
-        self._ended: Counter[str] = Counter()  # calls by how they ended, since `take`
         self._calls = self._faults = 0
 
     async def __call__(self, text: str) -> str:
@@ -96,25 +94,13 @@ class Python:
         return await asyncio.shield(self._known[text])
 
     async def _run(self, text: str) -> str:
-        outcome = await self._pool.check_one(text, None, {})
-        if outcome.status == "error":  # perhaps the machine was too busy
-            outcome = await self._pool.check_one(text, None, {})
+        outcome = await self.tried(text)
         self._calls += 1
-        self._ended[ENDED.get(outcome.status, outcome.status)] += 1
         if outcome.status == "error":
             self._faults += 1
             if self._faults > max(FAULTS, FAULT_SHARE * self._calls):
                 raise RunError(f"the tool python failed {self._faults} times, the last time: {outcome.reason}")
         return outcome.extracted if outcome.extracted is not None else f"{outcome.status}: {outcome.reason}"
-
-    def take(self) -> dict[str, int]:
-        """Calls that were made since the last `take`, by how they ended: `ok`, `failed`, `timeout` or `error`."""
-        taken = dict(self._ended)
-        self._ended.clear()
-        return taken
-
-    def close(self) -> None:
-        self._pool.__exit__()
 
 
 def cell(

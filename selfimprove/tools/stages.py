@@ -14,12 +14,12 @@ import json
 import logging
 import os
 import secrets
-from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
 from selfimprove.errors import ConfigError, RunError
 from selfimprove.tools import pipeline as driver
+from selfimprove.tools.pooled import Pooled
 from selfimprove.types import Count, Seconds, Status
 from selfimprove.verify import Outcome
 from selfimprove.verify import sandbox as sandboxes
@@ -64,34 +64,17 @@ def stages(
     return Stages(Pool(f"{__name__}.ran", options, workers=workers or os.cpu_count() or 1, seconds=seconds))
 
 
-class Stages:
+class Stages(Pooled):
     """Runs a request, and gives what came of it, both as JSON. `pipeline.Pipeline` has the request's keys; two more are
     `sampler` (tpe or random) and `seed`. The reply is {"done": ...}, or {"broken": stage, "said": ..., "status": ...}.
     """
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool.__enter__()
-        self._ended: Counter[str] = Counter()
-
     async def __call__(self, text: str) -> str:
         """Raises RunError where the sandbox, or the file that runs there, fails twice."""
-        outcome = await self._pool.check_one(text, None, {})
-        if outcome.status == "error":  # perhaps the machine was too busy
-            outcome = await self._pool.check_one(text, None, {})
-        names = {"correct": "ok", "wrong": "failed"}
-        self._ended[names.get(outcome.status, outcome.status)] += 1
+        outcome = await self.tried(text)
         if outcome.status == "error" or outcome.extracted is None:
             raise RunError(f"the tool stages: {outcome.reason}")
         return outcome.extracted
-
-    def take(self) -> dict[str, int]:
-        """Calls since the last `take`, by how they ended: `ok`, `failed`, `timeout` or `error`."""
-        taken = dict(self._ended)
-        self._ended.clear()
-        return taken
-
-    def close(self) -> None:
-        self._pool.__exit__()
 
 
 def ran(

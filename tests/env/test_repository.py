@@ -13,7 +13,7 @@ import pytest
 
 from selfimprove.config import compose
 from selfimprove.datasets.envs import load
-from selfimprove.env import test_runs
+from selfimprove.env import suite
 from selfimprove.env.bugs import definitions, expert, wrong
 from selfimprove.env.repository import MAJOR, MINOR, Repository, definition, quoted, spans, without
 from selfimprove.env.swe_mini import NAMES, base, made, repository, tasks
@@ -187,7 +187,7 @@ def test_raises_nothing():
     with pytest.raises(ValueError):
         pass
 """
-    ran = test_runs.tested({"test_a.py": text}, tests=["test_a.py"])
+    ran = suite.tested({"test_a.py": text}, tests=["test_a.py"])
     failures = {name.partition("::")[2]: failure for name, failure in ran.failures.items()}
     assert [name for name, failure in failures.items() if failure is None] == [
         "test_pairs",
