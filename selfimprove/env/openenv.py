@@ -3,14 +3,17 @@
     pip install "selfimprove[openenv]"
 
 A task is the seed of a reset. An action is put into one field of the server's action, and a field of the server's
-observation is what is seen. A connection is a session. A process keeps its connections until the server has no session
-left; then the connection that was used longest ago is closed, and its episode is played again when it goes on.
+observation is what is seen. A connection is a session. If the server has no session left, a process closes its own
+connection that was used longest ago, and else waits for those of other processes: each closes its connections when it
+has not used them for IDLE seconds. An episode whose connection was closed is played again when it goes on.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -21,6 +24,7 @@ from selfimprove.errors import ConfigError
 
 FIRST: dict[Side, int] = {"train": 0, "dev": 1_000_000, "test": 2_000_000}  # the seed of each side's first task
 SECONDS = 10.0  # to connect, and to wait for an answer
+IDLE, WAIT = 1.0, 5.0  # seconds after which an idle process closes its connections; for which another waits for one
 FULL = "CAPACITY_REACHED"
 
 _used: list[OpenEnv] = []  # environments of this process with a connection, the last used last
@@ -30,6 +34,22 @@ def require(**options: Any) -> None:
     """Raises ConfigError where the package is missing."""
     if importlib.util.find_spec("websockets") is None:
         raise ConfigError('dataset=openenv needs the package websockets: pip install "selfimprove[openenv]"', "dataset")
+
+
+def begin() -> None:
+    """From now on this process closes its connections when it is idle."""
+    signal.signal(signal.SIGALRM, release)
+
+
+def release(*_: object) -> None:
+    for world in list(_used):
+        world.close()
+
+
+def idle_after(seconds: float) -> None:
+    """When this process is idle; 0: it is not. Nothing where `begin` was not called."""
+    if signal.getsignal(signal.SIGALRM) is release:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 class OpenEnv:
@@ -75,14 +95,18 @@ class OpenEnv:
             self.socket = None
 
     def _begin(self) -> Seen:
+        deadline = time.monotonic() + WAIT
         while True:
             try:
                 return self._ask("reset", {"seed": self.task["seed"]})
             except Full:
                 self.close()
-                if not _used:
+                if _used:
+                    _used[0].close()
+                elif time.monotonic() > deadline:
                     raise
-                _used[0].close()
+                else:
+                    time.sleep(0.1)
 
     def _ask(self, kind: str, data: Any) -> Seen:
         """The server's answer. Raises Full where it has no session, EOFError where it has ended this one, and
@@ -90,6 +114,7 @@ class OpenEnv:
         from websockets.exceptions import ConnectionClosed
         from websockets.sync.client import connect
 
+        idle_after(0)
         if self.socket is None:
             self.socket = connect(f"{self.url.rstrip('/')}/ws", open_timeout=SECONDS, proxy=None).__enter__()
         if self in _used:
@@ -101,9 +126,16 @@ class OpenEnv:
             answer = json.loads(self.socket.recv(timeout=SECONDS))
         except ConnectionClosed as problem:
             raise EOFError(f"{self.url}: {problem}") from None
+        finally:
+            idle_after(IDLE)
         found = answer["data"]
+        if answer["type"] == "error" and found.get("code") == FULL:
+            raise Full(
+                f"{self.url}: no session is free: start the server with more, or set method.tools.env.workers=1 and "
+                "dataset.verifier.workers=1"
+            )
         if answer["type"] == "error":
-            raise (Full if found.get("code") == FULL else RuntimeError)(f"{self.url}: {found.get('message')}")
+            raise RuntimeError(f"{self.url}: {found.get('message')}")
         seen = found["observation"]
         text = json.dumps(seen, sort_keys=True) if self.observation is None else str(seen[self.observation])
         return Seen(text, float(found["reward"] or 0.0), bool(found["done"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator
@@ -14,8 +15,9 @@ websockets = pytest.importorskip("websockets.sync.server")
 from selfimprove.datasets.envs import load  # noqa: E402
 from selfimprove.env import openenv  # noqa: E402
 from selfimprove.env.openenv import OpenEnv  # noqa: E402
-from selfimprove.env.worlds import play  # noqa: E402
+from selfimprove.env.worlds import play, worlds  # noqa: E402
 from selfimprove.errors import ConfigError  # noqa: E402
+from selfimprove.types import Problem  # noqa: E402
 
 TARGET = "selfimprove.env.openenv.OpenEnv"
 SIZES: Any = {"train_size": 2, "dev_size": 0, "heldout_size": 2, "system": None, "prompt": "{question}", "shots": []}
@@ -90,6 +92,22 @@ def test_tasks_are_resets_and_an_episode_is_graded_by_playing_it(server: Server)
     assert (found.status, found.reward, found.extracted) == ("correct", 1.0, '{"text": "seed 1, a, end"}')
     with pytest.raises(RuntimeError, match="broken"):
         play(json.dumps(["break"]), None, task, env=env, chars=100)
+
+
+def test_an_idle_process_leaves_its_session_to_the_next(server: Server) -> None:
+    """As when episodes are graded while the solver's processes are still there."""
+    env = {"_target_": TARGET, "url": server.url, "observation": "text"}
+    problem = Problem("p", "", metadata={"task": {"seed": 1}})
+
+    async def run() -> list[str]:
+        opened = [worlds(env=env, workers=1) for _ in range(2)]
+        try:
+            return [(await one.play(problem, ["a", "b"]))[0].text for one in (*opened, opened[0])]
+        finally:
+            for one in opened:
+                one.close()
+
+    assert asyncio.run(run()) == ["seed 1, a, b"] * 3
 
 
 def test_a_server_that_is_away_or_does_not_follow_its_seed_is_named(server: Server) -> None:
