@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -38,7 +39,7 @@ def turns(variants: Mapping[str, Sequence[int]], count: int) -> Iterator[tuple[s
     return islice(((kind, own[i]) for i in range(most) for kind, own in variants.items() if i < len(own)), count)
 
 
-class Game:
+class Game(ABC):
     """One task of a server that plays one game at a time. A kind of game says how to `open` its task and to `act`."""
 
     def __init__(self, task: dict[str, Any]) -> None:
@@ -46,13 +47,13 @@ class Game:
         self.done: list[str] = []
         self.score = 0.0
 
+    @abstractmethod
     def open(self) -> str:
         """Begin the task on the server. Returns the observation."""
-        raise NotImplementedError
 
+    @abstractmethod
     def act(self, action: str) -> tuple[str, float, bool]:
         """Take a step on the server. Returns the observation, the score so far (0 to 1), and whether it is over."""
-        raise NotImplementedError
 
     def reset(self) -> Seen:
         _playing[type(self)] = self
