@@ -18,7 +18,13 @@ from selfimprove.train import own
 from selfimprove.types import Problem
 
 Result = dict[str, Any]
-WORDS = ("method=cl_suite", "method.train.family=finetune", "tracker=none", "verify.workers=1")
+WORDS = (
+    "method=cl_suite",
+    "method.train.family=finetune",
+    "method.remember=null",  # fine-tuning reads no memory
+    "tracker=none",
+    "verify.workers=1",
+)
 TASKS, EPOCHS, BATCH, RATE = 5, 40, 32, 1e-3
 
 
