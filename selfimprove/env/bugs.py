@@ -81,5 +81,5 @@ def definitions(text: str) -> list[Definition]:
 
 
 def around(text: str, line: int) -> Definition:
-    """The innermost definition with this line. Raises ValueError where there is none."""
+    """The innermost definition with this line. Raises ValueError if there is none."""
     return min((d for d in definitions(text) if d[1] <= line <= d[2]), key=lambda d: d[2] - d[1])

@@ -32,7 +32,7 @@ _SIDES: dict[int, Side] = {0: "test", 1: "dev"}
 
 
 def require() -> None:
-    """Raises ConfigError where the package is missing."""
+    """Raises ConfigError if the package is missing."""
     packaged()
 
 

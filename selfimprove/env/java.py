@@ -23,7 +23,7 @@ _playing: dict[type, Game] = {}  # the game that each kind's server of this proc
 
 
 def require_java(dataset: str, module: str) -> None:
-    """Raises ConfigError where Java or the package is missing."""
+    """Raises ConfigError if Java or the package is missing."""
     if importlib.util.find_spec(module) is None:
         raise ConfigError(
             f'dataset={dataset} needs the package {module}: pip install "selfimprove[{dataset}]"', "dataset"

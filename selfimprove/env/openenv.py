@@ -31,7 +31,7 @@ _used: list[OpenEnv] = []  # environments of this process with a connection, the
 
 
 def require(**options: Any) -> None:
-    """Raises ConfigError where the package is missing."""
+    """Raises ConfigError if the package is missing."""
     if importlib.util.find_spec("websockets") is None:
         raise ConfigError('dataset=openenv needs the package websockets: pip install "selfimprove[openenv]"', "dataset")
 
@@ -109,7 +109,7 @@ class OpenEnv:
                     time.sleep(0.1)
 
     def _ask(self, kind: str, data: Any) -> Seen:
-        """The server's answer. Raises Full where it has no session, EOFError where it has ended this one, and
+        """The server's answer. Raises Full if it has no session, EOFError where it has ended this one, and
         RuntimeError where it says what is wrong."""
         from websockets.exceptions import ConnectionClosed
         from websockets.sync.client import connect
@@ -148,7 +148,7 @@ class Full(RuntimeError):
 def tasks(side: Side, count: int, seed: int, **env: Any) -> Iterator[Row]:
     """The tasks of a side, one a seed. `env`: the environment's options.
 
-    The first is begun twice. Raises ConfigError where the server cannot be reached, or begins the two differently.
+    The first is begun twice. Raises ConfigError if the server cannot be reached, or begins the two differently.
     """
     for number in range(count):
         task = {"seed": FIRST[side] + number}

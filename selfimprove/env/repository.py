@@ -183,7 +183,7 @@ def definition(lines: Sequence[str], name: str) -> tuple[int, int] | None:
 
 
 def found(files: Mapping[str, str], name: str) -> str:
-    """Where a name is defined, else where a text stands. Raises Refused where there is nothing."""
+    """Where a name is defined, else where a text stands. Raises Refused if there is nothing."""
     hits = list[str]()
     for path in sorted(files):
         lines = files[path].splitlines()
@@ -218,7 +218,7 @@ def spans(seen: str) -> set[tuple[str, int]]:
 
 
 def broken(text: str, task: Mapping[str, Any]) -> str:
-    """A file with the bug. Raises ValueError where the good lines are not there."""
+    """A file with the bug. Raises ValueError if the good lines are not there."""
     lines = text.splitlines()
     start = task["line"] - 1
     if lines[start : start + len(task["good"])] != task["good"]:

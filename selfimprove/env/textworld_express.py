@@ -20,7 +20,7 @@ STEPS = 1_000_000  # the package's own limit, out of the way
 
 
 def require() -> None:
-    """Raises ConfigError where the package or Java is missing."""
+    """Raises ConfigError if the package or Java is missing."""
     require_java("textworld_express", "textworld_express")
 
 

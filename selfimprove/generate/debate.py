@@ -32,7 +32,7 @@ class Debate:
 async def chosen(problem: Problem, policy: Policy, solutions: Sequence[str], debate: Debate) -> int | None:
     """The place, from 0, of the solution that the debate concludes to be best.
 
-    None where its last text names none of them, or where the window has no room for them all.
+    None if its last text names none of them, or if the window has no room for them all.
     """
     last = problem.prompt if isinstance(problem.prompt, str) else problem.prompt[-1]["content"]
     numbered = "\n\n".join(f"Solution {i}, {solution}" for i, solution in enumerate(solutions, 1))

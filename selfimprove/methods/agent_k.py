@@ -15,8 +15,8 @@ Large Language Models Orchestrating Structured Reasoning Achieve Kaggle Grandmas
     next task       most like those where q >= 1/2 and least like the others
     score q         the quantile of the submission on the leaderboard of x
 
-*Wrong when* tasks that are alike in their descriptors need unlike pipelines: then the cases lead astray. Wrong too
-where the tests miss what is broken: a retry mends only what they see.
+*Wrong when* tasks with like descriptors need unlike pipelines: then the cases mislead. Also wrong when the tests miss a
+fault: a retry mends only the faults that they find.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ async def generate(
     temperature: NonNegative = 1.0,
     max_tokens: Count | None = None,
 ) -> list[Trajectory]:
-    """One pipeline. The last sample, of the role `tool`, is the submission as the data set's verifier reads it.
+    """One pipeline. The last sample has the role `tool`. It is the submission that the data set's verifier reads.
 
     tests: run the stages' unit tests. top: cases that are shown; 0: none. metadata has the stages' `codes`, the best
-    `validation` score, how often each stage was `tried`, and in `failed` the stage at which it was given up.
+    `validation` score, how often each stage was `tried`, and in `failed` the stage that failed too often.
     """
     cases = retrieved(memory, problem.metadata["descriptor"], top)
     keys = ("train", "test", "target", "identifier", "kind", "description")

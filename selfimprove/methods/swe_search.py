@@ -18,8 +18,8 @@ rollouts, one after the other from the root, the control.
 
 What of this is the paper's and what is our own choice is said in docs/methods/swe_search.md.
 
-*Wrong when* values do not tell good states from bad ones: then the search goes where the noise is. A bug that is mended
-in one go needs no search. No rule of it sees whether the held-back tests pass.
+*Wrong when* values do not tell good states from bad ones: then the search follows the noise. A bug that the agent mends
+at once needs no search. No rule of the search sees whether the held-back tests pass.
 """
 
 from __future__ import annotations

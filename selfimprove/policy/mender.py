@@ -1,16 +1,15 @@
 """A policy of set chances that mends bugs, and no weights: for searches through the actions of an agent.
 
 It knows the gold actions of each problem: a search, a view, an edit and `finish`. Its next right action is the first of
-them that it has not done; where it has made a wrong edit, that is taken back first. It acts rightly with probability p,
-whatever it did before. Else it does one of four wrong things, each as likely: the search, the view or the edit at
-another place that the problem's metadata names as `wrong`, or `finish` too early (`reject` where it should finish).
+them that it has not done; after a wrong edit it is to take the edit back. It acts rightly with probability p, whatever
+it did before. Else it does one of four wrong things with equal chances: the search, the view or the edit at another
+place that the problem's metadata names as `wrong`, or `finish` too early (`reject` if it should finish).
 
-- A user's turn with FEEDBACK names actions that were tried. It does none of them of which it is told that they do not
-  help.
+- A user's turn with FEEDBACK names actions that were tried. It repeats none that the turn says does not help.
 - A turn with RATE asks what the last action is worth. Right ones are worth 25 for each gold action done, and 100 at the
-  end, wrong ones -50, and an end without the solution -100. `noise` is the deviation of what it says.
-- A turn with CHOOSE shows solutions. It gives each 100 or -100, with the same noise, and chooses the highest. It counts
-  the choices of others that it is told, with its own as one more. With CONCLUDE it only counts.
+  end. Wrong ones are worth -50, and an end without the solution -100. `noise` is the standard deviation of its answers.
+- A turn with CHOOSE shows solutions. It gives each 100 or -100, with the same noise, and chooses the highest. If it
+  reads the choices of others, it counts them together with its own. With CONCLUDE it only counts.
 
 An action's log-probability stands with its first token.
 """

@@ -196,7 +196,7 @@ class TemplatesEngine(ScriptedEngine):
 
 
 def write(prompt: str, fault: float, seed: int) -> str:
-    """A fenced block with the stage that the prompt asks for. Raises ValueError where it names none."""
+    """A fenced block with the stage that the prompt asks for. Raises ValueError if it names none."""
     asked = _STAGE.findall(prompt)
     if not asked or asked[-1] not in FAULTS:
         raise ValueError(f"the prompt names no stage of a pipeline: {prompt[:80]!r}")

@@ -16,7 +16,7 @@ def installed() -> bool:
 def ratings(contests: Sequence[str]) -> dict[str, tuple[float, float]]:
     """Name -> rating and its standard deviation, after contests in order of time; a new name has 1500 and 350.
 
-    A contest is its standings, best first, divided by blanks; "=" joins equal ones. Raises ImportError where the
+    A contest is its standings, best first, divided by blanks; "=" joins equal ones. Raises ImportError if the
     package is missing.
     """
     from elo_mmr_py import Contest, rate_latest

@@ -79,12 +79,12 @@ class Pipeline:
         self.functions: dict[str, Callable[..., Any]] = {}
 
     def run(self) -> dict[str, Any]:
-        """What came of it: {} where only the setup is there. Raises Broken."""
+        """The submission and its validation score, or {} if only the setup's code is there. Raises Broken."""
         made = self.setup()
         return self.solution(*made) if "ensemble" in self.codes else {}
 
     def call(self, stage: str, *given: Any) -> Any:
-        """What a stage's function gives. Raises Broken where it is not there or fails."""
+        """What a stage's function returns. Raises Broken if it is missing or fails."""
         self.begin(stage)
         with blaming(stage):
             if stage not in self.functions:

@@ -65,12 +65,12 @@ def stages(
 
 
 class Stages(Pooled):
-    """Runs a request, and gives what came of it, both as JSON. `pipeline.Pipeline` has the request's keys; two more are
+    """Runs a request and gives its result, both as JSON. `pipeline.Pipeline` has the request's keys; two more are
     `sampler` (tpe or random) and `seed`. The reply is {"done": ...}, or {"broken": stage, "said": ..., "status": ...}.
     """
 
     async def __call__(self, text: str) -> str:
-        """Raises RunError where the sandbox, or the file that runs there, fails twice."""
+        """Raises RunError if the sandbox, or the file that runs there, fails twice."""
         outcome = await self.tried(text)
         if outcome.status == "error" or outcome.extracted is None:
             raise RunError(f"the tool stages: {outcome.reason}")
@@ -80,7 +80,7 @@ class Stages(Pooled):
 def ran(
     text: str, gold: str | None, metadata: dict[str, Any], *, seconds: float, memory_mb: int, sandbox: str
 ) -> Outcome:
-    """What came of a request, in `extracted`: a check of `selfimprove.verify.pool`. `error` is a fault of ours."""
+    """A check of `selfimprove.verify.pool`: the result of a request is in `extracted`. `error` is a fault of ours."""
     request, word = json.loads(text), secrets.token_hex(16)
     search = Search(request.pop("sampler"), request.pop("seed"), word)
     if "space" in request["codes"]:
