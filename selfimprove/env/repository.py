@@ -13,8 +13,8 @@ The tests that fail by the bug are held back, as in SWE-bench (Jimenez et al. 20
 reads nor runs them. At the end all tests are run, in the files that they came in, whatever the agent made of those. To
 pass them all gains 1.
 
-The programs run in the sandbox (docs/sandbox.md), the tests and what they test in one process. So a program that looks
-for the report of its own tests could forge it. No other program has reason to.
+The programs run in the sandbox (docs/sandbox.md), the tests and what they test in one process. So a patch that changes
+the functions of `unittest`, for instance, passes tests that it should fail.
 """
 
 from __future__ import annotations
