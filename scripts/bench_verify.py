@@ -1,15 +1,19 @@
-"""The verifier benchmark of scripts/bench.py: the math check through its pool of killable processes."""
+"""The verifier benchmarks of scripts/bench.py: checks through their pool of killable processes."""
 
 from __future__ import annotations
 
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from children import selfimprove
+
+from selfimprove.verify import Outcome
 from selfimprove.verify.math import check
 from selfimprove.verify.pool import Item, Pool
 
@@ -103,3 +107,41 @@ def _others() -> float:
     """Processor seconds used so far on this machine, but for those of this process and its ended children."""
     user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
+
+
+def verify_hidden(repeats: int = 3) -> dict[str, Any]:
+    """Seconds of generate and verify ÷ seconds of generate alone, medians of a pass of the default run.
+
+    The check of the first needs a fifth of the second's processor time. The sampler has one core and the one worker
+    another. `one_after_the_other` is what the value would be if verification waited for the last answer: 1.2.
+    """
+    alone, both = [], []
+    for seed in range(repeats):
+        alone.append(_generate_and_verify(seed, 0.0)[0])
+        answers = 4 * 500
+        both.append(_generate_and_verify(seed, 0.2 * alone[-1] / answers))
+    together = [sum(seconds) for seconds in both]
+    return {
+        "value": statistics.median(together) / statistics.median(alone),
+        "alone": alone,
+        "generate_and_verify": both,
+        "one_after_the_other": 1.2,
+    }
+
+
+def _generate_and_verify(seed: int, seconds: float) -> tuple[float, float]:
+    """Seconds of both phases, with a check that needs `seconds`."""
+    verifier = {"_target_": "bench_verify.spin", "seconds": seconds}
+    words = [f"++method.verifier.{key}={value}" for key, value in verifier.items()]
+    words += ["rounds=1", f"seed={seed}", "tracker=none", "dataset.heldout_size=4", "verify.workers=1"]
+    with tempfile.TemporaryDirectory() as name:
+        found = selfimprove(Path(name) / "run", *words, threads=1)["rounds"][0]["seconds"]
+    return found["generate"], found["verify"]
+
+
+def spin(text: str, gold: str | None, metadata: dict[str, Any], *, seconds: float) -> Outcome:
+    """A check that does nothing for some processor seconds."""
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+    return Outcome("wrong", 0.0)

@@ -12,10 +12,11 @@ from typing import Any
 from selfimprove.store import read_json
 
 
-def environment() -> dict[str, str]:
-    """This process's, in which modules of scripts/ can be imported."""
+def environment(threads: int | None = None) -> dict[str, str]:
+    """This process's, in which modules of scripts/ can be imported. `threads`: of torch."""
     path = [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
+    limit = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))} | limit
 
 
 def command(*arguments: str) -> list[str]:
@@ -23,9 +24,9 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-c", "from selfimprove.cli import main; main()", *arguments]
 
 
-def selfimprove(path: Path, *overrides: str) -> dict[str, Any]:
+def selfimprove(path: Path, *overrides: str, threads: int | None = None) -> dict[str, Any]:
     """summary.json of `selfimprove run OVERRIDES` into a folder."""
-    printed(command("run", f"hydra.run.dir={path}", *overrides))
+    printed(command("run", f"hydra.run.dir={path}", *overrides), threads)
     found: dict[str, Any] = read_json(path / "summary.json")
     return found
 
@@ -36,9 +37,9 @@ def python(module: str, function: str, *arguments: str) -> str:
     return printed([sys.executable, "-c", call, *arguments]).splitlines()[-1]
 
 
-def printed(asked: Sequence[str]) -> str:
+def printed(asked: Sequence[str], threads: int | None = None) -> str:
     """What a command prints. Raises RuntimeError with its last words where it fails."""
-    done = subprocess.run(asked, env=environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(asked, env=environment(threads), capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise RuntimeError(f"{' '.join(asked[2:])}: {done.stderr[-2000:]}")
     return done.stdout

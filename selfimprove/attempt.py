@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from selfimprove import seeds, store
-from selfimprove.binding import Target, asks_for, bind, module_of
+from selfimprove.binding import Target, asks_for, bind, is_group, module_of
 from selfimprove.errors import RunError
 from selfimprove.phase import progress as show
 from selfimprove.plan import Pass
@@ -42,8 +42,9 @@ def collect(
     """Run a solver on every problem, a shard of problems at a time, and write the trajectories. Returns what it cost.
 
     If the solver is a target, it gets what it asks for (`selfimprove.supplies`). `verifier` gives its `check` and
-    `judge`. Each shard is generated separately, from start to end. So a shard that is done again after a kill has the
-    same batches.
+    `judge`. If it is a check that the solver does not ask for, an answer's check begins while others are still
+    sampled, and `grading.grade` takes up the outcome. Each shard is generated separately, from start to end. So a shard
+    that is done again after a kill has the same batches.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = store.Parts(path, key, Trajectory)
@@ -52,6 +53,7 @@ def collect(
     others = [name for name, own in session.config.roles.items() if own.kind in ("causal", "own")]
     others = others if "roles" in asked else []
     policy = session.policy(policies, role, phase, step.number, others=others)
+    ahead = None if verifier is None or is_group(verifier) or asked & {"check", "judge"} else session.pool(verifier)
     verifier = verifier or session.config.dataset.verifier
     run: Callable[..., Any] = supplied(session, step, node, "generate", "generate", verifier) if node else solver  # type: ignore[assignment]
     if "scorers" in asked:
@@ -83,6 +85,8 @@ def collect(
                 raise RunError(f"{phase}: problem {problem.id}: {cause}") from cause
             for i, trajectory in enumerate(found):
                 trajectory.id = f"{session.run.prefix(step)}/{problem.id}/{i}"
+            if ahead:
+                ahead.begin((trajectory.text, problem.gold, problem.metadata) for trajectory in found)
             progress.advance(1, tokens=sum(t.sampled_tokens for t in found))
             return found  # type: ignore[no-any-return]
 

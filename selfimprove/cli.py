@@ -139,7 +139,12 @@ def _add_compare(commands: Any) -> None:
         "--sealed", action="store_true", help="read the sealed problems, once, for the verdict; each look is noted"
     )
     compare.add_argument("--plan", action="store_true", help="the difference that more problems and seeds would show")
-    compare.add_argument("--out", type=Path, metavar="report.html", help="write the report: tables, curves, answers")
+    compare.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write the report (.html: with curves and answers) or a leaderboard (.md)",
+    )
     compare.add_argument(
         "--export", type=Path, metavar="DIR", help="write tables (CSV, LaTeX, JSON) and plots (PDF, PNG)"
     )

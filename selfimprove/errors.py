@@ -33,6 +33,39 @@ class Stopped(BaseException):
     """SIGINT or SIGTERM: what is on disk stays, and the run's status becomes `stopped`."""
 
 
+PAGES = {  # first words of a message (keys, or parts of the configuration) -> the page that explains them
+    "method.train": "training",
+    "method.verifier": "verifiers",
+    "method.roles": "training",
+    "method": "methods/",
+    "dataset.verifier": "verifiers",
+    "dataset": "data",
+    "verifier": "verifiers",
+    "verify": "verifiers",
+    "judge": "verifiers",
+    "overlap": "data",
+    "engine": "engines",
+    "hardware": "hardware",
+    "model": "engines",
+    "tracker": "tracking",
+    "budget": "sweeps",
+    "rates": "sweeps",
+    "hydra.sweeper": "sweeps",
+    "hydra.launcher": "sweeps",
+    "eval": "compare",
+    "handover": "design",
+}
+
+
+def page(message: str) -> str:
+    """The page of docs/ about the key that a message begins with, to be put behind the message. Empty: none."""
+    key = re.match(r"[\w.]*", message)[0]  # type: ignore[index]
+    while key and key not in PAGES:
+        key = key.rpartition(".")[0]
+    name = PAGES.get(key, "")
+    return f"; see docs/{name}{'' if name.endswith('/') else '.md'}" if name else ""
+
+
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _NOT_ALLOWED = {
     *(errno.EROFS, errno.EACCES, errno.EPERM),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from selfimprove import config
+from selfimprove import config, errors
 from selfimprove.cli import _parser
 from selfimprove.overrides import read
 
@@ -98,3 +98,12 @@ def test_every_link_leads_to_a_page_and_its_heading():
 
 def test_the_page_for_assistants_is_short():
     assert len((ROOT / "AGENTS.md").read_text().splitlines()) <= 60
+
+
+def test_an_error_names_the_page_about_its_key():
+    said = {
+        message: errors.page(message) for message in ("dataset.levels: [99] ...", "method=x: no such choice", "x=3")
+    }
+    assert list(said.values()) == ["; see docs/data.md", "; see docs/methods/", ""]
+    for page in errors.PAGES.values():
+        assert (ROOT / "docs" / (page if page.endswith("/") else f"{page}.md")).exists(), page

@@ -53,6 +53,22 @@ def test_a_group_verifier_sees_all_of_a_problem_asks_the_policy_and_is_paid_for(
     assert not any(v.status not in ("correct", "wrong") for v in verdicts)
 
 
+def test_answers_are_checked_once_while_others_are_still_sampled(tmp_path):
+    calls = tmp_path / "calls"
+    start(
+        tmp_path / "run",
+        "rounds=1",
+        "method.generate._target_=tests.loop_parts.waits_for_a_verdict",
+        "~method.generate.n",
+        "~method.generate.temperature",
+        f"+method.generate.file={calls}",
+        "++method.verifier._target_=tests.loop_parts.leaves_a_line",
+        f"++method.verifier.file={calls}",
+    )
+    verdicts = records(tmp_path / "run" / "rounds" / "000" / "verdicts.parquet", Verdict)
+    assert len(verdicts) == len(calls.read_text().split()) == 12
+
+
 def test_a_round_of_several_passes_samples_each_with_what_the_one_before_trained(tmp_path):
     summary = start(tmp_path, "rounds=2", "method.parts=3")
     assert [entry["round"] for entry in summary["rounds"]] == [0, 1]

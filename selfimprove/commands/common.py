@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from selfimprove.errors import ConfigError, RunError, of_the_disk
+from selfimprove.errors import ConfigError, RunError, of_the_disk, page
 from selfimprove.printable import one_line
 
 
@@ -38,7 +38,8 @@ def guarded(command: Any) -> int:
 
 
 def _fail(problem: Exception, code: int) -> int:
-    print(f"selfimprove: {one_line(problem)}", file=sys.stderr)
+    said = one_line(problem)
+    print(f"selfimprove: {said}{page(said)}", file=sys.stderr)
     return code
 
 

@@ -108,7 +108,12 @@ def compare(chosen: argparse.Namespace) -> int:
 
         for path in export(found, chosen.export):
             print(printable(path))
-    if chosen.out:
+    if chosen.out and chosen.out.suffix == ".md":
+        from selfimprove.report.board import write_board
+
+        command = shlex.join(["selfimprove", *sys.argv[1:]])
+        print(printable(write_board(found, chosen.out, command)))
+    elif chosen.out:
         from selfimprove.report.html import write_report
 
         runs = [run for group in found.groups for run in group.runs]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
-from selfimprove.config import redact
 from selfimprove.report.runs import KINDS, RunData
 
 PAGE = "https://arxiv.org/abs/"
@@ -21,14 +19,6 @@ def base_id(run: RunData) -> str | None:
     """The base model's name on the hub; None if it has none."""
     path = str(run.config["model"]["path"])
     return path if _HUB_ID.fullmatch(path) and not Path(path).is_dir() else None
-
-
-def command_of(run: RunData) -> str:
-    """The exact command, without the paths of the machine that it ran on, and without secrets."""
-    words = shlex.split(str(run.environment.get("command", "")))
-    begin = next((i for i, word in enumerate(words) if word in ("run", "resume")), 0)
-    kept = [word for word in words[begin:] if not word.startswith("hydra.run.dir=")]
-    return str(redact(shlex.join(["selfimprove", *kept]))).replace(str(Path.home()), "~")
 
 
 def model_card(run: RunData, repo: str, license: str, controls: Sequence[RunData]) -> ModelCard:
@@ -70,7 +60,7 @@ def model_card(run: RunData, repo: str, license: str, controls: Sequence[RunData
     ]
     text = [f"# {repo.rpartition('/')[2]}", "", _INTRODUCTION, "", *_table(("", ""), rows), ""]
     text += ["## Held-out " + unit.label, "", *_scores(run), "", *_controls(controls), ""]
-    text += ["## Cost", "", *_cost(run), "", "## Command", "", f"    {command_of(run)}", "", _versions(run), ""]
+    text += ["## Cost", "", *_cost(run), "", "## Command", "", f"    {run.command}", "", _versions(run), ""]
     return ModelCard(f"---\n{card.to_yaml()}\n---\n\n" + "\n".join(text))
 
 
@@ -99,7 +89,7 @@ def dataset_card(run: RunData, repo: str, counts: dict[str, int]) -> DatasetCard
         "",
         *_table(("column", "is"), _COLUMNS),
         "",
-        f"    {command_of(run)}",
+        f"    {run.command}",
         "",
     ]
     return DatasetCard(f"---\n{card.to_yaml()}\n---\n\n" + "\n".join(text))

@@ -19,6 +19,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -104,6 +105,15 @@ class RunData:
         """environment.json: versions, git commit, hardware, the exact command; {} if it is missing."""
         path = self.path / "environment.json"
         return read_json(path) if path.exists() else {}
+
+    @property
+    def command(self) -> str:
+        """The exact command, without the paths of the machine that it ran on, and without secrets."""
+        words = shlex.split(str(self.environment.get("command", "")))
+        begin = next((i for i, word in enumerate(words) if word in ("run", "resume")), 0)
+        kept = [word for word in words[begin:] if not word.startswith("hydra.run.dir=")]
+        command = shlex.join(["selfimprove", *kept])
+        return str(configuration.redact(command)).replace(str(Path.home()), "~")
 
     @cached_property
     def files(self) -> Checked:

@@ -8,6 +8,7 @@ own outcome: a new worker takes the rest of the batch. Only JSON crosses the pip
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import queue
@@ -34,6 +35,7 @@ Item = tuple[str, str | None, dict[str, Any]]  # text, gold, metadata (JSON)
 
 CLOSING = 5.0  # seconds for a thread to end after its worker was killed
 WINDOW = 4096  # most items of one `run` from the oldest not yet yielded to the newest read
+AHEAD = 1 << 16  # most checks begun by `begin` that `run` has not been asked for yet
 BATCH = 256  # most items sent at once
 BATCH_SECONDS = 0.05  # of work sent at once: enough for cheap checks, and slow ones still spread over the workers
 START_SECONDS = 120  # for a worker's imports, on a busy machine
@@ -148,6 +150,7 @@ class Pool:
         self.target, self.options = target, options
         self.workers, self.seconds, self.memory_mb = workers, seconds, memory_mb
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._begun: dict[bytes, Future[Outcome]] = {}  # by the hash of the item
         self._live: list[_Worker | None] = [None] * workers
         self._closed = threading.Event()
         self._threads = [threading.Thread(target=self._thread, args=(slot,), daemon=True) for slot in range(workers)]
@@ -170,6 +173,17 @@ class Pool:
         while (job := self._jobs.get()) is not None:
             job.future.cancel()
 
+    def begin(self, items: Iterable[Item]) -> None:
+        """Begin the checks of items that `run` will be asked for later.
+
+        If `AHEAD` of them are begun, the others wait until `run` comes to them.
+        """
+        for item in items:
+            line = _encode(*item)
+            name = _hash(line)
+            if name not in self._begun and len(self._begun) < AHEAD:
+                self._begun[name] = self._submit(line)
+
     def run(self, items: Iterable[Item]) -> Iterator[Outcome]:
         """The outcome of each item, in order. It holds at most `WINDOW` items and checks equal ones within them once.
 
@@ -181,7 +195,8 @@ class Pool:
             for item in items:
                 line = _encode(*item)
                 if line not in recent:
-                    recent[line] = self._submit(line)
+                    begun = self._begun.pop(_hash(line), None) if self._begun else None
+                    recent[line] = begun or self._submit(line)
                     if len(recent) > WINDOW:
                         del recent[next(iter(recent))]
                 waiting.append(recent[line])
@@ -280,6 +295,10 @@ def _queued(pid: int) -> float:
         return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
     except (OSError, IndexError):
         return 0.0
+
+
+def _hash(line: bytes) -> bytes:
+    return hashlib.blake2b(line, digest_size=16).digest()
 
 
 def _encode(text: str, gold: str | None, metadata: dict[str, Any]) -> bytes:

@@ -322,3 +322,23 @@ def test_a_policy_does_not_drift_from_itself_and_nats_are_never_negative():
 def test_the_section_of_a_second_data_set_is_checked():
     with pytest.raises(ConfigError, match=r"eval\.also\.lvels: unknown key"):
         bind({"_target_": "selfimprove.datasets.arithmetic.load", "lvels": [2]}, "eval.also")
+
+
+def test_a_leaderboard_has_the_best_first_with_cost_command_and_commit(two, monkeypatch):
+    for run in two.iterdir():
+        began = f"/x/bin/python /x/bin/selfimprove run method={run.name} hydra.run.dir={run}"
+        write_json(run / "environment.json", {"command": began, "git_commit": "0123456789ab"})
+    page = two.parent / "board.md"
+    monkeypatch.setattr("sys.argv", ["/x/bin/selfimprove", "compare", str(two), "--out", str(page)])
+    assert _main(["compare", str(two), "--out", str(page)]) == 0
+    lines = page.read_text().splitlines()
+    assert lines[2] == f"Made by `selfimprove compare {two} --out {page}`."
+    begin = next(i for i, line in enumerate(lines) if line.startswith("| group |"))
+    heads, first, second = ([c.strip() for c in lines[i].split("|")[1:-1]] for i in (begin, begin + 2, begin + 3))
+    assert [first[0], second[0]] == ["rejection_sampling", "iterative_dpo"]
+    best = dict(zip(heads, first, strict=True))
+    assert best["final, %"] == shown(st.accuracy(BETTER), "percent")
+    assert best["commit"] == "0123456789"
+    assert float(dict(zip(heads, second, strict=True))["sampled tokens"].replace(",", "")) == 2 * 1500
+    assert "    selfimprove run method=dpo0  # iterative_dpo" in lines
+    assert any(line.startswith("## Equal sampled tokens") for line in lines)

@@ -14,6 +14,7 @@ from selfimprove.errors import ConfigError
 from selfimprove.verify import Outcome
 from selfimprove.verify import pool as pool_module
 from selfimprove.verify.pool import WINDOW, Pool
+from tests.waiting import wait_for
 
 HOSTILE = f"{__name__.removesuffix('test_pool')}hostile_checks"
 CHECK = f"{HOSTILE}.check"
@@ -197,3 +198,23 @@ def test_a_check_that_keeps_its_own_time_is_waited_for():
     with Pool(f"{__name__}.keeps_time", {}, workers=1, seconds=0.05) as pool:
         (outcome,) = pool.run([("1", None, {})])
     assert outcome.status == "correct"
+
+
+def counted(text, gold, metadata):
+    """Writes a line to the file named by the gold answer each time it is called."""
+    with open(gold, "a") as file:
+        file.write(f"{text}\n")
+    return Outcome("correct", 1.0, extracted=text)
+
+
+def test_a_check_that_was_begun_runs_before_it_is_asked_for_and_only_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(pool_module, "AHEAD", 3)
+    calls = tmp_path / "calls"
+    items = [(text, str(calls), {}) for text in "abcda"]
+    with Pool(f"{__name__}.counted", {}, workers=1) as pool:
+        pool.begin(items)
+        wait_for(lambda: calls.exists() and calls.read_text().split() == ["a", "b", "c"])
+        assert [outcome.extracted for outcome in pool.run(items)] == list("abcda")
+        assert sorted(calls.read_text().split()) == list("abcd")
+        assert [outcome.extracted for outcome in pool.run(items)] == list("abcda"), "nothing is left of what was begun"
+        assert len(calls.read_text().split()) == 8
