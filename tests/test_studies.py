@@ -23,6 +23,7 @@ from selfimprove.studies import (
     difference,
     gain,
     gen_vs_mc,
+    lessons,
     tiny,
     untestable,
 )
@@ -169,7 +170,7 @@ def test_a_small_model_is_made_once(tmp_path):
         from selfimprove.policy.models import load_tokenizer
 
         made.append(1)
-        return [tiny.answer_row(load_tokenizer(str(tiny.SHIPPED)), f"{i} + 1?", f"It is {i + 1}.") for i in range(4)]
+        return [lessons.answer_row(load_tokenizer(str(tiny.SHIPPED)), f"{i} + 1?", f"It is {i + 1}.") for i in range(4)]
 
     def make():
         start = partial(tiny.untrained, **sizes)
