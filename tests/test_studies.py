@@ -28,8 +28,9 @@ from selfimprove.studies import (
     untestable,
 )
 from selfimprove.studies.arms import arms_table, learning_table
+from selfimprove.studies.costs import Answers, cost, cost_table
 from selfimprove.studies.online import MARGIN, alike, below
-from selfimprove.studies.solving import Answers, attempts, cost, cost_table, grader, solved
+from selfimprove.studies.solving import attempts, grader, solved
 from selfimprove.types import Problem, Sample, Trajectory
 from selfimprove.verify.answers import best, last
 from selfimprove.verify.text import exact
