@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from selfimprove.datasets import toolcall
 from selfimprove.generate.best_of_n import best_of_n
-from selfimprove.studies import tiny
+from selfimprove.studies import lessons, tiny
 from selfimprove.studies.solving import attempts, grader, right, solve
 from selfimprove.types import Example
 from selfimprove.verify.calls import check
@@ -72,10 +72,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     rng = random.Random(0)
     documents = [document(rng) for _ in range(DOCUMENTS)]
-    tokenizer = tiny.make_tokenizer((text for pair in documents[:3000] for text in pair), 640, WINDOW, words=True)
+    tokenizer = lessons.make_tokenizer((text for pair in documents[:3000] for text in pair), 640, WINDOW, words=True)
 
     def rows() -> list[Example]:
-        return [tiny.answer_row(tokenizer, *pair, f"document-{i}") for i, pair in enumerate(documents)]
+        return [lessons.answer_row(tokenizer, *pair, f"document-{i}") for i, pair in enumerate(documents)]
 
     with tempfile.TemporaryDirectory() as folder:
         made = tiny.trained(

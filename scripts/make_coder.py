@@ -24,7 +24,7 @@ from transformers import LlamaForCausalLM
 from selfimprove.datasets import arithmetic as data
 from selfimprove.datasets.calculations import buggy, output_of, program, review
 from selfimprove.policy import chat
-from selfimprove.studies import tiny
+from selfimprove.studies import lessons, tiny
 
 WINDOW = 512
 BUGS = 0.3  # share of programs with a bug; of those that are checked it is half
@@ -67,7 +67,7 @@ def make_tokenizer() -> Any:
         chain = data.random_chain(rng, rng.choice(data.LEVELS))
         text = buggy(rng, chain) if rng.random() < 0.5 else program(chain.start, chain.steps)
         texts.append(review(chain, text, output_of(text))[0])
-    return tiny.make_tokenizer(texts, 400, WINDOW)
+    return lessons.make_tokenizer(texts, 400, WINDOW)
 
 
 def row(tokenizer: Any, rng: random.Random, phase: int) -> Row:
@@ -85,7 +85,7 @@ def batches(tokenizer: Any, rng: random.Random, tokens: int, phase: int) -> Iter
     """Endless (input_ids, labels) of about `tokens` tokens, right-padded, rows of like length together."""
     while True:
         rows = [row(tokenizer, rng, phase) for _ in range(1000)]
-        yield from tiny.batched(rng, rows, tokens, tokenizer.pad_token_id)
+        yield from lessons.batched(rng, rows, tokens, tokenizer.pad_token_id)
 
 
 def main() -> None:

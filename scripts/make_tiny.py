@@ -35,7 +35,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from selfimprove.datasets import arithmetic as data
 from selfimprove.datasets.arithmetic import Chain
 from selfimprove.generate.tutor import review
-from selfimprove.studies.tiny import batched
+from selfimprove.studies.lessons import batched
 from selfimprove.types import Message
 from selfimprove.verify import arithmetic as verifier
 

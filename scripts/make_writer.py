@@ -25,7 +25,7 @@ from transformers import LlamaForCausalLM
 
 from selfimprove.datasets import lengths, outline
 from selfimprove.policy import chat
-from selfimprove.studies import tiny
+from selfimprove.studies import lessons, tiny
 from selfimprove.studies.self_lengthen import instructions, share_valid, write
 from selfimprove.verify.text_checks import count_words
 
@@ -44,7 +44,7 @@ Row = tuple[list[int], list[int]]  # ids, and labels: -100 where nothing is lear
 def make_tokenizer() -> Any:
     rng = random.Random(1)
     texts = [part for _ in range(3000) for part in document(rng)]
-    return tiny.make_tokenizer(texts, 800, WINDOW, words=True)
+    return lessons.make_tokenizer(texts, 800, WINDOW, words=True)
 
 
 def row(tokenizer: Any, rng: random.Random, dialogues: int) -> Row:
@@ -65,7 +65,7 @@ def batches(tokenizer: Any, rng: random.Random, tokens: int, dialogues: int) -> 
     """Endless (input_ids, labels) of about `tokens` tokens, right-padded, rows of like length together."""
     while True:
         rows = [row(tokenizer, rng, dialogues) for _ in range(1000)]
-        yield from tiny.batched(rng, rows, tokens, tokenizer.pad_token_id)
+        yield from lessons.batched(rng, rows, tokens, tokenizer.pad_token_id)
 
 
 def train(model: LlamaForCausalLM, source: Iterator[tuple[Any, Any]], steps: int, lr: float) -> Iterator[int]:

@@ -23,12 +23,15 @@ from selfimprove.studies import (
     difference,
     gain,
     gen_vs_mc,
+    lessons,
     tiny,
     untestable,
 )
-from selfimprove.studies.arms import arms_table, learning_table
+from selfimprove.studies.arms import arms_table, each_round, evaluated, learning_table, rate_of, rows_of, tuned
+from selfimprove.studies.costs import Answers, cost, cost_table
 from selfimprove.studies.online import MARGIN, alike, below
-from selfimprove.studies.solving import Answers, attempts, cost, cost_table, grader, solved
+from selfimprove.studies.solving import attempts, by_stage, grader, resampled, solved
+from selfimprove.studies.staged import best_rates, between
 from selfimprove.types import Problem, Sample, Trajectory
 from selfimprove.verify.answers import best, last
 from selfimprove.verify.text import exact
@@ -122,6 +125,46 @@ def test_as_good_as_and_less_than_need_the_whole_interval(ends, as_good, little)
     assert below("c", estimate, MARGIN, "x", "y").holds is little
 
 
+@pytest.mark.parametrize(
+    ("ends", "holds"),
+    [((0.4, 0.6), True), ((0.2, 0.6), None), ((0.6, 0.8), None), ((0.1, 0.2), False), ((0.8, 0.9), False)],
+)
+def test_between_two_bounds_needs_the_whole_interval(ends, holds):
+    assert between("c", Estimate(sum(ends) / 2, *ends, 9), 0.3, 0.7, "x", "y").holds is holds
+
+
+def test_a_bootstrap_of_rows_is_centred_on_their_figure_and_narrows_with_them():
+    rows = np.arange(100.0)
+    found = resampled(lambda places: float(rows[places].mean()), len(rows))
+    assert (found.value, found.n) == (rows.mean(), 100)
+    assert found.low < found.value < found.high
+    assert found.high - found.low == pytest.approx(2 * 1.96 * rows.std() / 10, rel=0.1)
+
+
+def test_each_arm_has_the_rate_that_is_best_on_dev_and_of_equal_ones_the_smallest(tmp_path):
+    notes = []
+    dev = {("a", 0.1): 0.5, ("a", 0.2): 0.5, ("b", 0.1): 0.25, ("b", 0.2): 0.75}
+    arms = {"one": ["a"], "other": ["b"]}
+    rates = best_rates(
+        Lab(False, tmp_path, notes.append), arms, (0.1, 0.2), lambda own, rate: dev[own[0], rate], "score"
+    )
+    assert rates == {"one": 0.1, "other": 0.2}
+    assert notes[1] == "other: dev score by learning rate: 0.1: 0.250, 0.2: 0.750; chosen 0.2"
+    words = tuned(arms, rates)
+    assert words == {"one": ["a", "method.train.learning_rate=0.1"], "other": ["b", "method.train.learning_rate=0.2"]}
+    assert rate_of(Result(tmp_path, {}, tuple(words["other"]))) == 0.2
+
+
+def test_each_round_of_each_arm_is_a_row(tmp_path):
+    rounds = [{"evaluation": {"accuracy": 0.25}, "examples": 4}, {"evaluation": {"accuracy": 0.5}, "examples": 6}]
+    higher = [{**row, "evaluation": {"accuracy": 1.0}, "examples": 8} for row in rounds]
+    results = [Result(tmp_path, {"rounds": found}, ()) for found in (rounds, higher)]
+    rows = each_round({"arm": results})
+    assert list(rows) == ["arm, round 1", "arm, round 2"]
+    assert [evaluated(row, "accuracy") for row in rows.values()] == [0.625, 0.75]
+    assert rows_of(results) == 7
+
+
 def cells(table):
     return [[str(cell) for cell in column.cells] for column in table.columns]
 
@@ -152,6 +195,7 @@ def test_what_chains_solve_and_cost_beside_plain_samples_of_as_many_tokens():
     assert solved(groups, last) == {"a": 0.0, "b": 1.0}
     assert solved(groups, best) == {"a": 1.0, "b": 1.0}
     assert solved(groups, lambda group: None) == {"a": 0.0, "b": 0.0}
+    assert by_stage([groups, [groups[0][:1], groups[1][:1]]], best) == [0.5, 0.75]
     whole = cost(engine, [Answers(groups, 3.0), Answers(groups, 5.0)], check)
     assert (whole.tokens, whole.prompt_tokens, whole.calls, whole.seconds) == (2.0, 20.0, 2.0, 2.0)
     assert (whole.passed, whole.majority) == (0.5, 0.5), "one plain sample a problem has as many tokens, and more"
@@ -169,7 +213,7 @@ def test_a_small_model_is_made_once(tmp_path):
         from selfimprove.policy.models import load_tokenizer
 
         made.append(1)
-        return [tiny.answer_row(load_tokenizer(str(tiny.SHIPPED)), f"{i} + 1?", f"It is {i + 1}.") for i in range(4)]
+        return [lessons.answer_row(load_tokenizer(str(tiny.SHIPPED)), f"{i} + 1?", f"It is {i + 1}.") for i in range(4)]
 
     def make():
         start = partial(tiny.untrained, **sizes)

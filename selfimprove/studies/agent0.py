@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 
 import numpy as np
@@ -22,10 +23,9 @@ from selfimprove.methods.agent0 import proposal
 from selfimprove.policy.models import PACKAGED
 from selfimprove.report.statistics import Estimate, over_seeds
 from selfimprove.studies import Claim, Lab, Result, advantage, difference, gain, gated, measured
-from selfimprove.studies.arms import arms_table
-from selfimprove.studies.solving import attempts, solve, solved
-from selfimprove.studies.staged import DEV_SEED, GRADE, best_rate, bounded, percent
-from selfimprove.studies.tiny import shipped
+from selfimprove.studies.arms import RATE, Round, arms_table, each_round, evaluated
+from selfimprove.studies.solving import solved
+from selfimprove.studies.staged import DEV_SEED, answers_of, best_rate, bounded, heldout_problems, pass_folder, percent
 from selfimprove.tools.python import python
 from selfimprove.types import Problem, Trajectory, Verdict
 from selfimprove.verify.answers import vote
@@ -68,17 +68,17 @@ def study(lab: Lab) -> Iterator[Claim]:
         try:
             tried = RATES[:1] if lab.quick else RATES
             chosen = best_rate(lab, arm, tried, partial(on_dev, lab, [*common, *own]), "accuracy", percent)
-            runs[arm] = lab.over_seeds(*common, *own, f"rounds={rounds}", f"method.train.learning_rate={chosen}")
+            runs[arm] = lab.over_seeds(*common, *own, f"rounds={rounds}", f"{RATE}={chosen}")
         except RunError as problem:  # no question was in the band
             lab.note(f"{arm}: {problem}")
-    lab.note(table(runs, rounds))
+    lab.note(table(runs))
     yield from claims(lab, runs, rounds)
 
 
 def on_dev(lab: Lab, words: Sequence[str], rate: float) -> float:
     """The share of 100 dev problems that are answered rightly after one round."""
     more = ["rounds=1", "dataset.dev_size=100", "eval.side=dev", f"seed={DEV_SEED}"]
-    return float(lab.run(*words, *more, f"method.train.learning_rate={rate}").summary["final"]["accuracy"])
+    return float(lab.run(*words, *more, f"{RATE}={rate}").summary["final"]["accuracy"])
 
 
 def claims(lab: Lab, runs: Mapping[str, list[Result]], rounds: int) -> Iterator[Claim]:
@@ -122,7 +122,7 @@ def stays(runs: Sequence[Result], rounds: int) -> Claim:
 
 def asked(result: Result, number: int) -> Questions:
     """The questions of a round's stage `ask`, with s(x); "" for a reply that was cut off."""
-    folder = next(result.path.glob(f"rounds/{number:03d}.*_ask"))
+    folder = pass_folder(result, "ask", number)
     replies = store.read_records(folder / "trajectories.parquet", Trajectory)
     verdicts = store.read_records(folder / "verdicts.parquet", Verdict)
     return [(proposal(t)[0], v.reward) for t, v in zip(replies, verdicts, strict=True)]
@@ -159,8 +159,8 @@ def new(questions: Questions) -> list[float]:
 
 def right(result: Result, number: int) -> float:
     """The share of a round's made problems whose label is the true answer; a text of another form has none."""
-    folder = next(result.path.glob(f"rounds/{number:03d}.*_ask"))
-    made = [problem.metadata for problem in store.read_records(folder / "made.parquet", Problem)]
+    file = pass_folder(result, "ask", number) / "made.parquet"
+    made = [problem.metadata for problem in store.read_records(file, Problem)]
     true = [FORM.fullmatch(m["question"]) and str(read(m["question"]).answer) == m["label"] for m in made]
     return float(np.mean([bool(value) for value in true]))
 
@@ -174,29 +174,19 @@ def programs(result: Result, number: int) -> float:
 
 def majority(result: Result, seed: int) -> dict[str, float]:
     """Which held-out problems the majority of N answers of the shipped policy solves, at temperature 1."""
-    problems = [group[0].problem for group in result.attempts(result.evaluation("base"))]
-    tool = python(chars=200)
-    solver = partial(chains, n=N, rounds=4, tools={"python": tool}, temperature=1.0)
-    try:
-        found = solve(solver, shipped(str(PACKAGED / "coder")), problems, seed=seed, max_tokens=160)
-    finally:
-        tool.close()
-    return solved(attempts(problems, found, GRADE), vote)
+    with closing(python(chars=200)) as tool:
+        solver = partial(chains, n=N, rounds=4, tools={"python": tool}, temperature=1.0)
+        return solved(answers_of(PACKAGED / "coder", heldout_problems(result), solver, seed, max_tokens=160), vote)
 
 
-def table(runs: Mapping[str, list[Result]], rounds: int) -> Table:
-    def mean(of: Of) -> Callable[[tuple[int, list[Result]]], str]:
+def table(runs: Mapping[str, list[Result]]) -> Table:
+    def mean(of: Of) -> Callable[[Round], str]:
         return lambda row: f"{values(row[1], row[0], of).mean():.2f}"
 
-    def heldout(row: tuple[int, list[Result]]) -> str:
-        number, results = row
-        return f"{100 * np.mean([r.summary['rounds'][number]['evaluation']['accuracy'] for r in results]):.1f} %"
-
-    rows = {f"{arm}, round {i + 1}": (i, results) for arm, results in runs.items() for i in range(rounds)}
     before = np.mean([r.summary["base"]["accuracy"] for r in runs[METHOD]])
     return arms_table(
         f"New questions and held-out accuracy, means over seeds; the shipped policy: {100 * before:.1f} %",
-        rows,
+        each_round(runs),
         {
             "s": mean(share),
             "of the form": mean(formed),
@@ -204,6 +194,6 @@ def table(runs: Mapping[str, list[Result]], rounds: int) -> Table:
             "words": mean(length),
             "labels right": lambda row: f"{np.mean([right(r, row[0]) for r in row[1]]):.2f}",
             "programs an answer": lambda row: f"{np.mean([programs(r, row[0]) for r in row[1]]):.2f}",
-            "held-out": heldout,
+            "held-out": lambda row: percent(evaluated(row, "accuracy")),
         },
     )

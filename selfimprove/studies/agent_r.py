@@ -8,49 +8,44 @@ held-out tasks the first two actions are wrong ones that the policy did not choo
 
 from __future__ import annotations
 
-import itertools
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from selfimprove import store
 from selfimprove.env import WAIT, actions_of
-from selfimprove.env.craft import plan, tasks, written, wrong
+from selfimprove.env.craft import tasks
 from selfimprove.env.worlds import worlds
-from selfimprove.generate.act import episode
-from selfimprove.generate.dialogue import Dialogue
-from selfimprove.policy import Policy
 from selfimprove.policy.models import resolve
-from selfimprove.studies import Claim, Lab, Result, claim_above, claim_sign, difference, gated, overall
-from selfimprove.studies.arms import arms_table, run_arms
-from selfimprove.studies.solving import ByProblem, solve
-from selfimprove.studies.staged import DEV_SEED, answered, best_rate, percent, policy_of
-from selfimprove.studies.tiny import shipped
-from selfimprove.types import Example, Problem, Sample, Trajectory
+from selfimprove.studies import Claim, Lab, Result, claim_sign, difference, gated, overall
+from selfimprove.studies.arms import RATE, arms_table, run_arms, tuned
+from selfimprove.studies.forced import WRONG, Found, behind, judges_rightly, of_each, repeats, revision, succeeds
+from selfimprove.studies.staged import (
+    DEV_SEED,
+    answered,
+    best_rates,
+    bounded,
+    heldout_problems,
+    over_rounds,
+    percent,
+    policy_of,
+)
+from selfimprove.types import Problem, Trajectory
 
 COMMAND = "selfimprove study agent_r"
-OWN, GOOD, END = "agent_r", "good paths alone", "left at the end"
+START, OWN, GOOD, END = "start", "agent_r", "good paths alone", "left at the end"
 CUT = "method.filter.cut"
 ARMS = {OWN: [], END: [f"{CUT}=end"], GOOD: [f"{CUT}=none"]}
-WRONG, ACTIONS = 2, 10  # actions that are forced, and those that may follow
 GATE = 0.75  # share of first actions that the policy must judge rightly before it learns, of right and wrong ones alike
 EPOCHS, RATES = 2, (1e-4, 3e-4, 1e-3)
 DEV = 100  # dev tasks
-ASK = "Good, uncertain or bad?"  # as conf/method/agent_r.yaml has it
-
-Found = list[Trajectory]  # an episode of each held-out task
 
 
 def study(lab: Lab) -> Iterator[Claim]:
-    tool = worlds(env={"_target_": "selfimprove.env.craft.Craft"})
-    try:
+    with closing(worlds(env={"_target_": "selfimprove.env.craft.Craft"})) as tool:
         yield from claims(lab, {"env": tool})
-    finally:
-        tool.close()
 
 
 def claims(lab: Lab, tools: Mapping[str, Any]) -> Iterator[Claim]:
@@ -59,188 +54,76 @@ def claims(lab: Lab, tools: Mapping[str, Any]) -> Iterator[Claim]:
     arms = {name: own for name, own in ARMS.items() if name != END or not lab.quick}
     rates = dict.fromkeys(arms, RATES[1]) if lab.quick else chosen_rates(lab, common, tools)
     common += [f"rounds={rounds}", f"dataset.heldout_size={heldout}"]
-    arms = {name: [*own, rate(rates[name])] for name, own in arms.items()}
-    runs = run_arms(lab, common, {name: own for name, own in arms.items() if name != GOOD})
-    once = lab.over_seeds(*common, *arms[GOOD])
-    more = float(np.mean([trained(r) for r in runs[OWN]])) / max(1.0, float(np.mean([trained(r) for r in once])))
+    arms = tuned(arms, rates)
+    runs = run_arms(lab, common, arms)
+    trained = {name: float(np.mean([over_rounds(r, "loss_tokens") for r in runs[name]])) for name in (OWN, GOOD)}
+    more = trained[OWN] / max(1.0, trained[GOOD])
     runs[GOOD] = lab.over_seeds(*common, *arms[GOOD], epochs(max(EPOCHS, round(EPOCHS * more))))
-
-    def find_back(result: Result, number: int) -> Found:
-        path = f"{result.path}/rounds/{number:03d}/policy"
-        return episodes(heldout_of(result), path, partial(forced, tools=tools))
-
-    found = {name: [find_back(r, rounds - 1) for r in results] for name, results in runs.items()}
-    early = [find_back(r, 0) for r in runs[OWN]]
-    base = resolve("crafter", "made")
-    problems = heldout_of(runs[OWN][0])
-    before = [episodes(problems, base, partial(forced, tools=tools))] * len(lab.seeds)
+    problems, base = heldout_problems(runs[OWN][0]), resolve("crafter", "made")
+    found = {START: [behind(problems, base, tools)] * len(lab.seeds)}
+    for name, results in runs.items():
+        found[name] = [behind(heldout_problems(r), policy_of(r), tools) for r in results]
+    early = [behind(heldout_problems(r), f"{r.path}/rounds/000/policy", tools) for r in runs[OWN]]
     judged = judges_rightly(problems, base, tools)
-    lab.note(table(runs, found, before, judged))
-    revises = partial(of_each, revision)
-    rows = [
-        claim_above(
-            "the goal is reached from two wrong steps more often, by at least .15",
-            difference(succeeds(found[OWN]), succeeds(found[GOOD])),
-            "good paths alone, as many trained tokens",
-            COMMAND,
-            least=0.15,
-        ),
-        claim_above(
-            "and more often than at the start",
-            difference(succeeds(found[OWN]), succeeds(before)),
-            "the policy that all arms begin with",
-            COMMAND,
-        ),
-        claim_sign(
-            "actions from the wrong steps to the revision fall from round to round",
-            difference(revises(found[OWN]), revises(early)),
-            "the policy after its first round",
-            COMMAND,
-            above=False,
-        ),
-        claim_sign(
-            "fewer actions are repeated at once",
-            difference(of_each(repeats, found[OWN]), of_each(repeats, found[GOOD])),
-            "good paths alone",
-            COMMAND,
-            above=False,
-        ),
-        claim_sign(
-            "tasks without forced steps are solved more often than by good paths alone",
-            difference([answered(r) for r in runs[OWN]], [answered(r) for r in runs[GOOD]]),
-            "good paths alone, as many trained tokens",
-            COMMAND,
-        ),
-    ]
-    if not lab.quick:
-        rows.append(
-            claim_sign(
-                "a policy that learnt from paths left at their ends revises later",
-                difference(revises(found[END]), revises(found[OWN])),
-                "left at the first bad action",
-                COMMAND,
-            )
-        )
-    yield from gated(rows, judged >= GATE, f"{judged:.0%} of actions are judged rightly, of {GATE:.0%} needed")
+    lab.note(table(runs, found, judged))
+    why = f"{judged:.0%} of actions are judged rightly, of {GATE:.0%} needed"
+    yield from gated(compared(runs, found, early), judged >= GATE, why)
+
+
+def compared(
+    runs: Mapping[str, Sequence[Result]], found: Mapping[str, Sequence[Found]], early: Sequence[Found]
+) -> Iterator[Claim]:
+    """What is claimed of each arm's episodes behind wrong steps; `early` are those after the method's first round."""
+    control = "good paths alone, as many trained tokens"
+    reached = {name: succeeds(episodes) for name, episodes in found.items()}
+    text = "the goal is reached from two wrong steps more often, by at least .15"
+    yield bounded(text, difference(reached[OWN], reached[GOOD]), 0.15, control, COMMAND)
+    more = difference(reached[OWN], reached[START])
+    yield bounded("and more often than at the start", more, 0.0, "the policy that all arms begin with", COMMAND)
+    revised = of_each(revision, found[OWN])
+    text = "actions from the wrong steps to the revision fall from round to round"
+    fall = difference(revised, of_each(revision, early))
+    yield claim_sign(text, fall, "the policy after its first round", COMMAND, above=False)
+    again = difference(of_each(repeats, found[OWN]), of_each(repeats, found[GOOD]))
+    yield claim_sign("fewer actions are repeated at once", again, "good paths alone", COMMAND, above=False)
+    text = "tasks without forced steps are solved more often than by good paths alone"
+    unforced = difference([answered(r) for r in runs[OWN]], [answered(r) for r in runs[GOOD]])
+    yield claim_sign(text, unforced, control, COMMAND)
+    if END in found:
+        text = "a policy that learnt from paths left at their ends revises later"
+        later = difference(of_each(revision, found[END]), revised)
+        yield claim_sign(text, later, "left at the first bad action", COMMAND)
 
 
 def epochs(count: object) -> str:
     return f"method.train.epochs={count}"
 
 
-def rate(value: float) -> str:
-    return f"method.train.learning_rate={value}"
-
-
 def chosen_rates(lab: Lab, common: Sequence[str], tools: Mapping[str, Any]) -> dict[str, float]:
     """The learning rate of each arm whose policy, after a round, most often finds back on dev tasks."""
     dev = [Problem(row.id, row.question, row.gold, "dev", row.metadata) for row in tasks("dev", DEV, 0)]
 
-    def finds_back(own: Sequence[str], value: float) -> float:
-        trial = lab.run(*common, *own, "rounds=1", "dataset.heldout_size=10", rate(value), f"seed={DEV_SEED}")
-        return overall(succeeds([episodes(dev, policy_of(trial), partial(forced, tools=tools))]))
+    def finds_back(own: Sequence[str], rate: float) -> float:
+        trial = lab.run(*common, *own, "rounds=1", "dataset.heldout_size=10", f"{RATE}={rate}", f"seed={DEV_SEED}")
+        return overall(succeeds([behind(dev, policy_of(trial), tools)]))
 
-    return {
-        arm: best_rate(lab, arm, RATES, partial(finds_back, own), "tasks solved behind wrong steps", percent)
-        for arm, own in ARMS.items()
-    }
+    return best_rates(lab, ARMS, RATES, finds_back, "tasks solved behind wrong steps", percent)
 
 
-def trained(result: Result) -> int:
-    """Tokens with loss that training went through: those in the rows of all rounds, once an epoch."""
-    paths = result.path.glob("rounds/*/examples.parquet")
-    count = int([word for word in result.overrides if word.startswith(epochs(""))][-1].removeprefix(epochs("")))
-    return count * sum(sum(row.mask or []) for path in paths for row in store.read_records(path, Example))
-
-
-def heldout_of(result: Result) -> list[Problem]:
-    return [group[0].problem for group in result.attempts(result.evaluation("base"))]
-
-
-def episodes(problems: Sequence[Problem], path: str, solver: Any) -> Found:
-    """What the policy in `path` does on tasks, an episode each."""
-    return [trajectory for (trajectory,) in solve(solver, shipped(path), problems, max_tokens=24)]
-
-
-async def forced(problem: Problem, policy: Policy, *, tools: Mapping[str, Any]) -> list[Trajectory]:
-    """A greedy episode behind wrong actions, the same for all policies. metadata is that of the policy's own part."""
-    dialogue, world, rng = Dialogue(policy, problem.prompt), tools["env"].start(problem), random.Random(problem.id)
-    task = problem.metadata["task"]
-    for _ in range(WRONG):
-        await force(dialogue, world, written(task["goal"], wrong(task, world.actions, rng)))
-    first = len(dialogue.samples)
-    found = await episode(dialogue, world, actions=ACTIONS, temperature=0.0)
-    found.samples = found.samples[first:]
-    return [found]
-
-
-async def force(dialogue: Dialogue, world: Any, words: str, ask: str = "") -> None:
-    """Put a step into an episode that the policy did not choose, and what is seen of it, with a question behind it."""
-    ids = [*dialogue.policy.encode(words), dialogue.policy.engine.end]
-    dialogue.take(Sample(dialogue.ids, ids, [0.0] * len(ids), words, "stop", 0, role="forced"))
-    (action,) = actions_of(dialogue.samples[-1:])
-    dialogue.user((await world.step(action)).text + ask)
-
-
-def judges_rightly(problems: Sequence[Problem], path: str, tools: Mapping[str, Any]) -> float:
-    """The mean of two shares: of right first actions that the policy in `path` calls good, and of wrong ones bad."""
-
-    async def judge(problem: Problem, policy: Policy) -> list[Trajectory]:
-        task = problem.metadata["task"]
-        right = written(*plan(task["goal"], task["have"])[0])
-        said = []
-        for words in (right, written(task["goal"], wrong(task, [], random.Random(problem.id)))):
-            dialogue = Dialogue(policy, problem.prompt)
-            await force(dialogue, tools["env"].start(problem), words, f"\n{ASK}")
-            said.append(await dialogue.reply(temperature=0.0))
-        return [Trajectory(problem.id, said)]
-
-    found = episodes(problems, path, judge)
-    right_ones = [("good" in t.samples[0].text) + ("bad" in t.samples[1].text) for t in found]
-    return float(np.mean(right_ones) / 2)
-
-
-# Figures of an episode behind wrong steps
-
-
-def of_each(figure: Callable[[Trajectory], float], runs: Sequence[Found]) -> list[ByProblem]:
-    return [{t.problem_id: figure(t) for t in found} for found in runs]
-
-
-def succeeds(runs: Sequence[Found]) -> list[ByProblem]:
-    return of_each(lambda t: float(t.metadata["ended"] == "done"), runs)
-
-
-def revision(trajectory: Trajectory) -> float:
-    """Actions before the policy revises; all that it may do where it never does."""
-    actions = actions_of(trajectory.samples)
-    return float(actions.index(WAIT) if WAIT in actions else ACTIONS)
-
-
-def repeats(trajectory: Trajectory) -> float:
-    """The share of actions that are the one before again."""
-    actions = actions_of(trajectory.samples)
-    return float(np.mean([a == b for a, b in itertools.pairwise(actions)])) if len(actions) > 1 else 0.0
-
-
-def table(
-    runs: Mapping[str, Sequence[Result]], found: Mapping[str, Sequence[Found]], before: Sequence[Found], judged: float
-) -> Table:
-    arms = {"start": before, **found}
-
+def table(runs: Mapping[str, Sequence[Result]], found: Mapping[str, Sequence[Found]], judged: float) -> Table:
     def cell(figure: Callable[[Trajectory], float]) -> Callable[[str], str]:
-        return lambda name: f"{overall(of_each(figure, arms[name])):.3f}"
+        return lambda name: f"{overall(of_each(figure, found[name])):.3f}"
 
     def alone(name: str) -> str:
-        scores = [answered(r, "base") for r in runs[OWN]] if name == "start" else [answered(r) for r in runs[name]]
+        scores = [answered(r, "base") for r in runs[OWN]] if name == START else [answered(r) for r in runs[name]]
         return f"{overall(scores):.3f}"
 
     def tokens(name: str) -> str:
-        return "" if name == "start" else f"{np.mean([trained(r) for r in runs[name]]):,.0f}"
+        return "" if name == START else f"{np.mean([over_rounds(r, 'loss_tokens') for r in runs[name]]):,.0f}"
 
     return arms_table(
         f"Held-out tasks behind {WRONG} wrong steps, means over seeds; first actions judged rightly: {judged:.3f}",
-        {name: name for name in arms},
+        {name: name for name in found},
         {
             "goal reached": cell(lambda t: float(t.metadata["ended"] == "done")),
             "without wrong steps": alone,

@@ -21,9 +21,18 @@ from selfimprove.config import compose
 from selfimprove.datasets.docqa import documents, load
 from selfimprove.methods.auto_rag import ANSWER, answer
 from selfimprove.studies import Claim, Lab, Result, difference, gated, overall
-from selfimprove.studies.arms import arms_table
+from selfimprove.studies.arms import RATE, arms_table, rows_of
 from selfimprove.studies.solving import ByProblem, Groups, attempts, estimated, grader, solve, solved
-from selfimprove.studies.staged import DEV_SEED, answered, below, best_rate, bounded, percent, policy_of
+from selfimprove.studies.staged import (
+    DEV_SEED,
+    answered,
+    below,
+    best_rate,
+    bounded,
+    heldout_attempts,
+    percent,
+    policy_of,
+)
 from selfimprove.studies.tiny import shipped
 from selfimprove.tools.retrieval import Retriever
 from selfimprove.types import Problem
@@ -46,16 +55,17 @@ def study(lab: Lab) -> Iterator[Claim]:
     rates = RATES[:1] if lab.quick else RATES
     sides = {p: questions(p, dev, heldout) for p in ("dev", "test")}
     own = [f"dataset.train_size={taught}"]
-    runs = {OWN: lab.over_seeds(*common, *own, rate(chosen(lab, OWN, [*common, *own], rates, sides["dev"])))}
-    rows = round(float(np.mean([r.summary["rounds"][-1]["examples"] for r in runs[OWN]])))
+    best = chosen(lab, OWN, [*common, *own], rates, sides["dev"])
+    runs = {OWN: lab.over_seeds(*common, *own, f"{RATE}={best}")}
+    rows = round(rows_of(runs[OWN]))
     unfiltered = ["method.filter.right=false", f"dataset.train_size={rows}"]
     best = chosen(lab, ANY, [*common, *unfiltered], rates, sides["dev"])
-    runs[ANY] = lab.over_seeds(*common, *unfiltered, rate(best))
+    runs[ANY] = lab.over_seeds(*common, *unfiltered, f"{RATE}={best}")
     yield from claims(lab, runs, sides["test"])
 
 
 def claims(lab: Lab, runs: Mapping[str, Sequence[Result]], heldout: Sequence[Problem]) -> Iterator[Claim]:
-    groups = {arm: [list(r.attempts(r.evaluation("last"))) for r in found] for arm, found in runs.items()}
+    groups = {arm: [heldout_attempts(r) for r in found] for arm, found in runs.items()}
     asked = [searches(found) for found in groups[OWN]]
     short = [p for p in heldout if p.metadata["hops"] == 1]
     without = set(documents()) - {fact for p in short for fact in p.metadata["facts"]}
@@ -95,16 +105,12 @@ def questions(side: str, dev: int, heldout: int) -> list[Problem]:
     return [p for p in found if p.split == side]
 
 
-def rate(value: float) -> str:
-    return f"method.train.learning_rate={value}"
-
-
 def chosen(lab: Lab, arm: str, words: Sequence[str], rates: Sequence[float], dev: Sequence[Problem]) -> float:
     """The learning rate of an arm whose policy answers most dev questions rightly."""
 
     def accuracy(one: float) -> float:
-        run = lab.run(*words, "dataset.heldout_size=10", rate(one), f"seed={DEV_SEED}")
-        return float(np.mean(list(solved(dialogues(run, dev, documents(), DEV_SEED), last).values())))
+        run = lab.run(*words, "dataset.heldout_size=10", f"{RATE}={one}", f"seed={DEV_SEED}")
+        return overall([solved(dialogues(run, dev, documents(), DEV_SEED), last)])
 
     return best_rate(lab, arm, rates, accuracy, "accuracy", percent)
 

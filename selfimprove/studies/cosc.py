@@ -8,21 +8,31 @@ problems. One more arm learns from the teacher alone, in as many optimizer steps
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 
 import numpy as np
 from rich.table import Table
 
 from selfimprove.methods.cosc import by_round, chains
+from selfimprove.report.curve import samples_of
 from selfimprove.report.statistics import Estimate
 from selfimprove.studies import Claim, Lab, Result, difference, gated, overall
-from selfimprove.studies.arms import arms_table, run_arms
-from selfimprove.studies.solving import ByProblem, Groups, Solver, attempts, solve, solved
-from selfimprove.studies.staged import GRADE, answered, bounded, chosen_rates, minus, policy_of
-from selfimprove.studies.tiny import shipped
+from selfimprove.studies.arms import RATE, arms_table, rate_of, rows_of, run_arms, tuned
+from selfimprove.studies.solving import ByProblem, Groups, Solver, estimated, solved
+from selfimprove.studies.staged import (
+    answered,
+    answers_of,
+    bounded,
+    chosen_rates,
+    heldout_attempts,
+    heldout_problems,
+    minus,
+    percent_of,
+    policy_of,
+)
 from selfimprove.tools.python import Python, python
-from selfimprove.types import Attempt
 from selfimprove.verify.answers import last, vote
 
 COMMAND = "selfimprove study cosc"
@@ -40,7 +50,6 @@ RATES = (1e-3, 3e-3)
 EPOCHS = 6
 MAX_TOKENS = 160
 GATE = 0.9  # share of outputs that have to be followed by a verdict, else the policy has not learnt the form
-DRAWS = 2000  # of a bootstrap
 
 Arms = Mapping[str, Sequence[Result]]
 Scores = Mapping[str, Sequence[ByProblem]]
@@ -48,11 +57,8 @@ Bounded = tuple[str, Estimate, float, str]  # a claim, its figure, the bound tha
 
 
 def study(lab: Lab) -> Iterator[Claim]:
-    tool = python(chars=200)
-    try:
+    with closing(python(chars=200)) as tool:
         yield from claims(lab, tool)
-    finally:
-        tool.close()
 
 
 def claims(lab: Lab, tool: Python) -> Iterator[Claim]:
@@ -61,54 +67,43 @@ def claims(lab: Lab, tool: Python) -> Iterator[Claim]:
     )
     runs, epochs = trained(lab, solver)
     final = {arm: [answered(r) for r in found] for arm, found in runs.items()}
-    responses = [list(r.attempts(r.evaluation("last"))) for r in runs[OWN]]
+    responses = [heldout_attempts(r) for r in runs[OWN]]
     phase_1 = [after_phase_1(r, solver) for r in runs[OWN]]
     lab.note(table(runs, overall(phase_1)))
-    found = [
-        *rounds_and_phases(runs, responses, final, phase_1, epochs),
-        *([] if lab.quick else other_arms(runs, final, tool)),
-    ]
-    written = verdicts(responses)
-    for claim, estimate, least, control in found:
-        line = bounded(claim, estimate, least, control, COMMAND)
-        yield from gated(
-            [line], written >= GATE, f"{written:.0%} of outputs are followed by a verdict, of {GATE:.0%} needed"
-        )
+    found = list(rounds_and_phases(runs, responses, final, phase_1, epochs))
+    if not lab.quick:
+        found += other_arms(runs, final, tool)
+    lines = [bounded(*line, COMMAND) for line in found]
+    said = [rejected is not None for groups in responses for _, _, rejected in outputs(groups)]
+    written = float(np.mean(said)) if said else 0.0
+    why = f"{written:.0%} of outputs are followed by a verdict, of {GATE:.0%} needed"
+    yield from gated(lines, written >= GATE, why)
 
 
 def trained(lab: Lab, solver: Solver) -> tuple[Arms, int]:
     """The finished runs of each arm, and how many epochs the arm of phase 1 alone takes for as many steps."""
     taught, train, dev, heldout = (60, 20, 20, 30) if lab.quick else (500, 150, 200, 250)
-    phase_1 = [
-        "method=cosc",
-        "rounds=1",
-        f"dataset.levels={list(LEVELS)}",
-        f"dataset.train_size={max(taught, train)}",
-        f"method.stages.seed.problems.count={taught}",
-    ]
-    phase_2 = [
-        "+method.stages.self.problems._target_=selfimprove.datasets.passes.drawn",
-        f"+method.stages.self.problems.count={train}",
-    ]
+    phase_1 = ["method=cosc", "rounds=1", f"dataset.levels={list(LEVELS)}"]
+    phase_1 += [f"dataset.train_size={max(taught, train)}", f"method.stages.seed.problems.count={taught}"]
+    some = "+method.stages.self.problems"
+    phase_2 = [f"{some}._target_=selfimprove.datasets.passes.drawn", f"{some}.count={train}"]
     arms = {OWN: ARMS[OWN]} if lab.quick else ARMS
     alone = [*phase_1, "~method.stages.self"]
     once = {arm: [word for word in own if "stages.self" not in word] for arm, own in arms.items()}
     epochs_1 = f"method.train.epochs={EPOCHS}"
     rates = RATES[:1] if lab.quick else RATES
     chosen = chosen_rates(lab, [*alone, epochs_1], once, rates, solver, last, dev, LEVELS)
-    tuned = {arm: [*own, f"method.train.learning_rate={chosen[arm]}"] for arm, own in arms.items()}
     size = f"dataset.heldout_size={heldout}"
-    runs = run_arms(lab, [*phase_1, *phase_2, epochs_1, size], tuned)
-    epochs = round(EPOCHS * float(np.mean([rows(r) for r in runs[OWN]])) / taught)
-    longer = [f"method.train.learning_rate={chosen[OWN]}", size, f"method.train.epochs={epochs}"]
+    runs = run_arms(lab, [*phase_1, *phase_2, epochs_1, size], tuned(arms, chosen))
+    epochs = round(EPOCHS * rows_of(runs[OWN]) / taught)
+    longer = [f"{RATE}={chosen[OWN]}", size, f"method.train.epochs={epochs}"]
     return {**runs, STEPS: lab.over_seeds(*alone, *longer)}, epochs
 
 
 def after_phase_1(result: Result, solver: Solver) -> ByProblem:
     """Which held-out problems the policy solves after phase 1 of a run."""
-    problems = [group[0].problem for group in result.attempts(result.evaluation("base"))]
-    path = str(result.path / "rounds/000.0_seed/policy")
-    return solved(attempts(problems, solve(solver, shipped(path), problems, max_tokens=MAX_TOKENS), GRADE), last)
+    path = result.path / "rounds/000.0_seed/policy"
+    return solved(answers_of(path, heldout_problems(result), solver, max_tokens=MAX_TOKENS), last)
 
 
 def rounds_and_phases(
@@ -140,11 +135,6 @@ def other_arms(runs: Arms, final: Scores, tool: Python) -> Iterator[Bounded]:
     yield text, difference(final[OWN], single), 0.0, "a single round, as many tokens or more"
 
 
-def rows(result: Result) -> int:
-    """How many rows the last training of a run had."""
-    return int(result.summary["rounds"][-1]["examples"])
-
-
 def outputs(groups: Groups) -> list[tuple[int, bool, bool | None]]:
     """Of each output: the place of its problem, whether it is right, and whether it was rejected."""
     return [
@@ -153,12 +143,6 @@ def outputs(groups: Groups) -> list[tuple[int, bool, bool | None]]:
         for a in group
         if a.trajectory.samples[-1].role == "tool"
     ]
-
-
-def verdicts(responses: Sequence[Groups]) -> float:
-    """The share of outputs behind which a verdict stands."""
-    said = [rejected is not None for groups in responses for _, _, rejected in outputs(groups)]
-    return float(np.mean(said)) if said else 0.0
 
 
 def gap(groups: Groups, weights: np.ndarray) -> float:
@@ -171,43 +155,22 @@ def gap(groups: Groups, weights: np.ndarray) -> float:
     return float(shares[0] - shares[1])
 
 
-def estimated(figure: Callable[[Groups, np.ndarray], float], runs: Sequence[Groups]) -> Estimate:
-    """A figure's mean over seeds, with a Bayesian bootstrap over problems."""
-
-    def mean(weights: np.ndarray) -> float:
-        return float(np.mean([figure(groups, weights) for groups in runs]))
-
-    n = len(runs[0])
-    drawn = [mean(weights) for weights in np.random.default_rng(0).standard_exponential((DRAWS, n))]
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Estimate(mean(np.ones(n)), float(low), float(high), n)
-
-
-def written_by(group: Sequence[Attempt]) -> int:
-    """How many tokens the policy wrote for a held-out problem."""
-    samples = {len(s.prompt_ids): s for a in group for s in a.trajectory.samples if s.role == "policy"}
-    return sum(len(s.completion_ids) for s in samples.values())
-
-
 def tokens(results: Sequence[Result]) -> float:
     """Tokens that the policy writes for a held-out problem, mean."""
-    return float(np.mean([written_by(g) for r in results for g in r.attempts(r.evaluation("last"))]))
+    groups = [group for r in results for group in heldout_attempts(r)]
+    samples = [s for group in groups for s in samples_of(a.trajectory for a in group) if s.role == "policy"]
+    return sum(len(s.completion_ids) for s in samples) / len(groups)
 
 
 def sampled(result: Result, n: int, tool: Python, seed: int) -> Groups:
     """n single rounds to each held-out problem, at temperature 1."""
-    problems = [group[0].problem for group in result.attempts(result.evaluation("last"))]
     solver = partial(chains, n=n, rounds=1, tools={"python": tool}, temperature=1.0)
-    found = solve(solver, shipped(policy_of(result)), problems, seed=seed, max_tokens=MAX_TOKENS)
-    return attempts(problems, found, GRADE)
+    return answers_of(policy_of(result), heldout_problems(result), solver, seed, MAX_TOKENS)
 
 
 def table(runs: Arms, phase_1: float) -> Table:
-    def answers(of: Callable[[Result], ByProblem]) -> Callable[[Sequence[Result]], str]:
-        return lambda results: f"{100 * overall([of(r) for r in results]):.1f} %"
-
     def rejected(results: Sequence[Result]) -> str:
-        found = [o for r in results for o in outputs(list(r.attempts(r.evaluation("last"))))]
+        found = [o for r in results for o in outputs(heldout_attempts(r))]
         kinds = [[bool(rejected) for _, right, rejected in found if right == kind] for kind in (False, True)]
         return ", ".join(f"{np.mean(kind):.3f}" if kind else "none" for kind in kinds)
 
@@ -216,15 +179,13 @@ def table(runs: Arms, phase_1: float) -> Table:
         f"Held-out, means over seeds; the coder before: {100 * base:.1f} %, after phase 1: {100 * phase_1:.1f} %",
         runs,
         {
-            "first program": answers(partial(at_round, number=1)),
-            "second": answers(partial(at_round, number=2)),
-            "answer": answers(answered),
+            "first program": percent_of(partial(at_round, number=1)),
+            "second": percent_of(partial(at_round, number=2)),
+            "answer": percent_of(answered),
             "called incorrect: wrong, right": rejected,
-            "rows": lambda rs: f"{np.mean([rows(r) for r in rs]):.0f}",
+            "rows": lambda rs: f"{rows_of(rs):.0f}",
             "tokens": lambda rs: f"{tokens(rs):.0f}",
-            "learning rate": lambda rs: next(
-                w.partition("=")[2] for w in rs[0].overrides if w.startswith("method.train.learning_rate=")
-            ),
+            "learning rate": lambda rs: f"{rate_of(rs[0]):g}",
         },
     )
 
@@ -232,7 +193,7 @@ def table(runs: Arms, phase_1: float) -> Table:
 def at_round(result: Result, number: int) -> ByProblem:
     """What the program of a round prints; if there is none, that of the round before, or the answer."""
     found: ByProblem = {}
-    for group in result.attempts(result.evaluation("last")):
+    for group in heldout_attempts(result):
         ran = [a for a in group if a.trajectory.metadata["stage"] <= number] or group[:1]
         found[group[0].problem.id] = float(ran[-1].verdict.status == "correct")
     return found

@@ -24,9 +24,10 @@ from selfimprove.report.metrics import mean_over_problems
 from selfimprove.report.statistics import Estimate
 from selfimprove.studies import Claim, Lab, as_check, claim_sign, claim_within, difference, measured, overall
 from selfimprove.studies.arms import arms_table
+from selfimprove.studies.costs import Answers, cost, cost_table, timed
 from selfimprove.studies.made import colourer
 from selfimprove.studies.made.colourer import ACCEPT, LONGEST, REFUSE, RETRY
-from selfimprove.studies.solving import Answers, ByProblem, cost, cost_table, grader, solve, solved, timed
+from selfimprove.studies.solving import ByProblem, grader, solve, solved
 from selfimprove.studies.tiny import shipped
 from selfimprove.types import Message, Problem, Trajectory
 from selfimprove.verify.answers import best, last

@@ -13,7 +13,7 @@ from selfimprove.datasets.draws import mixture, mixture_log_density, zipf
 from selfimprove.policy.categorical import probabilities
 from selfimprove.policy.models import resolve
 from selfimprove.report.statistics import student
-from selfimprove.studies import Result
+from selfimprove.studies import Claim, Result
 from selfimprove.types import Verdict
 
 
@@ -84,3 +84,8 @@ def spread(values: np.ndarray) -> tuple[float, float] | None:
         return None
     half = student(len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return float(np.mean(values)) - half, float(np.mean(values)) + half
+
+
+def claim_mean(claim: str, holds: bool | None, values: np.ndarray, control: str, command: str) -> Claim:
+    """A claim about a figure of each seed, with its mean and the interval of that."""
+    return Claim(claim, holds, float(np.mean(values)), spread(values), control, command)

@@ -17,9 +17,10 @@ from selfimprove.methods.dser import generate, review_rates, right_after, soluti
 from selfimprove.policy.scripted import ScriptedEngine
 from selfimprove.report.curve import curve, final
 from selfimprove.report.statistics import mean_over_problems, paired_difference
-from selfimprove.studies import Claim, Lab, Result, advantage, as_check, claim_above, claim_sign, gain, measured
+from selfimprove.studies import Claim, Lab, Result, advantage, as_check, claim_above, claim_sign, gain
 from selfimprove.studies.arms import arms_table
 from selfimprove.studies.solving import Groups, at_tokens, attempts, grader, plain, solve, solved, traces
+from selfimprove.studies.staged import between
 from selfimprove.studies.tiny import shipped
 from selfimprove.types import Problem
 from selfimprove.verify import arithmetic
@@ -133,9 +134,7 @@ def tiny(lab: Lab) -> Iterator[Claim]:
         f"one transition on dev problems predicts a chain's accuracy after {HORIZON} on held-out ones within 5 points"
     )
     control = f"predicted {predicted:.3f} from p_IC {p_ic:.3f}, p_CI {p_ci:.3f}, start {start:.3f}"
-    inside = predicted - MARGIN < end.low and end.high < predicted + MARGIN
-    outside = end.low > predicted + MARGIN or end.high < predicted - MARGIN
-    yield measured(text, True if inside else False if outside else None, end, control, COMMAND)
+    yield between(text, end, predicted - MARGIN, predicted + MARGIN, control, COMMAND)
     columns = {
         "predicted": lambda n: f"{right_after(n, start, p_ic, p_ci):.3f}",
         "measured": lambda n: f"{shares[:, n].mean():.3f}",

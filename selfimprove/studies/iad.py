@@ -11,7 +11,6 @@ from rich.table import Table
 
 from selfimprove.datasets.arithmetic import load
 from selfimprove.generate.best_of_n import best_of_n
-from selfimprove.report.curve import curve
 from selfimprove.report.statistics import Estimate, difference
 from selfimprove.studies import (
     Claim,
@@ -27,6 +26,7 @@ from selfimprove.studies import (
     signed,
 )
 from selfimprove.studies.arms import arms_table, learning_table
+from selfimprove.studies.costs import tokens_of
 from selfimprove.studies.feedback import (
     AFTER,
     GRADED,
@@ -44,7 +44,7 @@ from selfimprove.studies.feedback import (
     scored,
     toy,
 )
-from selfimprove.studies.solving import ByProblem, Check, Groups, attempts, grader, plain, solve, solved, traces
+from selfimprove.studies.solving import Check, Groups, attempts, by_stage, grader, plain, solve, solved
 from selfimprove.studies.tiny import shipped
 from selfimprove.verify import arithmetic
 from selfimprove.verify.answers import best
@@ -123,7 +123,7 @@ def tiny(lab: Lab) -> Iterator[Claim]:
         return attempts(problems, solve(partial(solver, **options), engine, problems, seed=seed, check=check), lines)
 
     real = [run(seed) for seed in lab.seeds]
-    tokens = float(np.mean([tokens_of(groups) for groups in real]))
+    tokens = float(np.mean([tokens_of([groups]) for groups in real]))
     arms = {
         "feedback": real,
         "random scores": [run(seed, blind=True) for seed in lab.seeds],
@@ -160,21 +160,14 @@ def tiny(lab: Lab) -> Iterator[Claim]:
 
 def _noisy(lab: Lab, run: Callable[..., Groups], plainly: Sequence[Groups], p_flip: float) -> Estimate:
     """How much more the method solves than plain samples, both by scores that are flipped with `p_flip`."""
-    method, control = list[ByProblem](), list[ByProblem]()
-    for seed, groups in zip(lab.seeds, plainly, strict=True):
-        method.append(solved(run(seed, flipped(lines, p_flip, seed)), by_score))
-        control.append(solved(scored(groups, flipped(lines, p_flip, seed + 100)), by_score))
-    return difference(method, control)
-
-
-def tokens_of(groups: Groups) -> float:
-    """Sampled tokens a problem, on average."""
-    return curve(traces(groups, best))[-1]["tokens"]
+    method = [run(seed, flipped(lines, p_flip, seed)) for seed in lab.seeds]
+    control = [scored(g, flipped(lines, p_flip, seed + 100)) for seed, g in zip(lab.seeds, plainly, strict=True)]
+    return difference([solved(groups, by_score) for groups in method], [solved(groups, by_score) for groups in control])
 
 
 def _table(arms: Mapping[str, Sequence[Groups]]) -> Table:
     def along(runs: Sequence[Groups]) -> str:
-        stages = np.mean([[row["accuracy"] for row in curve(traces(groups, best))] for groups in runs], axis=0)
+        stages = by_stage(runs, best)
         return ", ".join(f"{100 * value:.1f}" for value in stages) if len(stages) > 1 else ""
 
     return arms_table(
@@ -183,7 +176,7 @@ def _table(arms: Mapping[str, Sequence[Groups]]) -> Table:
         {
             "solved, %": lambda runs: f"{100 * overall([solved(groups, best) for groups in runs]):.1f}",
             "after each iteration, %": along,
-            "tokens a problem": lambda runs: f"{np.mean([tokens_of(groups) for groups in runs]):.0f}",
+            "tokens a problem": lambda runs: f"{tokens_of(runs):.0f}",
         },
     )
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from selfimprove import scores, store
+from selfimprove import scores
 from selfimprove.studies import Claim, Lab, Result, claim_above, claim_sign, difference, gated, overall
 from selfimprove.studies.arms import arms_table
-from selfimprove.studies.staged import minus
+from selfimprove.studies.staged import minus, over_rounds
 from selfimprove.studies.streams import tuned_arms
 
 COSINE = [
@@ -106,12 +106,6 @@ def table(runs: Mapping[str, list[Result]], rates: Mapping[str, float]) -> objec
             f"{FIRST}, end": lambda r: loss(r, -1, FIRST),
             f"{LAST}, end": lambda r: loss(r, -1, LAST),
             "all, end": lambda r: loss(r, -1),
-            "steps": lambda r: f"{np.mean([steps(one) for one in r]):.0f}",
+            "steps": lambda r: f"{np.mean([over_rounds(one, 'steps') for one in r]):.0f}",
         },
     )
-
-
-def steps(result: Result) -> float:
-    """Optimizer steps of a whole run."""
-    manifests = map(store.read_json, result.path.glob("rounds/*/train.manifest.json"))
-    return float(sum(manifest["metrics"]["steps"] for manifest in manifests))

@@ -15,10 +15,20 @@ from rich.table import Table
 from selfimprove.methods.isc import respond
 from selfimprove.report.statistics import Estimate, ratio
 from selfimprove.studies import Claim, Lab, Result, difference, gated, overall
-from selfimprove.studies.arms import arms_table, run_arms
-from selfimprove.studies.solving import Groups, attempts, solve
-from selfimprove.studies.staged import GRADE, MAX_TOKENS, answered, at_stage, bounded, chosen_rates, policy_of
-from selfimprove.studies.tiny import shipped
+from selfimprove.studies.arms import arms_table, rows_of, run_arms, tuned
+from selfimprove.studies.solving import Groups
+from selfimprove.studies.staged import (
+    answered,
+    answers_of,
+    at_stage,
+    bounded,
+    chosen_rates,
+    heldout_attempts,
+    heldout_problems,
+    over_rounds,
+    percent_of,
+    policy_of,
+)
 from selfimprove.verify.answers import last, stage
 
 COMMAND = "selfimprove study isc"
@@ -34,8 +44,7 @@ def study(lab: Lab) -> Iterator[Claim]:
     rates = RATES[:1] if lab.quick else RATES
     common = ["method=isc", "rounds=1", f"dataset.train_size={train}"]
     chosen = chosen_rates(lab, common, ARMS, rates, RESPOND, last, dev)
-    arms = {arm: [*own, f"method.train.learning_rate={chosen[arm]}"] for arm, own in ARMS.items()}
-    runs = run_arms(lab, [*common, f"dataset.heldout_size={heldout}"], arms)
+    runs = run_arms(lab, [*common, f"dataset.heldout_size={heldout}"], tuned(ARMS, chosen))
     lab.note(table(runs))
     first = {arm: [at_stage(r, 1) for r in found] for arm, found in runs.items()}
     final = {arm: [answered(r) for r in found] for arm, found in runs.items()}
@@ -50,7 +59,7 @@ def study(lab: Lab) -> Iterator[Claim]:
         ),
         (
             "wrong first answers are called wrong more often than right ones, by at least .3",
-            gap([greedy(r) for r in runs["masked"]]),
+            gap([heldout_attempts(r) for r in runs["masked"]]),
             0.3,
             "right first answers",
         ),
@@ -80,21 +89,14 @@ def study(lab: Lab) -> Iterator[Claim]:
         )
 
 
-def greedy(result: Result) -> Groups:
-    """The held-out responses of the last round."""
-    return list(result.attempts(result.evaluation("last")))
-
-
 def sampled(result: Result) -> Groups:
     """Responses to the same problems at temperature 1, as first answers were in training."""
-    problems = [group[0].problem for group in greedy(result)]
-    solver = partial(RESPOND, temperature=1.0)
-    return attempts(problems, solve(solver, shipped(policy_of(result)), problems, max_tokens=MAX_TOKENS), GRADE)
+    return answers_of(policy_of(result), heldout_problems(result), partial(RESPOND, temperature=1.0))
 
 
 def checked(result: Result) -> float:
     """The share of held-out responses that hold a check."""
-    return float(np.mean([CHECK.strip() in group[0].trajectory.text for group in greedy(result)]))
+    return float(np.mean([CHECK.strip() in group[0].trajectory.text for group in heldout_attempts(result)]))
 
 
 def triggers(responses: Sequence[Groups], right: bool) -> Estimate | None:
@@ -130,20 +132,12 @@ def table(runs: dict[str, list[Result]]) -> Table:
         f"Held-out, means over seeds; the shipped policy's first answers: {100 * base:.1f} %",
         runs,
         {
-            "first answer": lambda rs: f"{100 * overall([at_stage(r, 1) for r in rs]):.1f} %",
-            "whole response": lambda rs: f"{100 * overall([answered(r) for r in rs]):.1f} %",
-            "called wrong: wrong, right": lambda rs: called_wrong(rs, greedy),
+            "first answer": percent_of(partial(at_stage, number=1)),
+            "whole response": percent_of(answered),
+            "called wrong: wrong, right": lambda rs: called_wrong(rs, heldout_attempts),
             "the same, sampled": lambda rs: called_wrong(rs, sampled),
             "hold a check": lambda rs: f"{np.mean([checked(r) for r in rs]):.2f}",
-            "rows": lambda rs: f"{np.mean([r.summary['rounds'][-1]['examples'] for r in rs]):.0f}",
-            "loss tokens": lambda rs: f"{np.mean([loss_tokens(r) for r in rs]):,.0f}",
+            "rows": lambda rs: f"{rows_of(rs):.0f}",
+            "loss tokens": lambda rs: f"{np.mean([over_rounds(r, 'loss_tokens') for r in rs]):,.0f}",
         },
     )
-
-
-def loss_tokens(result: Result) -> float:
-    """Tokens that bore loss in the last round."""
-    from selfimprove import store
-
-    path = max(result.path.glob("rounds/*/train.manifest.json"), key=lambda p: p.parent.name)
-    return float(store.read_json(path)["metrics"]["loss_tokens"])

@@ -10,8 +10,8 @@ import numpy as np
 
 from selfimprove.generate.best_of_n import best_of_n
 from selfimprove.studies import Claim, Lab, Result, difference, gain, overall
-from selfimprove.studies.arms import Arms, arms_table, run_arms
-from selfimprove.studies.online import MARGIN, SHUFFLED, answers_worth, base_answers, rate
+from selfimprove.studies.arms import Arms, arms_table, rate_of, run_arms, tuned
+from selfimprove.studies.online import MARGIN, SHUFFLED, answers_worth, base_answers
 from selfimprove.studies.solving import solved
 from selfimprove.studies.staged import below, bounded, chosen_rates
 from selfimprove.verify.answers import last, vote
@@ -31,9 +31,9 @@ def run_iterated(lab: Lab, plan: Plan) -> dict[str, list[Result]]:
     common = [f"rounds={rounds}", f"dataset.train_size={train}"]
     rates = plan.rates[2:3] if lab.quick else plan.rates
     chosen = chosen_rates(lab, common, plan.arms, rates, partial(best_of_n, n=1, temperature=0.0), last, dev)
-    tuned = {arm: [*words, f"method.train.learning_rate={chosen[arm]}"] for arm, words in plan.arms.items()}
-    tuned[SHUFFLED] = [*next(iter(tuned.values())), "control=shuffled_verdicts"]
-    return run_arms(lab, [*common, f"dataset.heldout_size={heldout}"], tuned)
+    all_arms = tuned(plan.arms, chosen)
+    all_arms[SHUFFLED] = [*next(iter(all_arms.values())), "control=shuffled_verdicts"]
+    return run_arms(lab, [*common, f"dataset.heldout_size={heldout}"], all_arms)
 
 
 def after(result: Result, rounds: int) -> dict[str, float]:
@@ -58,7 +58,7 @@ def common_claims(lab: Lab, plan: Plan, runs: Mapping[str, Sequence[Result]], co
             rows,
             {
                 "accuracy": lambda row: f"{100 * row[0]:.1f} %",
-                "learning rate": lambda row: f"{rate(row[1][0]):g}" if row[1] else "",
+                "learning rate": lambda row: f"{rate_of(row[1][0]):g}" if row[1] else "",
                 "examples a round": lambda row: _mean([x["examples"] for r in row[1] for x in r.summary["rounds"]]),
                 "sampled tokens": lambda row: _mean([r.sampled_tokens for r in row[1]]),
             },

@@ -20,11 +20,10 @@ from selfimprove.config import compose
 from selfimprove.datasets.feasibility import load
 from selfimprove.generate.best_of_n import best_of_n
 from selfimprove.methods.know_rl import f1
-from selfimprove.report.statistics import Estimate
-from selfimprove.studies import Claim, Lab, Result, gated, measured
-from selfimprove.studies.arms import arms_table
-from selfimprove.studies.solving import Figure, Groups, attempts, estimated, grader, solve
-from selfimprove.studies.staged import DEV_SEED, bounded, policy_of
+from selfimprove.studies import Claim, Lab, Result, gated
+from selfimprove.studies.arms import RATE, Round, arms_table, each_round, evaluated, tuned
+from selfimprove.studies.solving import Figure, Groups, attempts, estimated, grader, solve, unweighted
+from selfimprove.studies.staged import DEV_SEED, below, best_rates, between, bounded, pass_folder, percent, policy_of
 from selfimprove.studies.tiny import shipped
 from selfimprove.types import Problem
 from selfimprove.verify.answers import vote
@@ -53,16 +52,11 @@ def study(lab: Lab) -> Iterator[Claim]:
     if lab.quick:
         words += ["dataset.train_size=40", "method.stages.words.train.epochs=3", "method.stages.ask.problems.count=4"]
     sides = tasks(dev, heldout)
-    chosen = dict.fromkeys(ARMS, RATES[0])
-    if not lab.quick:
-        chosen = chosen_rates(lab, words, rounds, sides["dev"])
+    chosen = dict.fromkeys(ARMS, RATES[0]) if lab.quick else chosen_rates(lab, words, rounds, sides["dev"])
     starts = [start(lab, words, seed) for seed in lab.seeds]
     runs = {
-        arm: [
-            trained(lab, words, begin, rounds, [*own, rate(chosen[arm])], seed)
-            for begin, seed in zip(starts, lab.seeds, strict=True)
-        ]
-        for arm, own in ARMS.items()
+        arm: [trained(lab, words, begin, rounds, own, seed) for begin, seed in zip(starts, lab.seeds, strict=True)]
+        for arm, own in tuned(ARMS, chosen).items()
     }
     said = {"start": [assessments(policy_of(r), sides["test"], s) for s, r in enumerate(starts)]}
     said |= {arm: [assessments(policy_of(r), sides["test"], s) for s, r in enumerate(rs)] for arm, rs in runs.items()}
@@ -71,8 +65,6 @@ def study(lab: Lab) -> Iterator[Claim]:
     lab.note(rounds_table(runs))
     written = float(np.mean([a.verdict.extracted is not None for gs in said["start"] for g in gs for a in g]))
     mine, begin, bare = said[METHOD], said["start"], said[BARE]
-    rare = estimated(rarer, bare)
-    taken = True if rare.high < ONE_LABEL else False if rare.low > ONE_LABEL else None
     claims = [
         bounded(claim, estimate, least, control, COMMAND)
         for claim, estimate, least, control in (
@@ -82,10 +74,10 @@ def study(lab: Lab) -> Iterator[Claim]:
             ("assessments agree with their majority more often", estimated(agreement, mine, begin), 0.0, "the start"),
         )
     ]
-    claims += [
-        within("the share that is called feasible stays between .3 and .7", estimated(share, mine), *SHARES),
-        measured("without the guards one label takes over: the other is below .1", taken, rare, "", COMMAND),
-    ]
+    text = "the share that is called feasible stays between .3 and .7"
+    claims.append(between(text, estimated(share, mine), *SHARES, "", COMMAND))
+    text = "without the guards one label takes over: the other is below .1"
+    claims.append(below(text, estimated(rarer, bare), ONE_LABEL, "", COMMAND))
     why = f"{written:.0%} of assessments are a label, of {GATE:.0%} that have to be"
     yield from gated(claims, written >= GATE, why)
 
@@ -96,10 +88,6 @@ def tasks(dev: int, heldout: int) -> dict[str, list[Problem]]:
     given = {key: options[key] for key in ("prompt", "heldout_share")}
     found = load(seed=0, train_size=0, dev_size=dev, heldout_size=heldout, **given)
     return {side: [p for p in found if p.split == side] for side in ("dev", "test")}
-
-
-def rate(value: float) -> str:
-    return f"method.train.learning_rate={value}"
 
 
 def start(lab: Lab, words: Sequence[str], seed: int) -> Result:
@@ -118,16 +106,13 @@ def trained(lab: Lab, words: Sequence[str], begin: Result, rounds: int, own: Seq
 
 def chosen_rates(lab: Lab, words: Sequence[str], rounds: int, dev: Sequence[Problem]) -> dict[str, float]:
     """The learning rate of each arm whose policy has the best F1 on dev."""
-    begin, best = start(lab, words, DEV_SEED), dict[str, float]()
-    for arm, own in ARMS.items():
-        found = {}
-        for value in RATES:
-            trial = trained(lab, words, begin, rounds, [*own, rate(value)], DEV_SEED)
-            found[value] = f1_of(assessments(policy_of(trial), dev, DEV_SEED), np.ones(len(dev)))
-        best[arm] = max(found, key=lambda value: (found[value], -value))
-        shown = ", ".join(f"{value:g}: {100 * figure:.1f}" for value, figure in found.items())
-        lab.note(f"{arm}: F1 on dev by learning rate: {shown}; chosen {best[arm]:g}")
-    return best
+    begin = start(lab, words, DEV_SEED)
+
+    def on_dev(own: Sequence[str], rate: float) -> float:
+        trial = trained(lab, words, begin, rounds, [*own, f"{RATE}={rate}"], DEV_SEED)
+        return unweighted(f1_of, [assessments(policy_of(trial), dev, DEV_SEED)])
+
+    return best_rates(lab, ARMS, RATES, on_dev, "F1", percent)
 
 
 def assessments(path: str, problems: Sequence[Problem], seed: int) -> Groups:
@@ -171,17 +156,11 @@ def right(groups: Groups, weights: np.ndarray) -> float:
     return float(np.average(np.where(truth(groups), called(groups, "A"), called(groups, "B")), weights=weights))
 
 
-def within(claim: str, estimate: Estimate, low: float, high: float) -> Claim:
-    """A claim that a share is between two bounds: yes or no where its whole interval says so, else not clear."""
-    inside, outside = estimate.low > low and estimate.high < high, estimate.high < low or estimate.low > high
-    return measured(claim, True if inside else False if outside else None, estimate, "", COMMAND)
-
-
 def table(arms: dict[str, list[Groups]]) -> Table:
     columns = {"F1": f1_of, "right": right, "call it feasible": share, "agree with their majority": agreement}
 
     def cell(figure: Figure, found: list[Groups]) -> str:
-        return f"{np.mean([figure(groups, np.ones(len(groups))) for groups in found]):.3f}"
+        return f"{unweighted(figure, found):.3f}"
 
     return arms_table(
         f"{K} assessments of each held-out task at temperature 1, means over seeds",
@@ -194,33 +173,24 @@ def table(arms: dict[str, list[Groups]]) -> Table:
 def rounds_table(runs: dict[str, list[Result]]) -> Table:
     """What each round of an arm came to: greedy assessments of held-out tasks, tasks made, rows, proposals."""
 
-    def passes(stage: str, phase: str, figure: str, number: int, found: list[Result]) -> float:
-        folders = [next(r.path.glob(f"rounds/{number:03d}.*_{stage}")) for r in found]
-        return float(
-            np.mean([store.read_json(f / f"{phase}.manifest.json")["metrics"].get(figure, 0) for f in folders])
-        )
+    def passes(stage: str, phase: str, figure: str, row: Round) -> float:
+        number, found = row
+        manifests = [store.read_json(pass_folder(r, stage, number) / f"{phase}.manifest.json") for r in found]
+        return float(np.mean([manifest["metrics"].get(figure, 0) for manifest in manifests]))
 
-    def heldout(figure: str, number: int, found: list[Result]) -> float:
-        return float(np.mean([r.summary["rounds"][number]["evaluation"][figure] for r in found]))
-
-    def asked(number: int, found: list[Result]) -> float:
-        correct, wrong = (passes("propose", "verify", f"verdicts/{s}", number, found) for s in ("correct", "wrong"))
+    def asked(row: Round) -> float:
+        correct, wrong = (passes("propose", "verify", f"verdicts/{s}", row) for s in ("correct", "wrong"))
         return correct / max(1, correct + wrong)
 
-    rows = {
-        f"{arm}, round {i + 1}": (i, found)
-        for arm, found in runs.items()
-        for i in range(len(found[0].summary["rounds"]))
-    }
     return arms_table(
         "Each round, means over seeds; held-out tasks with one greedy assessment",
-        rows,
+        each_round(runs),
         {
-            "F1": lambda row: f"{heldout('f1', *row):.3f}",
-            "call it feasible": lambda row: f"{heldout('said', *row):.3f}",
-            "tasks": lambda row: f"{passes('ask', 'make', 'problems', *row):.0f}",
-            "rows": lambda row: f"{passes('assess', 'filter', 'examples', *row):.0f}",
-            "label as asked for": lambda row: f"{asked(*row):.3f}",
+            "F1": lambda row: f"{evaluated(row, 'f1'):.3f}",
+            "call it feasible": lambda row: f"{evaluated(row, 'said'):.3f}",
+            "tasks": lambda row: f"{passes('ask', 'make', 'problems', row):.0f}",
+            "rows": lambda row: f"{passes('assess', 'filter', 'examples', row):.0f}",
+            "label as asked for": lambda row: f"{asked(row):.3f}",
         },
         "arm",
     )

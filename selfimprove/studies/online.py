@@ -15,10 +15,18 @@ from rich.table import Table
 from selfimprove.generate.best_of_n import best_of_n
 from selfimprove.report.statistics import Estimate
 from selfimprove.studies import Claim, Lab, Result, advantage, claim_within, difference, gain, overall
-from selfimprove.studies.arms import arms_table, run_arms
-from selfimprove.studies.solving import Groups, attempts, right, solve, solved
-from selfimprove.studies.staged import GRADE, MAX_TOKENS, below, bounded, chosen_rates, votes
-from selfimprove.studies.tiny import shipped
+from selfimprove.studies.arms import arms_table, rate_of, run_arms, tuned
+from selfimprove.studies.solving import Groups, right, solved
+from selfimprove.studies.staged import (
+    answers_of,
+    below,
+    bounded,
+    chosen_rates,
+    heldout_attempts,
+    heldout_problems,
+    votes,
+)
+from selfimprove.studies.tiny import SHIPPED
 from selfimprove.verify.answers import last, vote
 
 IMITATION, SHUFFLED = "imitating right answers", "shuffled verdicts"
@@ -44,9 +52,9 @@ def run_online(lab: Lab, name: str, others: Mapping[str, Sequence[str]]) -> dict
     arms = {name: [f"method={name}"], **others, IMITATION: IMITATE}
     greedy = partial(best_of_n, n=1, temperature=0.0)
     chosen = chosen_rates(lab, common, arms, RATES[1:2] if lab.quick else RATES, greedy, last, dev)
-    tuned = {arm: [*words, f"method.train.learning_rate={chosen[arm]}"] for arm, words in arms.items()}
-    tuned[SHUFFLED] = [*tuned[name], "control=shuffled_verdicts"]
-    return run_arms(lab, [*common, f"dataset.heldout_size={heldout}"], tuned)
+    all_arms = tuned(arms, chosen)
+    all_arms[SHUFFLED] = [*all_arms[name], "control=shuffled_verdicts"]
+    return run_arms(lab, [*common, f"dataset.heldout_size={heldout}"], all_arms)
 
 
 def common_claims(lab: Lab, name: str, runs: Runs, command: str) -> Iterator[Claim]:
@@ -72,15 +80,13 @@ def alike(claim: str, estimate: Estimate, control: str, command: str) -> Claim:
 
 def answers_worth(results: Sequence[Result]) -> float:
     """How many greedy answers of the start to each held-out problem have as many tokens as learning sampled."""
-    groups = list(results[0].attempts(results[0].evaluation("base")))
-    answer = sum(group[0].trajectory.sampled_tokens for group in groups)
+    answer = sum(group[0].trajectory.sampled_tokens for group in heldout_attempts(results[0], "base"))
     return float(np.mean([result.sampled_tokens for result in results])) / answer
 
 
 def base_answers(result: Result, n: int, seed: int) -> Groups:
     """n answers of the shipped policy to each of a run's held-out problems, at temperature 1."""
-    problems = [group[0].problem for group in result.attempts(result.evaluation("base"))]
-    return attempts(problems, solve(votes(n), shipped(), problems, seed=seed, max_tokens=MAX_TOKENS), GRADE)
+    return answers_of(SHIPPED, heldout_problems(result), votes(n), seed)
 
 
 def table(runs: Runs, samples: Sequence[Groups], n: int) -> Table:
@@ -104,13 +110,8 @@ def table(runs: Runs, samples: Sequence[Groups], n: int) -> Table:
         rows,
         {
             "accuracy": lambda row: f"{100 * row[0]:.1f} %",
-            "learning rate": lambda row: f"{rate(row[1][0]):g}" if row[1] else "",
+            "learning rate": lambda row: f"{rate_of(row[1][0]):g}" if row[1] else "",
             "rows": lambda row: mean([r.summary["rounds"][-1]["examples"] for r in row[1]]),
             "sampled tokens": lambda row: mean([r.sampled_tokens for r in row[1]]),
         },
     )
-
-
-def rate(result: Result) -> float:
-    """The learning rate that a run was given."""
-    return float(next(w for w in result.overrides if w.startswith("method.train.learning_rate=")).partition("=")[2])

@@ -17,8 +17,9 @@ from selfimprove.methods.perfics import Figures, Weights, ranking, table
 from selfimprove.report.statistics import difference
 from selfimprove.studies import Claim, Lab, as_check, claim_sign, overall
 from selfimprove.studies.arms import arms_table
+from selfimprove.studies.costs import timed
 from selfimprove.studies.made import refiner
-from selfimprove.studies.solving import ByProblem, grader, plain, solved, timed, traces
+from selfimprove.studies.solving import ByProblem, grader, plain, solved, traces
 from selfimprove.studies.tiny import shipped
 from selfimprove.types import Problem
 from selfimprove.verify import arithmetic

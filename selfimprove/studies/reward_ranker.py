@@ -24,7 +24,7 @@ from selfimprove.studies import Claim, Lab, Result, claim_sign, difference, over
 from selfimprove.studies.arms import arms_table
 from selfimprove.studies.rewards import by_problem, over, pooled, rated
 from selfimprove.studies.solving import ByProblem, Groups
-from selfimprove.studies.staged import bounded
+from selfimprove.studies.staged import best_rate, bounded, pass_folder, percent
 from selfimprove.studies.tiny import SHIPPED
 from selfimprove.train import TrainContext
 from selfimprove.train.reward import reward
@@ -84,12 +84,12 @@ def study(lab: Lab) -> Iterator[Claim]:
 
 def rows_of(result: Result, arm: str) -> list[Example]:
     """The pairs of a run's first reward model, or of one of those that follow."""
-    first = next(result.path.glob("rounds/000.*_rank"))
+    first = pass_folder(result, "rank")
     made = Made()
     made.add("rank", first, {"examples.parquet": ""})
     if arm == "first":
         return list(made.examples("rank"))
-    folder = next(result.path.glob("rounds/000.*_mine"))
+    folder = pass_folder(result, "mine")
     problems = list(store.read_records(result.path / "problems.parquet", Problem))
     return list(
         enlarged(
@@ -107,18 +107,16 @@ def chosen_rate(lab: Lab, arm: str, rows: Sequence[Example], rates: Sequence[flo
     names = sorted({row.problem_id for row in rows})
     random.Random(0).shuffle(names)
     dev = set(names[: len(names) // 5])
-    found = {}
-    for rate in rates:
+    held = [row for row in rows if row.problem_id in dev]
+
+    def accuracy(rate: float) -> float:
         with tempfile.TemporaryDirectory() as folder:
             fit([row for row in rows if row.problem_id not in dev], rate, Path(folder))
-            held = [row for row in rows if row.problem_id in dev]
             won = rated(folder, [[*r.prompt_ids, *r.completion_ids] for r in held])
             lost = rated(folder, [[*r.prompt_ids, *(r.rejected_ids or [])] for r in held])
-            found[rate] = float(np.mean([a > b for a, b in zip(won, lost, strict=True)]))
-    best = max(found, key=lambda rate: (found[rate], -rate))
-    shown = ", ".join(f"{rate:g}: {100 * value:.1f} %" for rate, value in found.items())
-    lab.note(f"{arm}: {len(rows)} pairs; pair accuracy on dev by learning rate: {shown}; chosen {best:g}")
-    return best
+            return float(np.mean([a > b for a, b in zip(won, lost, strict=True)]))
+
+    return best_rate(lab, f"{arm}, {len(rows)} pairs", rates, accuracy, "pair accuracy", percent)
 
 
 def fit(rows: Sequence[Example], rate: float, out: Path) -> None:

@@ -16,8 +16,8 @@ from selfimprove.attempt import pair
 from selfimprove.methods import upo
 from selfimprove.report.statistics import Estimate
 from selfimprove.studies import Result
-from selfimprove.studies.solving import ByProblem, Groups
-from selfimprove.studies.staged import GRADE
+from selfimprove.studies.solving import ByProblem, Groups, resampled
+from selfimprove.studies.staged import GRADE, pass_folder
 from selfimprove.types import Attempt, Problem, Share, Trajectory
 from selfimprove.verify import Context, Opening, Outcome
 from selfimprove.verify.doubt import bald
@@ -44,15 +44,13 @@ def auroc(groups: Sequence[Sequence[tuple[float, bool]]]) -> Estimate:
     """The chance that what is wrong is doubted more than what is not, with its bootstrap over problems. A group has the
     doubt of each of a problem's pairs, and whether it is wrong; equal doubts count half."""
 
-    def area(found: Sequence[tuple[float, bool]]) -> float:
+    def area(places: np.ndarray) -> float:
+        found = [pair for place in places for pair in groups[place]]
         values, marks = np.array([d for d, _ in found]), np.array([wrong for _, wrong in found], dtype=bool)
         gap = values[marks][:, None] - values[~marks][None]
         return float(((gap > 0) + 0.5 * (gap == 0)).mean()) if gap.size else 0.5
 
-    rng, n = np.random.default_rng(0), len(groups)
-    drawn = [area([pair for i in rng.integers(n, size=n) for pair in groups[i]]) for _ in range(300)]
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Estimate(area([pair for group in groups for pair in group]), float(low), float(high), n)
+    return resampled(area, len(groups), draws=300)
 
 
 # Measures: each a value a problem, of the problems that have one
@@ -81,7 +79,7 @@ def pooled(runs: Sequence[ByProblem]) -> list[ByProblem]:
 
 def pairs_of(result: Result) -> list[Attempt]:
     """The pairs of a run, each an attempt of two samples, of which the reward model preferred the first."""
-    folder = next(result.path.glob("rounds/000.*_prefer"))
+    folder = pass_folder(result, "prefer")
     problems = list(store.read_records(folder / "problems.parquet", Problem))
     return [a for group in pair(folder, problems) for a in group if a.verdict.status != "error"]
 

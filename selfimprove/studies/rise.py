@@ -15,20 +15,21 @@ from rich.table import Table
 
 from selfimprove.generate.turns import by_turn
 from selfimprove.studies import Claim, Lab, Result, difference, overall
-from selfimprove.studies.arms import arms_table, run_arms
-from selfimprove.studies.solving import ByProblem, attempts, solve, solved, waiting
+from selfimprove.studies.arms import arms_table, run_arms, tuned
+from selfimprove.studies.solving import ByProblem, solved, waiting
 from selfimprove.studies.staged import (
     GRADE,
-    MAX_TOKENS,
     answered,
+    answers_of,
     at_stage,
     bounded,
     chosen_rates,
+    heldout_problems,
     minus,
     policy_of,
     votes,
 )
-from selfimprove.studies.tiny import SHIPPED, shipped
+from selfimprove.studies.tiny import SHIPPED
 from selfimprove.verify.answers import vote
 
 COMMAND = "selfimprove study rise"
@@ -47,8 +48,7 @@ def study(lab: Lab) -> Iterator[Claim]:
     common = ["method=rise", f"rounds={1 if lab.quick else 2}", f"dataset.train_size={train}"]
     solver = partial(by_turn, turns=TURNS, ask="Improve this solution.", shown=1, temperature=1.0, check=waiting(GRADE))
     chosen = chosen_rates(lab, common, ARMS, rates, solver, vote, dev)
-    arms = {arm: [*own, f"method.train.learning_rate={chosen[arm]}"] for arm, own in ARMS.items()}
-    runs = run_arms(lab, [*common, f"dataset.heldout_size={heldout}"], arms)
+    runs = run_arms(lab, [*common, f"dataset.heldout_size={heldout}"], tuned(ARMS, chosen))
     lab.note(table(runs))
     mine = runs["all, weighted"]
     first = {arm: [at_stage(r, 1) for r in found] for arm, found in runs.items()}
@@ -100,9 +100,7 @@ def study(lab: Lab) -> Iterator[Claim]:
 
 def parallel(result: Result, path: str, seed: int) -> ByProblem:
     """Which of a run's held-out problems the majority of five separate answers solves, of the policy in `path`."""
-    problems = [group[0].problem for group in result.attempts(result.evaluation("last"))]
-    found = solve(votes(TURNS), shipped(path), problems, seed=seed, max_tokens=MAX_TOKENS)
-    return solved(attempts(problems, found, GRADE), vote)
+    return solved(answers_of(path, heldout_problems(result), votes(TURNS), seed), vote)
 
 
 def mended(results: Sequence[Result], folder: str = "last") -> tuple[float, float]:

@@ -22,9 +22,19 @@ from selfimprove.generate.dialogue import Dialogue
 from selfimprove.policy import Policy
 from selfimprove.report.statistics import Estimate, mean_over_problems
 from selfimprove.studies import Claim, Lab, Result, difference, overall
-from selfimprove.studies.arms import arms_table, run_arms
-from selfimprove.studies.solving import ByProblem, attempts, solve, solved
-from selfimprove.studies.staged import DEV_SEED, GRADE, MAX_TOKENS, below, bounded, chosen_rates, policy_of, votes
+from selfimprove.studies.arms import arms_table, run_arms, tuned
+from selfimprove.studies.solving import ByProblem, solve, solved
+from selfimprove.studies.staged import (
+    DEV_SEED,
+    MAX_TOKENS,
+    answers_of,
+    below,
+    bounded,
+    chosen_rates,
+    heldout_problems,
+    policy_of,
+    votes,
+)
 from selfimprove.studies.tiny import shipped
 from selfimprove.types import Example, Problem, Trajectory
 from selfimprove.verify.answers import best
@@ -46,8 +56,7 @@ def study(lab: Lab) -> Iterator[Claim]:
     if not lab.quick:
         greedy = partial(best_of_n, n=1, temperature=0.0)
         chosen = chosen_rates(lab, common, ARMS, RATES, greedy, best, dev, levels=LEVELS)
-    arms = {arm: [*own, f"method.train.learning_rate={chosen[arm]}"] for arm, own in ARMS.items()}
-    runs = run_arms(lab, [*common, f"dataset.heldout_size={heldout}"], arms)
+    runs = run_arms(lab, [*common, f"dataset.heldout_size={heldout}"], tuned(ARMS, chosen))
     right = {arm: [r.heldout() for r in found] for arm, found in runs.items()}
     mended = {arm: [repaired(r) for r in found] for arm, found in runs.items()}
     slips = {arm: [slipped(r) for r in found] for arm, found in runs.items()}
@@ -83,10 +92,6 @@ def mean(runs: list[ByProblem]) -> Estimate:
     return mean_over_problems([float(np.mean([run[name] for run in runs])) for name in runs[0]])
 
 
-def heldout(result: Result) -> list[Problem]:
-    return [group[0].problem for group in result.attempts(result.evaluation("last"))]
-
-
 def repaired(result: Result) -> ByProblem:
     """Which held-out problems are solved, greedily, behind true steps and a wrong one that was put there."""
 
@@ -96,9 +101,7 @@ def repaired(result: Result) -> ByProblem:
         await dialogue.reply(temperature=0.0)
         return [Trajectory(problem.id, dialogue.samples)]
 
-    problems = heldout(result)
-    found = solve(forced, shipped(policy_of(result)), problems, max_tokens=MAX_TOKENS)
-    return solved(attempts(problems, found, GRADE), best)
+    return solved(answers_of(policy_of(result), heldout_problems(result), forced), best)
 
 
 def astray(problem: Problem) -> str:
@@ -112,7 +115,7 @@ def astray(problem: Problem) -> str:
 
 def slipped(result: Result) -> ByProblem:
     """Which held-out problems' sampled answer has a wrong step before anything is taken back."""
-    problems = heldout(result)
+    problems = heldout_problems(result)
     found = solve(votes(1), shipped(policy_of(result)), problems, seed=DEV_SEED, max_tokens=MAX_TOKENS)
 
     def wrong(problem: Problem, text: str) -> float:

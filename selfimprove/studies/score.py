@@ -18,10 +18,22 @@ from selfimprove.drift import kl
 from selfimprove.generate.turns import by_turn
 from selfimprove.report.statistics import ratio
 from selfimprove.studies import Claim, Lab, Result, difference
-from selfimprove.studies.arms import arms_table, run_arms
+from selfimprove.studies.arms import arms_table, run_arms, tuned
 from selfimprove.studies.made import anew
-from selfimprove.studies.solving import ByProblem, Solver, attempts, solve, solved, waiting
-from selfimprove.studies.staged import GRADE, MAX_TOKENS, at_stage, below, bounded, chosen_rates, minus, votes
+from selfimprove.studies.solving import ByProblem, Solver, solve, solved, waiting
+from selfimprove.studies.staged import (
+    GRADE,
+    MAX_TOKENS,
+    answers_of,
+    at_stage,
+    below,
+    bounded,
+    chosen_rates,
+    heldout_attempts,
+    heldout_problems,
+    minus,
+    votes,
+)
 from selfimprove.studies.tiny import shipped
 from selfimprove.types import Sample
 from selfimprove.verify.answers import last
@@ -62,8 +74,7 @@ def study(lab: Lab) -> Iterator[Claim]:
     if not lab.quick:
         chosen |= chosen_rates(lab, [*common, "rounds=1"], trials, RATES, solver, last, dev, anew.LEVELS)
     chosen[ORDER] = chosen["SCoRe"]
-    rated = {name: [*overrides, f"method.train.learning_rate={chosen[name]}"] for name, overrides in own.items()}
-    runs = run_arms(lab, [*common, f"dataset.heldout_size={heldout}"], rated)
+    runs = run_arms(lab, [*common, f"dataset.heldout_size={heldout}"], tuned(own, chosen))
     lab.note(table(runs))
     first = {arm: [at_stage(r, 1) for r in found] for arm, found in runs.items()}
     second = {arm: [at_stage(r, 2) for r in found] for arm, found in runs.items()}
@@ -138,8 +149,8 @@ def after_stage_one(result: Result, base: str, solver: Solver) -> tuple[ByProble
     """The policy with which the first stage I ends: the held-out problems that its second answers solve, and of first
     answers to 100 of them the nats between it and the base policy, and the tokens."""
     path = str(max(result.path.glob("rounds/000.0_one*/policy"), key=lambda folder: folder.parent.name))
-    problems = [group[0].problem for group in result.attempts(result.evaluation("base"))]
-    answers = attempts(problems, solve(solver, shipped(path), problems, max_tokens=MAX_TOKENS), GRADE)
+    problems = heldout_problems(result)
+    answers = answers_of(path, problems, solver)
     drawn = solve(votes(1), shipped(path), problems[:100], max_tokens=MAX_TOKENS)
     samples = [trajectory.samples[0] for (trajectory,) in drawn]
     nats = [kl(s.logprobs, b) for s, b in zip(samples, scored(base, samples), strict=True)]
@@ -158,7 +169,7 @@ def scored(path: str, samples: Sequence[Sample]) -> list[list[float]]:
 
 def repeated(result: Result) -> ByProblem:
     """Of which held-out problems the second answer has the words of the first."""
-    groups = result.attempts(result.evaluation("last"))
+    groups = heldout_attempts(result)
     return {g[0].problem.id: float(g[0].trajectory.text == g[1].trajectory.text) for g in groups}
 
 

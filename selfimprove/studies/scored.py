@@ -15,12 +15,12 @@ from selfimprove.binding import Target
 from selfimprove.generate.best_of_n import best_of_n
 from selfimprove.policy import Engine, Policy, Request
 from selfimprove.policy.scripted import ScriptedEngine
-from selfimprove.report.curve import sampled_tokens, samples_of, worth
+from selfimprove.report.curve import worth
 from selfimprove.report.statistics import Estimate
 from selfimprove.studies import Lab
 from selfimprove.studies.rewards import auroc, opening
-from selfimprove.studies.solving import ByProblem, Check, Groups, attempts, solve, waiting
-from selfimprove.studies.staged import DEV_SEED, GRADE, MAX_TOKENS
+from selfimprove.studies.solving import Check, Groups, attempts, solve, waiting
+from selfimprove.studies.staged import DEV_SEED, GRADE, MAX_TOKENS, pass_folder
 from selfimprove.types import Problem, Sample, Trajectory
 from selfimprove.verify import Context, Judge, Outcome
 from selfimprove.verify.outcome_and_steps import resource, verify
@@ -117,11 +117,6 @@ def open_models(nodes: Mapping[str, Target], check: Check) -> Models:
     return Models(nodes, check, resource(opening(), **nodes))
 
 
-def tokens_of(runs: Sequence[Groups]) -> float:
-    """Sampled tokens a problem, mean over problems and seeds."""
-    return float(np.mean([sampled_tokens(group) for groups in runs for group in groups]))
-
-
 def prefixes(runs: Sequence[Groups], tokens: float) -> list[Groups]:
     """Of each problem's plain samples the first ones that are worth `tokens`."""
     return [[list(group[: worth(group, tokens)]) for group in groups] for groups in runs]
@@ -130,25 +125,6 @@ def prefixes(runs: Sequence[Groups], tokens: float) -> list[Groups]:
 def heaviest(group: Sequence[Any]) -> int | None:
     """Best-of-n: the candidate of the greatest weight, the first of equals."""
     return max(range(len(group)), key=lambda i: (group[i].trajectory.metadata["weight"], -i), default=None)
-
-
-def routed_hard(groups: Groups) -> set[str]:
-    """The problems that were hard after the drafts were scored."""
-    return {group[0].problem.id for group in groups if group[0].trajectory.metadata["hard"]}
-
-
-def only(found: ByProblem, names: set[str]) -> ByProblem:
-    return {name: value for name, value in found.items() if name in names}
-
-
-def costs(runs: list[Groups]) -> dict[str, str]:
-    """Means a problem of the samples, and of the tokens that were sampled and read."""
-    samples = [samples_of(a.trajectory for a in group) for groups in runs for group in groups]
-    return {
-        "samples": f"{np.mean([len(found) for found in samples]):.1f}",
-        "tokens": f"{np.mean([sum(len(s.completion_ids) for s in found) for found in samples]):.0f}",
-        "read": f"{np.mean([sum(len(s.prompt_ids) for s in found) for found in samples]):.0f}",
-    }
 
 
 # Reward models of the policy's own solutions
@@ -162,7 +138,8 @@ def trained_models(lab: Lab, engine: Engine, dev: Sequence[Problem]) -> Models:
     chosen: dict[str, tuple[float, str]] = {}
     for rate in RATES[1:] if lab.quick else RATES:
         own = [f"method.stages.{name}.train.learning_rate={rate}" for name in ("outcome", "steps")]
-        folders = [next(lab.run(*common, *own).path.glob(f"rounds/000.*_{n}/policy")) for n in ("outcome", "steps")]
+        run = lab.run(*common, *own)
+        folders = [pass_folder(run, name) / "policy" for name in ("outcome", "steps")]
         areas = open_models(trained(*map(str, folders)), GRADE).aurocs(judged)
         said = ", ".join(f"{name} {area.value:.3f}" for name, area in areas.items())
         lab.note(f"reward models on dev at learning rate {rate:g}, area under the ROC curve: {said}")

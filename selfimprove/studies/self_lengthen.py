@@ -22,9 +22,9 @@ from selfimprove.generate.dialogue import Dialogue
 from selfimprove.policy import Policy
 from selfimprove.policy.models import PACKAGED
 from selfimprove.studies import Claim, Lab, Result, difference, overall
-from selfimprove.studies.arms import arms_table
+from selfimprove.studies.arms import RATE, arms_table
 from selfimprove.studies.solving import ByProblem, Solver, solve
-from selfimprove.studies.staged import DEV_SEED, answered, bounded
+from selfimprove.studies.staged import DEV_SEED, answered, best_rate, bounded, pass_folder
 from selfimprove.studies.tiny import shipped
 from selfimprove.types import Problem, Trajectory
 from selfimprove.verify.text_checks import count_words, repetition
@@ -84,18 +84,15 @@ def study(lab: Lab) -> Iterator[Claim]:
 
 def chosen_rate(lab: Lab, common: Sequence[str], rates: Sequence[float], size: int) -> float:
     """The learning rate whose generator, after a round, writes most words of whole texts on dev that are right."""
-    asked, worth = instructions("dev", size), dict[float, float]()
-    for rate in rates:
-        trial = lab.run(
-            *common, "rounds=1", "dataset.heldout_size=10", f"method.train.learning_rate={rate}", f"seed={DEV_SEED}"
-        )
+    asked = instructions("dev", size)
+
+    def right_words(rate: float) -> float:
+        trial = lab.run(*common, "rounds=1", "dataset.heldout_size=10", f"{RATE}={rate}", f"seed={DEV_SEED}")
         found = write(generator(trial, 0), asked, DEV_SEED)
         words = [count_words(text) * share_valid(asked, name, text) for name, text in found.items()]
-        worth[rate] = float(np.median(words))
-    best = max(worth, key=lambda rate: (worth[rate], -rate))
-    shown = ", ".join(f"{rate:g}: {value:.1f}" for rate, value in worth.items())
-    lab.note(f"dev, median words of right sentences by learning rate: {shown}; chosen {best:g}")
-    return best
+        return float(np.median(words))
+
+    return best_rate(lab, "generator", rates, right_words, "median words of right sentences", "{:.1f}".format)
 
 
 def instructions(side: Side, size: int) -> dict[str, Problem]:
@@ -110,7 +107,7 @@ def instructions(side: Side, size: int) -> dict[str, Problem]:
 
 def generator(run: Result, number: int) -> Path:
     """The folder of the generator of a round."""
-    return next(run.path.glob(f"rounds/{number:03d}.*_lengthen/policy"))
+    return pass_folder(run, "lengthen", number) / "policy"
 
 
 def write(path: Path, asked: Mapping[str, Problem], seed: int, solver: Solver | None = None) -> Texts:

@@ -8,6 +8,7 @@ and no rounds. Each has the learning rate that is best on dev.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,30 +17,33 @@ from rich.table import Table
 from selfimprove import store
 from selfimprove.binding import bind
 from selfimprove.config import compose
+from selfimprove.report.curve import sampled_tokens
 from selfimprove.report.statistics import Estimate
-from selfimprove.studies import Claim, Lab, Result, difference, overall
-from selfimprove.studies.arms import arms_table, run_arms
-from selfimprove.studies.solving import ByProblem, attempts, solve, solved
+from selfimprove.studies import Claim, Lab, Result, difference, overall, untestable
+from selfimprove.studies.arms import arms_table, run_arms, tuned
+from selfimprove.studies.solving import ByProblem, resampled, solved
 from selfimprove.studies.staged import (
     DEV_SEED,
     GRADE,
-    MAX_TOKENS,
+    answers_of,
     at_stage,
     bounded,
     chosen_rates,
+    first_of_stage,
+    heldout_attempts,
+    percent,
+    percent_of,
     policy_of,
     votes,
 )
-from selfimprove.studies.tiny import shipped
 from selfimprove.types import Example
-from selfimprove.verify.answers import stage, vote
+from selfimprove.verify.answers import vote
 
 COMMAND = "selfimprove study self_lf"
 OWN, RANDOM, META = "self-filter", "random, as many", "meta stage alone"
 ARMS = {OWN: [], RANDOM: ["method.filter.keep=random"], META: ["~method.stages.evolve", "rounds=1"]}
 LEVELS = (5, 6)
 RATES = (1e-4, 3e-4)
-DRAWS = 2000  # of a bootstrap
 
 
 def study(lab: Lab) -> Iterator[Claim]:
@@ -52,9 +56,8 @@ def study(lab: Lab) -> Iterator[Claim]:
         assert evaluate is not None
         solver = bind(evaluate, "method.evaluate")
         chosen = chosen_rates(lab, [*common, "rounds=1"], ARMS, RATES, solver, first, dev, levels=LEVELS)
-    arms = {arm: [*own, f"method.train.learning_rate={chosen[arm]}"] for arm, own in ARMS.items()}
     rounds = 1 if lab.quick else 2
-    runs = run_arms(lab, [*common, f"rounds={rounds}", f"dataset.heldout_size={heldout}"], arms)
+    runs = run_arms(lab, [*common, f"rounds={rounds}", f"dataset.heldout_size={heldout}"], tuned(ARMS, chosen))
     beside = [majority(r, seed) for seed, r in enumerate(runs[OWN])]
     lab.note(table(runs, [n for n, _ in beside], [found for _, found in beside]))
     direct = {arm: [at_stage(r, 1) for r in found] for arm, found in runs.items()}
@@ -72,7 +75,7 @@ def study(lab: Lab) -> Iterator[Claim]:
     if premise.low > 0:
         yield bounded(said, difference(direct[OWN], direct[RANDOM]), 0.0, "as many answers at random", COMMAND)
     else:
-        yield Claim(said, None, "cannot be tested here: the feedback does not sort", None, RANDOM, COMMAND)
+        yield untestable(said, "the feedback does not sort", RANDOM, COMMAND)
     refining = "online refinement is better than the direct answer"
     yield bounded(refining, difference(better, direct[OWN]), 0.0, "direct answers", COMMAND)
     yield bounded(
@@ -119,11 +122,12 @@ def sharper(results: Sequence[Result]) -> Estimate:
     """P(right | accepted) - P(right) over all rounds and seeds, with a bootstrap over answers."""
     rows = np.array([row for r in results for folder in passes(r) for row in graded(r, folder)], dtype=float)
 
-    def figure(sample: np.ndarray) -> float:
+    def figure(places: np.ndarray) -> float:
+        sample = rows[places]
         accepted = sample[sample[:, 1] == 1, 0]
         return float(accepted.mean() - sample[:, 0].mean()) if len(accepted) else 0.0
 
-    return bootstrapped(rows, figure)
+    return resampled(figure, len(rows))
 
 
 def points(results: Sequence[Result], starts: Sequence[Result]) -> list[tuple[float, float]]:
@@ -132,52 +136,34 @@ def points(results: Sequence[Result], starts: Sequence[Result]) -> list[tuple[fl
     for result, start in zip(results, starts, strict=True):
         before = overall([at_stage(start, 1)])
         for folder in passes(result):
-            after = overall([at_first(result, folder / "evaluation")])
+            after = overall([first_of_stage(result.attempts(folder / "evaluation"), 1)])
             kept = [right for right, _, keep in graded(result, folder) if keep]
             found.append((float(np.mean(kept)), after - before))
             before = after
     return found
 
 
-def at_first(result: Result, folder: Path) -> ByProblem:
-    """Which held-out problems the direct answer solves."""
-    chosen = [next(a for a in group if stage(a) == 1) for group in result.attempts(folder)]
-    return {a.problem.id: float(a.verdict.status == "correct") for a in chosen}
-
-
 def correlation(pairs: Sequence[tuple[float, float]]) -> Estimate:
     """Spearman's rank correlation, with a bootstrap over the pairs."""
     from scipy.stats import rankdata
 
-    def figure(sample: np.ndarray) -> float:
-        x, y = rankdata(sample[:, 0]), rankdata(sample[:, 1])
+    rows = np.array(pairs)
+
+    def figure(places: np.ndarray) -> float:
+        x, y = rankdata(rows[places, 0]), rankdata(rows[places, 1])
         return float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) and np.ptp(y) else 0.0
 
-    return bootstrapped(np.array(pairs), figure)
-
-
-def bootstrapped(rows: np.ndarray, figure: Callable[[np.ndarray], float]) -> Estimate:
-    rng = np.random.default_rng(0)
-    drawn = [figure(rows[rng.integers(0, len(rows), len(rows))]) for _ in range(DRAWS)]
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Estimate(figure(rows), float(low), float(high), len(rows))
+    return resampled(figure, len(rows))
 
 
 def majority(result: Result, seed: int) -> tuple[int, ByProblem]:
     """As many sampled answers as have the tokens of online refinement, at least two, and which problems their majority
     solves."""
-    groups = list(result.attempts(result.evaluation("last")))
+    groups = heldout_attempts(result)
     direct = np.mean([group[0].trajectory.sampled_tokens for group in groups])
-    n = max(2, round(float(np.mean([tokens(group[-1].trajectory.samples) for group in groups]) / direct)))
-    problems = [group[0].problem for group in groups]
-    found = solve(votes(n), shipped(policy_of(result)), problems, seed=DEV_SEED + seed, max_tokens=MAX_TOKENS)
-    return n, solved(attempts(problems, found, GRADE), vote)
-
-
-def tokens(samples: Sequence[object]) -> int:
-    """Sampled tokens; an answer that stands twice was sampled once."""
-    found = {(len(s.prompt_ids), *s.completion_ids): len(s.completion_ids) for s in samples}  # type: ignore[attr-defined]
-    return sum(found.values())
+    n = max(2, round(float(np.mean([sampled_tokens(group[-1:]) for group in groups]) / direct)))
+    found = answers_of(policy_of(result), [group[0].problem for group in groups], votes(n), DEV_SEED + seed)
+    return n, solved(found, vote)
 
 
 def table(runs: dict[str, list[Result]], counts: list[int], beside: list[ByProblem]) -> Table:
@@ -192,18 +178,17 @@ def table(runs: dict[str, list[Result]], counts: list[int], beside: list[ByProbl
         return cell
 
     def by_round(results: list[Result]) -> str:
-        rounds = zip(*(passes(r) for r in results), strict=True)
-        found = [overall([at_first(r, f / "evaluation") for r, f in zip(results, row, strict=True)]) for row in rounds]
-        return ", ".join(f"{100 * value:.1f} %" for value in found)
+        found = [[first_of_stage(r.attempts(f / "evaluation"), 1) for f in passes(r)] for r in results]
+        return ", ".join(percent(overall(runs)) for runs in zip(*found, strict=True))
 
     own_majority = f"{100 * overall(beside):.1f} % (of {round(float(np.mean(counts)))})"
     return arms_table(
         f"Held-out, means over seeds; the shipped policy: {base[0]} directly, {base[1]} refined",
         runs,
         {
-            "direct": lambda rs: f"{100 * overall([at_stage(r, 1) for r in rs]):.1f} %",
+            "direct": percent_of(partial(at_stage, number=1)),
             "direct, by round": by_round,
-            "refined online": lambda rs: f"{100 * overall([at_stage(r, 2) for r in rs]):.1f} %",
+            "refined online": percent_of(partial(at_stage, number=2)),
             "majority": lambda rs: own_majority if rs is runs[OWN] else "",
             "training answers right": share(lambda row: True),
             "of the accepted": share(lambda row: row[1]),

@@ -13,7 +13,8 @@ import numpy as np
 
 from selfimprove.studies import Claim, Lab, Result, claim_sign, claim_within, difference, overall
 from selfimprove.studies.arms import arms_table
-from selfimprove.studies.streams import final, forgotten, metrics, tuned_arms
+from selfimprove.studies.staged import metrics
+from selfimprove.studies.streams import final, forgotten, tuned_arms
 
 OWN, SHARED, EACH = "threshold 2", "one shared adapter", "threshold 0, an adapter a task"
 ARMS = {

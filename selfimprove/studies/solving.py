@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from selfimprove.generate.until import until
 from selfimprove.policy import Engine, Policy
-from selfimprove.report.curve import Rule, Trace, baselines, trace
+from selfimprove.report.curve import Rule, Trace, baselines, curve, trace
 from selfimprove.report.statistics import Estimate
-from selfimprove.studies.arms import arms_table
 from selfimprove.types import Attempt, Problem, Trajectory, Verdict
 from selfimprove.verify import Outcome
-from selfimprove.verify.answers import vote
 
 Check = Callable[[str, Problem], Outcome]  # a data set's check of one answer, called in this process
 Solver = Callable[..., Awaitable[list[Trajectory]]]
@@ -104,6 +99,12 @@ def traces(groups: Sequence[Sequence[Attempt]], rule: Rule) -> list[Trace]:
     return [trace(group, right(group), rule) for group in groups]
 
 
+def by_stage(runs: Sequence[Groups], rule: Rule) -> list[float]:
+    """Accuracy after each stage, mean over seeds; a run that ended before keeps its last one."""
+    curves = [[row["accuracy"] for row in curve(traces(groups, rule))] for groups in runs]
+    return [float(np.mean([c[min(n, len(c) - 1)] for c in curves])) for n in range(max(map(len, curves)))]
+
+
 def at_tokens(samples: Sequence[Sequence[Attempt]], tokens: float, **rules: Rule) -> dict[str, list[bool]]:
     """Which problems plain samples worth `tokens` a problem solve: by each rule (as in `maj=vote`), and any, `pass`."""
     outcomes = [baselines(group, right(group), tokens, rules) for group in samples]
@@ -129,71 +130,14 @@ def estimated(figure: Figure, runs: Sequence[Groups], others: Sequence[Groups] |
     return Estimate(mean(np.ones(n)), float(low), float(high), n)
 
 
-# What an arm costs
+def unweighted(figure: Figure, runs: Sequence[Groups]) -> float:
+    """A figure's mean over seeds, all problems alike."""
+    return float(np.mean([figure(groups, np.ones(len(groups))) for groups in runs]))
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What a solver gave on some problems with one seed."""
-
-    groups: Groups  # each problem's answers, in order, with verdicts
-    seconds: float  # of wall time, for all problems together
-
-
-def timed(
-    solver: Solver, engine: Engine, problems: Sequence[Problem], check: Check, *, asks: bool = False, **options: Any
-) -> Answers:
-    """A solver's answers with their verdicts, and how long it took. `asks`: the solver is given the check too."""
-    began = time.monotonic()
-    solutions = solve(solver, engine, problems, check=check if asks else None, **options)
-    seconds = time.monotonic() - began
-    return Answers(attempts(problems, solutions, check), seconds)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a problem costs, means over problems and seeds, and what plain samples of as many tokens solve."""
-
-    tokens: float  # sampled
-    prompt_tokens: float
-    calls: float
-    seconds: float
-    passed: float  # share of problems that any of the plain samples solves
-    majority: float  # and that their majority solves
-
-
-def cost(engine: Engine, arm: Sequence[Answers], check: Check, *, separate: bool = False, **sampling: Any) -> Cost:
-    """The cost of an arm, one `Answers` a seed. `sampling` is that of the plain samples.
-
-    A chain's last trajectory has all samples that led to it. `separate`: each trajectory has samples of its own.
-    """
-    problems = [group[0].problem for group in arm[0].groups]
-    whole = [[a.trajectory for a in (group if separate else group[-1:])] for answers in arm for group in answers.groups]
-    tokens = float(np.mean([sum(t.sampled_tokens for t in group) for group in whole]))
-    beside = at_tokens(plain(engine, problems, check, tokens, **sampling), tokens, maj=vote)
-    return Cost(
-        tokens,
-        float(np.mean([sum(t.prompt_tokens for t in group) for group in whole])),
-        float(np.mean([sum(len(t.samples) for t in group) for group in whole])),
-        float(np.mean([answers.seconds for answers in arm])) / len(problems),
-        float(np.mean(beside["pass"])),
-        float(np.mean(beside["maj"])),
-    )
-
-
-def cost_table(costs: Mapping[str, Cost], shares: Mapping[str, float], label: str, first: str = "arm") -> Table:
-    """What each arm costs, and the share of problems that its own answers solve, under `label`."""
-    return arms_table(
-        "Cost of a problem, means; beside it plain samples worth as many sampled tokens",
-        {name: (c, shares[name]) for name, c in costs.items()},
-        {
-            "tokens": lambda arm: f"{arm[0].tokens:.0f}",
-            "prompt tokens": lambda arm: f"{arm[0].prompt_tokens:.0f}",
-            "calls": lambda arm: f"{arm[0].calls:.1f}",
-            "seconds": lambda arm: f"{arm[0].seconds:.2f}",
-            label: lambda arm: f"{arm[1]:.3f}",
-            "plain, pass@tokens": lambda arm: f"{arm[0].passed:.3f}",
-            "plain, maj@tokens": lambda arm: f"{arm[0].majority:.3f}",
-        },
-        first,
-    )
+def resampled(figure: Callable[[np.ndarray], float], n: int, draws: int = DRAWS) -> Estimate:
+    """A figure of n rows with their bootstrap. `figure` is given the places of rows, from 0 to n - 1."""
+    rng = np.random.default_rng(0)
+    drawn = [figure(rng.integers(n, size=n)) for _ in range(draws)]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Estimate(figure(np.arange(n)), float(low), float(high), n)

@@ -15,10 +15,9 @@ from rich.table import Table
 from selfimprove.config import compose
 from selfimprove.methods.spoc import by_solution
 from selfimprove.studies import Claim, Lab, Result, difference, gated, measured, overall
-from selfimprove.studies.arms import arms_table, run_arms
-from selfimprove.studies.solving import ByProblem, Figure, Groups, attempts, estimated, solve
-from selfimprove.studies.staged import GRADE, MAX_TOKENS, bounded, chosen_rates
-from selfimprove.studies.tiny import shipped
+from selfimprove.studies.arms import arms_table, run_arms, tuned
+from selfimprove.studies.solving import ByProblem, Figure, Groups, estimated, unweighted
+from selfimprove.studies.staged import answers_of, bounded, chosen_rates, heldout_attempts, heldout_problems
 from selfimprove.types import Attempt
 from selfimprove.verify.answers import last
 
@@ -39,15 +38,12 @@ def study(lab: Lab) -> Iterator[Claim]:
     chosen = dict.fromkeys(ARMS, RATES[-1])
     if not lab.quick:
         chosen = chosen_rates(lab, common, ARMS, RATES, solver, last, dev, key=KEY)
-    arms = {arm: [*own, f"{KEY}={chosen[arm]}"] for arm, own in ARMS.items()}
-    runs = run_arms(lab, [*common, f"dataset.heldout_size={heldout}"], arms)
+    runs = run_arms(lab, [*common, f"dataset.heldout_size={heldout}"], tuned(ARMS, chosen, KEY))
 
     def after_pairs(result: Result) -> Groups:
-        problems = [group[0].problem for group in result.attempts(result.evaluation("base"))]
-        found = solve(solver, shipped(str(result.path / "rounds/000.0_pair/policy")), problems, max_tokens=MAX_TOKENS)
-        return attempts(problems, found, GRADE)
+        return answers_of(result.path / "rounds/000.0_pair/policy", heldout_problems(result), solver)
 
-    own = {arm: [list(r.attempts(r.evaluation("last"))) for r in found] for arm, found in runs.items()}
+    own = {arm: [heldout_attempts(r) for r in found] for arm, found in runs.items()}
     own = {SFT: [after_pairs(r) for r in runs["each message"]], **own}
     lab.note(table(own, overall([r.heldout("base") for r in runs["each message"]])))
     mine = own["each message"]
@@ -140,7 +136,7 @@ def _first(groups: Groups, of: Callable[[Attempt], int]) -> np.ndarray:
 
 def table(arms: dict[str, list[Groups]], base: float) -> Table:
     def mean(figure: Figure) -> Callable[[list[Groups]], str]:
-        return lambda found: f"{np.mean([figure(g, np.ones(len(g))) for g in found]):.3f}"
+        return lambda found: f"{unweighted(figure, found):.3f}"
 
     def tokens(group: list[Attempt]) -> int:
         return group[-1].trajectory.sampled_tokens

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 
 from selfimprove import scores, store
 from selfimprove.report import continual
 from selfimprove.studies import Claim, Lab, Result, overall
-from selfimprove.studies.arms import Arms, run_arms
-from selfimprove.studies.draws import spread
-from selfimprove.studies.staged import DEV_SEED, best_rate
+from selfimprove.studies.arms import RATE, Arms, run_arms, tuned
+from selfimprove.studies.draws import claim_mean, spread
+from selfimprove.studies.staged import DEV_SEED, best_rates
 from selfimprove.types import Problem
 
 ByProblem = dict[str, float]
@@ -47,11 +46,6 @@ def forgotten(result: Result) -> ByProblem:
     return {name: after[name] - value for name, value in final(result, old=True).items()}
 
 
-def metrics(result: Result) -> list[dict[str, float]]:
-    """The figures of each round's training."""
-    return [store.read_json(path)["metrics"] for path in sorted(result.path.glob("rounds/*/train.manifest.json"))]
-
-
 def matrix(result: Result) -> np.ndarray:
     """Accuracy by task of the base policy and after each round, shape (rounds + 1, tasks)."""
     folders = [result.path / "base", *sorted(result.path.glob("rounds/*"))]
@@ -69,13 +63,10 @@ def tuned_arms(
     dev = [f"dataset.dev_size={dev_size}", "eval.side=dev", f"seed={DEV_SEED}"]
 
     def at_the_end(words: Sequence[str], rate: float) -> float:
-        return overall([final(lab.run(*common, *words, f"method.train.learning_rate={rate}", *dev))])
+        return overall([final(lab.run(*common, *words, f"{RATE}={rate}", *dev))])
 
-    best = dict.fromkeys(arms, rates[-1])
-    if not lab.quick:
-        best = {arm: best_rate(lab, arm, rates, partial(at_the_end, words), "score") for arm, words in arms.items()}
-    chosen = {arm: [*words, f"method.train.learning_rate={best[arm]}"] for arm, words in arms.items()}
-    return run_arms(lab, common, chosen), best
+    best = dict.fromkeys(arms, rates[-1]) if lab.quick else best_rates(lab, arms, rates, at_the_end, "score")
+    return run_arms(lab, common, tuned(arms, best)), best
 
 
 def forgets(text: str, less: list[Result], more: list[Result], control: str) -> Claim:
@@ -84,4 +75,4 @@ def forgets(text: str, less: list[Result], more: list[Result], control: str) -> 
     change = np.array([continual.forgetting(matrix(b)) - continual.forgetting(matrix(a)) for a, b in pairs])
     interval = spread(change)
     holds = bool(change.mean() > 0) if interval and (interval[0] > 0 or interval[1] < 0) else None
-    return Claim(text, holds, float(change.mean()), interval, control, more[0].command)
+    return claim_mean(text, holds, change, control, more[0].command)

@@ -21,8 +21,8 @@ from selfimprove.datasets.docqa import FACT, documents, load
 from selfimprove.methods.symagent import answer
 from selfimprove.studies import Claim, Lab, Result, difference, gated, overall
 from selfimprove.studies.arms import arms_table
-from selfimprove.studies.solving import ByProblem, Groups, attempts, estimated, grader, solve
-from selfimprove.studies.staged import DEV_SEED, best_rate, bounded, percent, policy_of
+from selfimprove.studies.solving import ByProblem, Groups, attempts, estimated, grader, solve, unweighted
+from selfimprove.studies.staged import DEV_SEED, best_rate, bounded, heldout_attempts, percent, policy_of
 from selfimprove.studies.tiny import shipped
 from selfimprove.tools.retrieval import Retriever
 from selfimprove.types import Problem
@@ -58,7 +58,7 @@ def study(lab: Lab) -> Iterator[Claim]:
 
 
 def claims(lab: Lab, runs: Mapping[str, Sequence[Result]], heldout: Sequence[Problem]) -> Iterator[Claim]:
-    last = {arm: [list(r.attempts(r.evaluation("last"))) for r in found] for arm, found in runs.items()}
+    last = {arm: [heldout_attempts(r) for r in found] for arm, found in runs.items()}
     start = [answers(r.path / "rounds/000.0_seed/policy", heldout, s) for s, r in enumerate(runs[OWN])]
     lacking = [p for p in heldout if p.metadata["missing"]]
     alone = [answers(Path(policy_of(r)), lacking, s, ["Nothing is known."]) for s, r in enumerate(runs[OWN])]
@@ -135,6 +135,6 @@ def table(arms: Mapping[str, Sequence[Groups]]) -> Table:
             "where the graph has all": lambda runs: recall_of(runs, False),
             "where it lacks a fact": lambda runs: recall_of(runs, True),
             "triples": lambda runs: f"{sum(len(g[0].trajectory.metadata['extracted']) for r in runs for g in r)}",
-            "true": lambda runs: f"{np.mean([precision(r, np.ones(len(r))) for r in runs]):.2f}",
+            "true": lambda runs: f"{unweighted(precision, runs):.2f}",
         },
     )

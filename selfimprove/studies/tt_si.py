@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -24,12 +23,13 @@ from selfimprove.policy import Policy, Tuning
 from selfimprove.policy.hf import TransformersEngine
 from selfimprove.policy.models import PACKAGED
 from selfimprove.report.statistics import mean_over_problems
-from selfimprove.studies import Claim, Lab, as_check, difference
+from selfimprove.studies import Claim, Lab, as_check, difference, overall
 from selfimprove.studies.arms import arms_table
-from selfimprove.studies.solving import ByProblem, solve
-from selfimprove.studies.staged import DEV_SEED, bounded
+from selfimprove.studies.solving import ByProblem, Groups, Solver, attempts, grader, solve, solved
+from selfimprove.studies.staged import DEV_SEED, best_rates, bounded, percent
 from selfimprove.studies.tiny import shipped
 from selfimprove.types import Problem, Trajectory
+from selfimprove.verify.answers import last
 from selfimprove.verify.calls import check
 
 COMMAND = "selfimprove study tt_si"
@@ -38,24 +38,13 @@ TAUS = (0.95, 0.99, 0.999)
 LEAST = 0.15  # share of dev requests that must be uncertain
 MAX_TOKENS = 48
 
-Found = dict[str, list[Trajectory]]  # by problem
-
-
-@dataclass
-class Arm:
-    """One way to learn at the uncertain inputs."""
-
-    options: dict[str, Any] = field(default_factory=dict)  # of tt_si.generate
-    pooled: str = ""  # one adapter for all inputs, on examples that tt_si wrote (`own`) or on train problems (`gold`)
-
-
-POOLED = "one adapter, the same examples", "one adapter, train problems"
-ARMS = {
-    "tt_si": Arm(),
-    "tt_d": Arm({"teacher": similar}),
-    "tt_icl": Arm({"learn": "context"}),
-    POOLED[0]: Arm(pooled="own"),
-    POOLED[1]: Arm(pooled="gold"),
+POOLED, TRAINED = "one adapter, the same examples", "one adapter, train problems"  # one for all inputs
+ARMS: dict[str, dict[str, Any]] = {  # ways to learn at the uncertain inputs: options of tt_si.generate
+    "tt_si": {},
+    "tt_d": {"teacher": similar},
+    "tt_icl": {"learn": "context"},
+    POOLED: {},
+    TRAINED: {},
 }
 
 
@@ -65,52 +54,46 @@ def study(lab: Lab) -> Iterator[Claim]:
     sides = load(rare=1.0, prompt="{question}", train_size=200, dev_size=dev, heldout_size=size, seed=0)
     train, tried, heldout = ([p for p in sides if p.split == side] for side in ("train", "dev", "test"))
     first = begun(engine, tried)
-    tau = next((t for t in TAUS if np.mean([u < t for u in margins(first).values()]) >= LEAST), TAUS[-1])
-    shares = ", ".join(f"{t:g}: {100 * np.mean([u < t for u in margins(first).values()]):.0f} %" for t in TAUS)
+    below = {tau: np.mean([u < tau for u in margins(first).values()]) for tau in TAUS}
+    tau = next((tau for tau in TAUS if below[tau] >= LEAST), TAUS[-1])
+    shares = ", ".join(f"{t:g}: {100 * share:.0f} %" for t, share in below.items())
     lab.note(f"dev requests that are uncertain, by tau: {shares}; chosen {tau:g}")
     doubtful = [p for p in tried if margins(first)[p.id] < tau]
-    rates = {}
-    for name, arm in ARMS.items():
-        if arm.options.get("learn") == "context":
-            continue
-        scores = {rate: mean(learnt(engine, arm, doubtful, train, DEV_SEED, rate)) for rate in RATES}
-        rates[name] = max(scores, key=lambda rate: (scores[rate], -rate))
-        shown = ", ".join(f"{rate:g}: {100 * value:.1f} %" for rate, value in scores.items())
-        lab.note(f"{name}: {len(doubtful)} uncertain dev requests right, by rate: {shown}; chosen {rates[name]:g}")
+
+    def on_dev(arm: str, rate: float) -> float:
+        return overall([learnt(engine, arm, doubtful, train, DEV_SEED, rate)])
+
+    tuned = {arm: arm for arm in ARMS if arm != "tt_icl"}
+    rates = best_rates(lab, tuned, RATES, on_dev, f"accuracy on {len(doubtful)} uncertain requests", percent)
     first = begun(engine, heldout)
-    before, u = answers(heldout, first), margins(first)
+    before, u = solved(first, last), margins(first)
     uncertain = [p for p in heldout if u[p.id] < tau]
     yield gate(before, {p.id for p in uncertain})
     after = {
-        name: [learnt(engine, arm, uncertain, train, seed, rates.get(name, RATES[0])) for seed in lab.seeds]
-        for name, arm in ARMS.items()
+        arm: [learnt(engine, arm, uncertain, train, seed, rates.get(arm, RATES[0])) for seed in lab.seeds]
+        for arm in ARMS
     }
     drawn = [random.Random(seed).sample(heldout, len(uncertain)) for seed in lab.seeds]
-    chance = [learnt(engine, Arm(), p, train, seed, rates["tt_si"]) for p, seed in zip(drawn, lab.seeds, strict=True)]
+    chance = [learnt(engine, "tt_si", p, train, seed, rates["tt_si"]) for p, seed in zip(drawn, lab.seeds, strict=True)]
     lab.note(table(before, uncertain, after, chance))
     base = [{p.id: before[p.id] for p in uncertain} for _ in lab.seeds]
-    everywhere = [[before | one for one in runs] for runs in (after["tt_si"], chance)]
-    own, pooled, gold = (after[name] for name in ("tt_si", *POOLED))
-    claims: list[tuple[str, list[ByProblem], list[ByProblem], str]] = [
+    all_own, all_chance = ([before | one for one in runs] for runs in (after["tt_si"], chance))
+    own, pooled, gold = (after[name] for name in ("tt_si", POOLED, TRAINED))
+    text = "learning where it doubts gains more than at inputs by chance"
+    for claim, these, those, control in (
         ("after learning from its own example, an uncertain input is right more often", own, base, "before"),
-        (
-            "learning where it doubts gains more than at inputs by chance",
-            everywhere[0],
-            everywhere[1],
-            "as many by chance, all inputs",
-        ),
-        ("an adapter for each input beats one for all", own, pooled, POOLED[0]),
-        ("it beats fine-tuning on as many train problems", own, gold, POOLED[1]),
+        (text, all_own, all_chance, "as many by chance, all inputs"),
+        ("an adapter for each input beats one for all", own, pooled, POOLED),
+        ("it beats fine-tuning on as many train problems", own, gold, TRAINED),
         ("a perfect teacher's examples are better than its own", after["tt_d"], own, "tt_si"),
         ("training on the example beats showing it", own, after["tt_icl"], "tt_icl"),
-    ]
-    for claim, these, those, control in claims:
+    ):
         yield bounded(claim, difference(these, those), 0.0, control, COMMAND)
     yield from map(as_check, checks(engine, heldout, first, tau, rates["tt_si"], lab.seeds[0]))
 
 
-def solver(seed: int, **options: Any) -> Any:
-    """TT-SI with these options, as `solve` takes it."""
+def asking(seed: int, **options: Any) -> Solver:
+    """TT-SI with these options."""
 
     async def one(problem: Problem, policy: Policy) -> list[Trajectory]:
         own = seeds.derive(seed, problem.id)
@@ -122,57 +105,44 @@ def solver(seed: int, **options: Any) -> Any:
 @cache
 def ask() -> str:
     """How the shipped configuration asks for an example."""
-    node = compose(["method=rejection_sampling", "generate=tt_si", "dataset=toolcall", "model=caller"]).generate
-    assert node is not None
-    return str(node["ask"])
+    return str(compose(["method=tt_si"], needs=False).solver["ask"])
 
 
-def run(engine: TransformersEngine, problems: Sequence[Problem], seed: int, **options: Any) -> Found:
-    found = solve(solver(seed, **options), engine, problems, seed=seed, max_tokens=MAX_TOKENS)
-    return {problem.id: group for problem, group in zip(problems, found, strict=True)}
+def run(engine: TransformersEngine, problems: Sequence[Problem], seed: int, solver: Solver) -> Groups:
+    return attempts(problems, solve(solver, engine, problems, seed=seed, max_tokens=MAX_TOKENS), grader(check))
 
 
-def begun(engine: TransformersEngine, problems: Sequence[Problem]) -> Found:
+def begun(engine: TransformersEngine, problems: Sequence[Problem]) -> Groups:
     """First answers and margins: no input is uncertain."""
-    return run(engine, problems, 0, tau=0.0)
+    return run(engine, problems, 0, asking(0, tau=0.0))
 
 
-def margins(found: Found) -> dict[str, float]:
-    return {name: group[0].metadata["margin"] for name, group in found.items()}
-
-
-def answers(problems: Sequence[Problem], found: Found) -> ByProblem:
-    """Which last answers are right."""
-    return {p.id: float(check(found[p.id][-1].text, p.gold, p.metadata).status == "correct") for p in problems}
+def margins(groups: Groups) -> dict[str, float]:
+    return {group[0].problem.id: group[0].trajectory.metadata["margin"] for group in groups}
 
 
 def learnt(
-    engine: TransformersEngine, arm: Arm, problems: Sequence[Problem], train: Sequence[Problem], seed: int, rate: float
+    engine: TransformersEngine, arm: str, problems: Sequence[Problem], train: Sequence[Problem], seed: int, rate: float
 ) -> ByProblem:
     """Which of these problems are right after learning at each of them."""
     lora = tt_si.Lora(learning_rate=rate)
     everywhere: dict[str, Any] = {"gate": "chance", "rate": 1.0}  # the margin has been asked for already
-    found = run(engine, problems, seed, lora=lora, **everywhere, **arm.options) if arm.pooled != "gold" else {}
-    if not arm.pooled:
-        return answers(problems, found)
     policy = Policy(engine, seed)
-    if arm.pooled == "own":
-        rows = [tt_si.row(p, pair, policy) for p in problems for pair in found[p.id][0].metadata["examples"]]
-    else:
+    if arm == TRAINED:
         chosen = random.Random(seed).sample(list(train), len(problems))
         rows = [tt_si.row(p, (p.metadata["request"], call(p.gold or "")), policy) for p in chosen]
+    else:
+        found = run(engine, problems, seed, asking(seed, lora=lora, **everywhere, **ARMS[arm]))
+        if arm != POOLED:
+            return solved(found, last)
+        rows = [tt_si.row(g[0].problem, pair, policy) for g in found for pair in g[0].trajectory.metadata["examples"]]
     random.Random(seed).shuffle(rows)
     tuning = Tuning(tuple(rows), **vars(lora), seed=seed)
 
     async def with_it(problem: Problem, policy: Policy) -> list[Trajectory]:
         return [Trajectory(problem.id, await policy.sample(problem.prompt, temperature=0, adapter=tuning))]
 
-    given = solve(with_it, engine, problems, seed=seed, max_tokens=MAX_TOKENS)
-    return answers(problems, {p.id: group for p, group in zip(problems, given, strict=True)})
-
-
-def mean(values: ByProblem) -> float:
-    return float(np.mean(list(values.values())))
+    return solved(run(engine, problems, seed, with_it), last)
 
 
 def gate(before: ByProblem, uncertain: set[str]) -> Claim:
@@ -189,13 +159,10 @@ def gate(before: ByProblem, uncertain: set[str]) -> Claim:
 def table(
     before: ByProblem, uncertain: Sequence[Problem], after: Mapping[str, list[ByProblem]], chance: list[ByProblem]
 ) -> Table:
-    count = len(uncertain)
-    base = mean({p.id: before[p.id] for p in uncertain})
-    rows: dict[str, tuple[float, float]] = {"before": (base, mean(before))}
-    for name, runs in after.items():
-        rows[name] = np.mean([mean(r) for r in runs]).item(), np.mean([mean(before | r) for r in runs]).item()
-    rows["tt_si at inputs by chance"] = float("nan"), np.mean([mean(before | r) for r in chance]).item()
-    whole = mean(before)
+    count, whole = len(uncertain), overall([before])
+    rows = {"before": (overall([{p.id: before[p.id] for p in uncertain}]), whole)}
+    rows |= {name: (overall(runs), overall([before | one for one in runs])) for name, runs in after.items()}
+    rows["tt_si at inputs by chance"] = float("nan"), overall([before | one for one in chance])
     return arms_table(
         f"Held-out requests in rare wordings: {len(before)}, of which {count} are uncertain; means over seeds",
         rows,
@@ -208,7 +175,7 @@ def table(
 
 
 def checks(
-    engine: TransformersEngine, problems: Sequence[Problem], first: Found, tau: float, rate: float, seed: int
+    engine: TransformersEngine, problems: Sequence[Problem], first: Groups, tau: float, rate: float, seed: int
 ) -> Iterator[Claim]:
     """What must hold for any policy: certain inputs keep their answers, and no adapter leaves a trace."""
     some = problems[:40]
@@ -222,11 +189,10 @@ def checks(
         return [group[0].metadata["logprobs"] for group in solve(score, engine, some)]
 
     known = scores()
-    found = run(engine, some, seed, tau=tau, lora=tt_si.Lora(learning_rate=rate))
-    certain = [p for p in some if margins(first)[p.id] >= tau]
-    same = sum(
-        found[p.id][-1].samples[-1].completion_ids == first[p.id][-1].samples[-1].completion_ids for p in certain
-    )
+    found = run(engine, some, seed, asking(seed, tau=tau, lora=tt_si.Lora(learning_rate=rate)))
+    pairs = [(a[-1].trajectory, b[-1].trajectory) for a, b in zip(found, first, strict=False)]
+    certain = [(now, then) for now, then in pairs if then.metadata["margin"] >= tau]
+    same = sum(now.samples[-1].completion_ids == then.samples[-1].completion_ids for now, then in certain)
     text, value = "certain inputs keep their answers, to the token", f"{same} of {len(certain)}"
     yield Claim(text, same == len(certain), value, None, "their first answers", COMMAND)
     text = "log-probabilities after adapters are those before, to the bit"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from selfimprove.report.statistics import mean_over_problems
 from selfimprove.studies import Claim, Lab, Result, claim_sign, difference, measured, overall
 from selfimprove.studies.arms import arms_table
 from selfimprove.studies.rewards import auroc, doubt, flat, grouped, is_reversed, p_of, pairs_of, rated, vote
-from selfimprove.studies.solving import ByProblem, attempts, solve, solved
-from selfimprove.studies.staged import GRADE, MAX_TOKENS, bounded, on_dev, votes
+from selfimprove.studies.solving import ByProblem, solved
+from selfimprove.studies.staged import answers_of, best_rate, bounded, on_dev, pass_folder, votes
 from selfimprove.studies.tiny import SHIPPED, shipped
 from selfimprove.train import TrainContext
 from selfimprove.train.dpo import dpo
@@ -106,7 +107,7 @@ def rows_of(result: Result, found: list[Attempt], arm: str) -> list[Example]:
 
 def without_dropout(result: Result, found: Sequence[Attempt]) -> list[Attempt]:
     """The same pairs as the same estimator sees them with its dropout off: every pass is the same."""
-    folder = next(result.path.glob("rounds/000.*_estimator")) / "policy"
+    folder = pass_folder(result, "estimator") / "policy"
     text: Any = shipped()
     scores = rated(str(folder), [upo.both(attempt.trajectory.samples, WORDS, text) for attempt in found])
     plain = []
@@ -136,25 +137,24 @@ def trained(
     scores: dict[str, list[ByProblem]] = {}
     chosen: dict[str, float] = {}
     problems = [p for p in load(levels=LEVELS, train_size=0, heldout_size=heldout, seed=0) if p.split == "test"]
+
+    def accuracy(found: list[Example], rate: float) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            fit(runs[0], found, rate, Path(folder))
+            return overall([solved(on_dev(votes(1), folder, dev), lambda group: 0)])
+
     for arm, found in rows.items():
-        tried = {}
-        for rate in rates:
-            with tempfile.TemporaryDirectory() as folder:
-                fit(runs[0], found[0], rate, Path(folder))
-                tried[rate] = np.mean(list(solved(on_dev(votes(1), folder, dev), lambda group: 0).values()))
-        chosen[arm] = max(tried, key=lambda rate: (tried[rate], -rate))
-        lab.note(f"{arm}: dev accuracy by learning rate: " + ", ".join(f"{r:g}: {v:.3f}" for r, v in tried.items()))
+        chosen[arm] = best_rate(lab, arm, rates, partial(accuracy, found[0]), "accuracy")
         scores[arm] = []
         for result, own in zip(runs, found, strict=True):
             with tempfile.TemporaryDirectory() as folder:
                 fit(result, own, chosen[arm], Path(folder))
-                answers = solve(votes(1), shipped(folder), problems, seed=1, max_tokens=MAX_TOKENS)
-            scores[arm].append(solved(attempts(problems, answers, GRADE), lambda group: 0))
+                scores[arm].append(solved(answers_of(folder, problems, votes(1), seed=1), lambda group: 0))
     return scores, chosen
 
 
 def fit(result: Result, rows: Sequence[Example], rate: float, out: Path) -> None:
-    start = str(next(result.path.glob("rounds/000.*_label")) / "policy")
+    start = str(pass_folder(result, "label") / "policy")
     context = TrainContext(start, str(SHIPPED), out, 0, "cpu", "float32", 32, False, None, lambda figures: None)
     dpo(rows, context, learning_rate=rate, batch_size=16, epochs=2, schedule="cosine", warmup_ratio=0.1)
 

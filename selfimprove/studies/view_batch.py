@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from selfimprove import store
 from selfimprove.report import continual
-from selfimprove.studies import Claim, Lab, Result, advantage, claim_sign
+from selfimprove.studies import Claim, Lab, advantage, claim_sign
 from selfimprove.studies.arms import arms_table
+from selfimprove.studies.staged import over_rounds
 from selfimprove.studies.streams import forgets, matrix, tuned_arms
 
 RATES = (1e-3, 3e-3, 1e-2)
@@ -41,12 +41,7 @@ def study(lab: Lab) -> Iterator[Claim]:
     columns = {
         "AA": lambda name: mean(name, continual.average),
         "FM": lambda name: mean(name, continual.forgetting),
-        "steps": lambda name: f"{np.mean([steps(result) for result in arms[name]]):.0f}",
+        "steps": lambda name: f"{np.mean([over_rounds(result, 'steps') for result in arms[name]]):.0f}",
         "rate": lambda name: f"{rates[name]}",
     }
     lab.note(arms_table("Replay, means over seeds", {name: name for name in arms}, columns))
-
-
-def steps(result: Result) -> float:
-    """Optimizer steps of a run, over all rounds."""
-    return float(sum(store.read_json(file)["train/steps"] for file in result.path.glob("rounds/*/metrics.json")))

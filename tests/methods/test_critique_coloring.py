@@ -24,9 +24,9 @@ from selfimprove.methods.critique_coloring import (
 )
 from selfimprove.policy.scripted import YES, ScriptedEngine
 from selfimprove.studies import critique_coloring as study
+from selfimprove.studies.lessons import dialogue_row, make_tokenizer
 from selfimprove.studies.made import colourer
 from selfimprove.studies.solving import solve
-from selfimprove.studies.tiny import dialogue_row, make_tokenizer
 from selfimprove.types import Problem
 from selfimprove.verify.colouring import check
 

@@ -15,7 +15,8 @@ from selfimprove.errors import ConfigError
 from selfimprove.methods.gen_vs_mc import flip_rate, generate, lead, turns
 from selfimprove.policy import Policy
 from selfimprove.policy.scripted import ScriptedEngine
-from selfimprove.studies.gen_vs_mc import REVIEW, Arm, scripted
+from selfimprove.studies.costs import Answers
+from selfimprove.studies.gen_vs_mc import REVIEW, mean, scripted
 from selfimprove.studies.solving import solve
 from selfimprove.types import Attempt, Problem, Sample, Trajectory, Verdict
 
@@ -140,5 +141,5 @@ def test_known_flip_rates_are_measured(space):
 
 
 def test_an_arm_has_its_figures():
-    arm = Arm([chain("a", "28", "1"), chain("b", "1", "28")], 0.0)
-    assert np.array_equal(arm.turns.accuracy, [0.5, 0.5])
+    arm = [Answers([chain("a", "28", "1"), chain("b", "1", "28")], 0.0)]
+    assert np.array_equal(mean(arm, "accuracy"), [0.5, 0.5])

@@ -18,6 +18,7 @@ from selfimprove.methods.inf_lr import every
 from selfimprove.policy import Policy
 from selfimprove.studies import Result, overall
 from selfimprove.studies import inf_lr as study
+from selfimprove.studies.staged import over_rounds
 from selfimprove.studies.tiny import shipped
 from selfimprove.types import Attempt, Problem, Sample, Trajectory, Verdict
 from selfimprove.verify.likelihood import likelihood
@@ -82,7 +83,7 @@ def test_the_next_corpus_goes_on_from_the_policy_before_the_annealing(tmp_path: 
     figures = store.read_json(sorted(tmp_path.glob("rounds/*/evaluate.manifest.json"))[-1])["metrics"]
     assert {"AA", "FM", "log_likelihood/task=0"} <= figures.keys()
     result = Result(tmp_path, summary, ("method=inf_lr",))
-    assert study.steps(result) == 6
+    assert over_rounds(result, "steps") == 6
     runs = {arm: [result] for arm in study.ARMS}
     same = list(study.claims(runs))
     assert [same[i].value for i in (1, 3)] == [0, 0]  # against itself

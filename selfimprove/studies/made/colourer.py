@@ -17,7 +17,7 @@ import numpy as np
 from selfimprove.datasets import colouring
 from selfimprove.methods.critique_coloring import clash
 from selfimprove.policy.scripted import VERIFY, ScriptedEngine
-from selfimprove.studies import tiny
+from selfimprove.studies import lessons, tiny
 from selfimprove.types import Example, Message, Problem
 
 VERTICES, COLOURS, PROBABILITY = (5, 6), 3, 0.6  # of the graphs
@@ -46,11 +46,11 @@ def make(folder: Path, documents: int = DOCUMENTS) -> Path:
         return folder
     rng = random.Random(0)
     texts = (message["content"] for _ in range(1000) for message in document(rng).messages)
-    tokenizer = tiny.make_tokenizer(texts, vocabulary=320, window=WINDOW)
+    tokenizer = lessons.make_tokenizer(texts, vocabulary=320, window=WINDOW)
 
     def rows() -> list[Example]:
         made = ((f"document-{i}", document(rng)) for i in range(documents))
-        return [tiny.dialogue_row(tokenizer, d.messages, d.learnt, name) for name, d in made]
+        return [lessons.dialogue_row(tokenizer, d.messages, d.learnt, name) for name, d in made]
 
     start = partial(tiny.llama, tokenizer=tokenizer)
     return tiny.trained(folder, rows, start, 8, learning_rate=1.5e-3, batch_size=8, warmup_ratio=0.05)

@@ -15,7 +15,7 @@ from selfimprove.env import action_of
 from selfimprove.env.craft import BOOK, RAW, Craft, expert, plan, tasks, worth, written, wrong
 from selfimprove.filter.spans import Span, row
 from selfimprove.policy import chat
-from selfimprove.studies import tiny
+from selfimprove.studies import lessons, tiny
 from selfimprove.types import Example
 
 ASK = "Good, uncertain or bad?"  # as conf/method/agent_r.yaml has it
@@ -34,7 +34,7 @@ def make(folder: Path) -> Path:
     ]
     things = " ".join([*RAW, *BOOK])
     texts = [things, *(text for question, turns in documents for turn in turns for text in (question, *turn))]
-    tokenizer = tiny.make_tokenizer(texts, vocabulary=512, window=WINDOW, words=True)
+    tokenizer = lessons.make_tokenizer(texts, vocabulary=512, window=WINDOW, words=True)
 
     def rows() -> list[Example]:
         return [example(tokenizer, f"document-{i}", *document) for i, document in enumerate(documents)]

@@ -17,7 +17,7 @@ from selfimprove.datasets import arithmetic as data
 from selfimprove.datasets.arithmetic import Chain
 from selfimprove.methods.auto_evolve import Stage1, applied, last_message, put
 from selfimprove.policy.scripted import ScriptedEngine
-from selfimprove.studies import tiny
+from selfimprove.studies import lessons, tiny
 from selfimprove.types import Example, Message, Problem
 from selfimprove.verify import Outcome
 from selfimprove.verify.arithmetic import check as arithmetic
@@ -58,7 +58,7 @@ def documents(count: int) -> list[Example]:
     from transformers import AutoTokenizer
 
     tokenizer, rng = AutoTokenizer.from_pretrained(tiny.SHIPPED), random.Random(0)
-    return [tiny.answer_row(tokenizer, *document(rng), name=str(i)) for i in range(count)]
+    return [lessons.answer_row(tokenizer, *document(rng), name=str(i)) for i in range(count)]
 
 
 def document(rng: random.Random) -> tuple[str | list[Message], str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from selfimprove import store
 from selfimprove.datasets import arithmetic as data
 from selfimprove.datasets.arithmetic import Chain
-from selfimprove.studies import code, tiny
+from selfimprove.studies import code, lessons, tiny
 from selfimprove.types import Example, Message, Problem
 
 SIZES = {"0.1 M": (64, 6e-3), "0.5 M": (128, 4e-3), "2 M": (256, 4e-3)}  # hidden size, learning rate
@@ -40,7 +40,7 @@ def sums(documents: int) -> list[Example]:
     from transformers import AutoTokenizer
 
     tokenizer, rng = AutoTokenizer.from_pretrained(tiny.SHIPPED), random.Random(0)
-    return [tiny.answer_row(tokenizer, *document(rng)) for _ in range(documents)]
+    return [lessons.answer_row(tokenizer, *document(rng)) for _ in range(documents)]
 
 
 def easy(rng: random.Random) -> Chain:
