@@ -24,13 +24,13 @@ from selfimprove.errors import ConfigError, Damaged
 from selfimprove.handover import hand_over
 from selfimprove.heldout import evaluate
 from selfimprove.phase import problems_key
-from selfimprove.plan import BASE, Pass, plan
+from selfimprove.plan import BASE, PHASES, Pass, plan
 from selfimprove.ready import also_heldout, prepare, require_engine, require_training, require_verifiers
 from selfimprove.round import attempts, run_pass
 from selfimprove.schema import Budget, Config
 from selfimprove.session import Ending, Policies, Session, base_policies, ending
 from selfimprove.sides import evaluated
-from selfimprove.summary import PHASES, Summary, round_metrics
+from selfimprove.summary import Summary, round_metrics
 from selfimprove.types import Problem
 from selfimprove.update import restore
 from selfimprove.variety import alarm, variety
@@ -50,12 +50,22 @@ def start(config: Config, path: Path, notes: Sequence[str] = ()) -> dict[str, An
     require_training(config)
     said = [*notes]
     prepared = prepare(config, trains=True, notes=said)  # before anything is written
-    also = also_heldout(config)
+    return begin(config, path, prepared, also_heldout(config), said)
+
+
+def begin(
+    config: Config,
+    path: Path,
+    prepared: tuple[list[Problem], dict[str, str]],
+    also: list[Problem],
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Begin a run that was checked, on problems that `prepare` and `also_heldout` gave. Returns its summary."""
     run = store.Run(path)
     with run.lock():
         store.write_config(path / "config.yaml", configuration.dump(config))  # with it the folder is a run
         _write_problems(run, prepared, also)
-        return _run(config, run, said)
+        return _run(config, run, notes)
 
 
 def resume(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -13,28 +13,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from selfimprove import integrity, store
-from selfimprove.plan import BASE, Pass, plan
+from selfimprove.plan import AFTER, ALWAYS, ASKING, BASE, PHASES, Pass, plan
 from selfimprove.schema import Config
 from selfimprove.session import Policies, Weights
 from selfimprove.types import STATUSES
-
-PHASES = (
-    "problems",
-    "adapt",
-    "generate",
-    "verify",
-    "make",
-    "filter",
-    "remember",
-    "train",
-    "handover",
-    "evaluate",
-    "drift",
-    "also",
-)
-ALWAYS = ("generate", "verify", "filter", "train", "evaluate")  # the phases that every round has
-ASKING = ("adapt", "generate", "verify")  # the phases of a pass that spend tokens of a model on learning
-AFTER = ("evaluate", "drift", "also")  # the phases at a round's end, which are of no stage
 
 
 class Summary:
