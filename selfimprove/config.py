@@ -166,6 +166,8 @@ def check(composed: DictConfig | dict[str, Any], needs: bool = True) -> Config:
             "those verdicts cannot be shuffled; the control would change little and prove nothing",
             "control",
         )
+    if config.budget.cost is not None and config.hardware.price_per_hour is None:
+        raise ConfigError(f"budget.cost={config.budget.cost:g}: needs hardware.price_per_hour", "hardware")
     if config.dataset.score not in UNITS:
         raise ConfigError(f"dataset.score={config.dataset.score}: is one of {', '.join(UNITS)}", "dataset.score")
     if needs:

@@ -3,38 +3,38 @@
 `selfimprove doctor --probe` measures small runs (`probing.py`). A run measures its own first round, and keeps what it
 expected of the rest in forecast.json.
 
-A count of tokens grows with the number of problems, unless it hardly did between two small runs. Seconds are read in two
-ways. Either each further problem costs as much as the extra problems of the larger small run did. Or it costs what that
-run took on average. Batches get fuller with more problems, up to a point, so the truth lies between the two. The
+A count of tokens grows with the number of problems, unless it hardly did between two small runs. Seconds are read in
+two ways. Either each further problem costs as much as the extra problems of the larger small run did. Or it costs what
+that run took on average. Batches get fuller with more problems, up to a point, so the truth lies between the two. The
 forecast is the middle.
 
 The interval begins with the two readings. It is widened for what nobody can know beforehand. The measured problems may
 be short or long ones: their spread, over the root of their number. A round differs from the one before as the policy
-learns: by CHANGE, or by what the measured rounds show if that is more. These differences add up like the steps of a
-random walk. The machine may be faster or slower than it was: SPEED. The squares of the three are added. Phases are
-added up as if all of them erred in the same direction.
+learns: by CHANGE, and these differences add up like the steps of a random walk. The machine may be faster or slower
+than it was: by SPEED. The squares of the three are added, and 1.96 times the root is taken. Phases are added up as if
+all of them erred in the same direction.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from selfimprove import store
+from selfimprove import integrity, store
 from selfimprove.plan import AFTER, ASKING, BASE, PHASES, Pass, plan, sources
 from selfimprove.report.display import clock_time, short
 from selfimprove.report.statistics import Z
 from selfimprove.schema import Config
 
-CHANGE = 0.1  # between two rounds, in the logarithm of a cost
+CHANGE = 0.2  # between two rounds, in the logarithm of a cost
 SPEED = 0.1  # between two times on one machine, in the logarithm of seconds
-FILE = "forecast.json"  # in a run folder: what the first passes told of the others
 EVALUATED = "sampled in evaluations"
 KINDS = ("sampled", "prompt", "scored", "trained", EVALUATED)
+SAID = ("sampled", "trained")  # kinds that a line tells of
 SOLVING = ("solver", "baseline")  # the phases of `selfimprove eval method=NAME`
 
 Key = tuple[str, str]  # a stage and a phase; phases at the end of a round have no stage
@@ -91,7 +91,7 @@ def measured(run: store.Run, config: Config, sizes: Mapping[str, int], number: i
     passes, found = plan(config), list[Work]()
     inside = not (config.hardware.training.own_process or config.hardware.training.processes > 1)
     for step in (BASE, *passes):
-        for phase in (*PHASES, *SOLVING):
+        for phase in PHASES if step.number >= 0 else (*AFTER, *SOLVING):
             if (manifest := run.manifest(step, phase)) is None:
                 continue
             metrics, seconds = manifest["metrics"], manifest["seconds"]
@@ -135,7 +135,7 @@ def expect(
     groups, last = defaultdict[Key, list[Work]](list), max(work.run for work in works)
     for work in works:
         groups[work.key].append(work)
-    change = max(CHANGE, _change([work for work in works if work.run == last])) * math.sqrt(rounds / 3)
+    change = CHANGE * math.sqrt(rounds / 3)  # of the mean over a random walk of so many steps
     tokens, seconds = defaultdict[str, list[Expected]](list), defaultdict[str, list[Expected]](list)
     for key, (problems, times) in wanted.items():
         if (large := _mean(groups[key], last)) is None:
@@ -187,7 +187,9 @@ def _seconds(small: Work | None, large: Work, problems: float, counts: Mapping[s
     """Seconds of a pass over so many problems, in the two ways. Training goes by its tokens."""
     wanted, most, least = problems, large.problems, small.problems if small else 0.0
     if "trained" in large.tokens:
-        wanted, most, least = (each.get("trained", 0.0) for each in (counts, large.tokens, small.tokens if small else {}))
+        wanted, most, least = (
+            each.get("trained", 0.0) for each in (counts, large.tokens, small.tokens if small else {})
+        )
     sampled = next((kind for kind in ("sampled", EVALUATED) if kind in large.tokens), None)
     if wanted == most or not most or large.key[1] == "handover" or (sampled and _fixed(small, large, sampled)):
         return large.seconds, large.seconds
@@ -202,21 +204,6 @@ def _seconds(small: Work | None, large: Work, problems: float, counts: Mapping[s
 def _widened(low: float, high: float, spread: float) -> Expected:
     factor = math.exp(Z * spread)
     return Expected((low + high) / 2, low / factor, high * factor)
-
-
-def _change(works: Sequence[Work]) -> float:
-    """How much the cost of a round's phases changes to the next: the root mean square of the logarithms."""
-    by_round = defaultdict[int, dict[Key, list[Work]]](lambda: defaultdict(list))
-    for work in works:
-        if work.step.number >= 0:
-            by_round[work.step.round][work.key].append(work)
-    steps = list[float]()
-    for before, after in itertools.pairwise(by_round[number] for number in sorted(by_round)):
-        both = [[work for key in before.keys() & after.keys() for work in side[key]] for side in (before, after)]
-        for kind in ("seconds", "sampled"):
-            sums = [sum(w.seconds if kind == "seconds" else w.tokens.get(kind, 0.0) for w in side) for side in both]
-            steps += [math.log(sums[1] / sums[0])] if all(sums) else []
-    return math.sqrt(sum(step * step for step in steps) / len(steps)) if steps else 0.0
 
 
 # What a run expects of itself
@@ -257,29 +244,77 @@ def left(run: store.Run, config: Config, sizes: Mapping[str, int], done: int) ->
         wanted[key] = None, share * sum(step.stage == key[0] for step in to_come)
     found = expect(works, wanted, max(1, ends))
     unseen = sorted({step.stage for step in to_come} - {step.stage for step in there})
-    return {"passes": done, "after": there[-1].label, "unseen": unseen, **asdict(found)}
+    after = f"round {there[-1].round}" if there[-1].ends_round else f"pass {done}"
+    rounded = {
+        name: {key: [round(end, 3) for end in each] for key, each in rows.items()}
+        for name, rows in asdict(found).items()
+    }
+    return {"passes": [done, to_come[-1].number + 1], "after": after, "unseen": unseen, **rounded}
 
 
 def keep(run: store.Run, config: Config, sizes: Mapping[str, int], done: int) -> dict[str, Any] | None:
     """Write forecast.json once the run is so far. Returns what is new in it; None: nothing."""
-    if done != due(config) or store.read_or_none(run.path / FILE) is not None:
+    if done != due(config) or store.read_or_none(run.path / integrity.FORECAST) is not None:
         return None
     found = left(run, config, sizes, done)
-    store.write_sealed(run.path / FILE, found)
+    store.write_sealed(run.path / integrity.FORECAST, found)
     return found
 
 
 def line(found: Mapping[str, Any], price: float | None) -> str:
-    """What a run says of a forecast."""
+    """What a run says of its forecast."""
     seconds = total(Expected(*each) for each in found["seconds"].values())
-    said = [f"{clock_time(seconds.value)} [{clock_time(seconds.low)}, {clock_time(seconds.high)}]"]
-    said += [
-        f"{short(value)} [{short(low)}, {short(high)}] tokens {kind}"
-        for kind, (value, low, high) in found["tokens"].items()
-        if kind in ("sampled", "trained")
-    ]
+    said = [_ends(seconds, clock_time)]
+    said += [f"{_ends(each, short)} tokens {kind}" for kind, each in found["tokens"].items() if kind in SAID]
     if price is not None:
-        cost = [price * each / 3600 for each in seconds]
-        said.append(f"cost {cost[0]:,.2f} [{cost[1]:,.2f}, {cost[2]:,.2f}]")
-    unseen = f"; without the stage {', '.join(found['unseen'])}, which has not run yet" if found["unseen"] else ""
-    return f"about {', '.join(said)}{unseen}"
+        said.append(f"cost {_ends([price * each / 3600 for each in seconds], '{:,.2f}'.format)}")
+    unseen = f"; without {', '.join(found['unseen'])}, which has not run yet" if found["unseen"] else ""
+    return f"after {found['after']}, left: {', '.join(said)}{unseen}"
+
+
+def _ends(values: Sequence[float], show: Callable[[float], str]) -> str:
+    value, low, high = map(show, values)
+    return f"{value} [{low}, {high}]"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The forecast of a run beside what was spent since. `rows`: its name, the forecast, and what was spent."""
+
+    after: str
+    complete: bool  # whether all that was forecast is done
+    rows: list[tuple[str, Expected, float]]
+
+
+def compared(path: Path) -> Compared | None:
+    """What a run folder's forecast came to; None without one. Raises Damaged if a file is."""
+    if not (path / integrity.FORECAST).exists():
+        return None
+    found, spent = store.read_json(path / integrity.FORECAST), Counter[str]()
+    first, end = found["passes"]
+    done = set[int]()
+    for file in integrity.manifests(path):
+        manifest = store.read_json(file)
+        number, phase = manifest.get("where", {}).get("pass", -1), manifest.get("phase")
+        if not first <= number < end:
+            continue
+        done.add(number)
+        spent.update({f"tokens {kind}": count for kind, count in counted(phase, manifest["metrics"]).items()})
+        spent[f"seconds {phase}"] += manifest["seconds"] + manifest.get("seconds_hashing", 0.0)  # type: ignore[assignment]
+    spent["seconds"] = sum(value for name, value in spent.items() if name.startswith("seconds "))
+    seconds = {phase: Expected(*each) for phase, each in found["seconds"].items()}
+    rows = {f"tokens {kind}": Expected(*each) for kind, each in found["tokens"].items()}
+    rows |= {f"seconds {phase}": each for phase, each in seconds.items()} | {"seconds": total(seconds.values())}
+    complete = done >= set(range(first, end))
+    return Compared(found["after"], complete, [(name, each, spent[name]) for name, each in rows.items()])
+
+
+def summed_up(found: Compared) -> str:
+    """A forecast and what came of it in one line: seconds, and tokens."""
+    said = {f"tokens {kind}": short for kind in SAID} | {"seconds": clock_time}
+    rows = [
+        f"{name} {_ends(each, said[name])}, {said[name](spent)} spent"
+        for name, each, spent in found.rows
+        if name in said
+    ]
+    return f"after {found.after}: {'; '.join(rows)}"

@@ -1,9 +1,9 @@
 """`selfimprove doctor --probe KEY=VALUE...`: what a run will cost, by small runs on this machine.
 
-The small runs have the same configuration. The first one has one problem of each side and one round. It loads all that
-is loaded once. Then there are two rounds each of ever more problems, at most eight times as many as before, as long as
-the time allows. The two largest tell how the cost grows (`forecast.py`). They run in one process, which is ended if it
-takes more than a minute.
+The small runs have the same configuration, and one round in which every stage has one pass. The first one has one
+problem of each side. It loads all that is loaded once. The next ones have ever more problems, at most eight times as
+many as the one before, as long as the time allows. The two largest tell how the cost grows (`forecast.py`). They run in
+one process, which is ended after a minute. Then those count that are done.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ _REPLACED = ("tracker", "hydra")  # words of the command line that the probe lea
 
 @dataclass(frozen=True)
 class Probe:
-    """The small runs, smallest first. `sizes`: the whole run's problems of each side."""
+    """The small runs, smallest first."""
 
     config: Config
     runs: list[tuple[Path, dict[str, int], float]]  # folder, problems of each side, seconds
-    sizes: dict[str, int]
-    seconds: float
+    sizes: dict[str, int]  # the whole run's problems of each side
+    start: float  # seconds before the first of them
 
 
 def probe(overrides: Sequence[str], folder: Path, seconds: float = SECONDS) -> Probe:
     """The small runs, below `folder`. Raises ConfigError if they are refused, and RunError if time is too short."""
     words = [*(word for word in overrides if word.lstrip("+~").split("=")[0].split(".")[0] not in _REPLACED)]
     call = "import sys; from selfimprove.commands.common import guarded; from selfimprove.probing import small_runs"
-    call += "; sys.exit(guarded(lambda: small_runs(sys.argv[3:], sys.argv[1], float(sys.argv[2]))))"
-    program, begin = [sys.executable, "-c", call, str(folder), str(seconds), *words], time.monotonic()
+    call += "; sys.exit(guarded(lambda: small_runs(sys.argv[4:], sys.argv[1], *map(float, sys.argv[2:4]))))"
+    program = [sys.executable, "-c", call, str(folder), str(seconds), str(time.time()), *words]
     with subprocess.Popen(
         program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -63,30 +63,40 @@ def probe(overrides: Sequence[str], folder: Path, seconds: float = SECONDS) -> P
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             said = ""
-    took = time.monotonic() - begin
     if process.returncode and process.returncode != -signal.SIGKILL:
         last = said.strip().splitlines()[-1:] or ["?"]
         raise ConfigError(f"the probe was refused: {last[0].removeprefix('selfimprove: ')}")
-    known = store.read_json(folder / _SMALL) if (folder / _SMALL).exists() else {"runs": []}
-    if len(known["runs"]) < 2:
+    found = read(words, folder)
+    if len(found.runs) < 2:
         raise RunError(f"two small runs did not end within {seconds:g} s: this machine is too slow for a forecast")
-    runs = [(folder / str(i), sizes, each) for i, (sizes, each) in enumerate(known["runs"])]
-    return Probe(_config(words), runs, known["sizes"], took)
+    return found
+
+
+def read(words: Sequence[str], folder: Path) -> Probe:
+    """What the small runs in a folder were."""
+    known = store.read_json(folder / _SMALL) if (folder / _SMALL).exists() else {"start": 0.0, "sizes": {}, "runs": []}
+    runs = [(folder / str(i), sizes, took) for i, (sizes, took) in enumerate(known["runs"])]
+    return Probe(_config(words), runs, known["sizes"], known["start"])
 
 
 # In the probe's process
 
 
-def small_runs(words: Sequence[str], folder: str, seconds: float) -> None:
-    """The small runs, as many as end in time. small.json tells of those that have ended."""
-    begin, config = time.monotonic(), _config(words)
+def small_runs(words: Sequence[str], folder: str, seconds: float, began: float) -> None:
+    """The small runs, as many as end in time. small.json tells of those that have ended.
+
+    `began`: when the process was started, by `time.time`.
+    """
+    config = _config(words)
     problems, also = _problems(config)
-    sizes, most = _sizes(config, problems, also), _most(config, problems, also)
+    start = time.time() - began
+    small, sizes, most = _small(config), _sizes(config, problems, also), _most(config, problems, also)
     done: list[tuple[dict[str, int], float]] = []
+    spent: list[tuple[int, float]] = []
     count = 1
-    while True:
+    while count:
+        path, at = Path(folder) / str(len(done)), time.monotonic()
         some, other = _some(config, problems, count), _spaced(also, count)
-        small, path, at = _small(config, 1 if not done else 2), Path(folder) / str(len(done)), time.monotonic()
         try:
             _run(small, path, some, other)
         except RunError:  # of so few problems nothing may be left to learn from
@@ -95,15 +105,26 @@ def small_runs(words: Sequence[str], folder: str, seconds: float) -> None:
             shutil.rmtree(path, ignore_errors=True)
             count *= GROWTH
             continue
-        done.append((_sizes(small, some, other), time.monotonic() - at))
-        store.write_json(Path(folder) / _SMALL, {"sizes": sizes, "runs": done})
-        took = sum(work.seconds for work in _measured(path, config, len(done) - 1, done[-1][0]))
-        took *= 2 if len(done) == 1 else 1
-        left = MARGIN * seconds - (time.monotonic() - begin)
-        grown = min(most, int(count * min(GROWTH, left / max(took, 1e-3))))
-        if len(done) > 1 and grown < 1.5 * count or grown <= count:
-            return
-        count = grown
+        done.append((_sizes(config, some, other), time.monotonic() - at))
+        store.write_json(Path(folder) / _SMALL, {"start": start, "sizes": sizes, "runs": done})
+        spent.append((count, sum(work.seconds for work in _measured(path, config, len(done) - 1, done[-1][0]))))
+        count = _next(spent, most, MARGIN * seconds - (time.time() - began))
+
+
+def _next(spent: Sequence[tuple[int, float]], most: int, left: float) -> int:
+    """The problems of the next small run, for which the time that is left suffices; 0: of none.
+
+    `spent`: the problems and seconds of those before. A second run is expected to take longer by the root of its size.
+    A later one is expected between what the last two say and its share of the last one.
+    """
+    count, took = spent[-1]
+    if len(spent) == 1:
+        grown = count * (left / 2 / took) ** 2
+        return min(most, int(max(1, min(grown, GROWTH * count)))) if took < left else 0
+    before, less = spent[-2]
+    slope = (max(0.0, took - less) / max(1, count - before) + took / count) / 2
+    grown = min(most, GROWTH * count, int(count + (left - took) / slope))
+    return grown if grown >= 1.5 * count else 0
 
 
 def _config(words: Sequence[str]) -> Config:
@@ -136,10 +157,10 @@ def _run(config: Config, path: Path, problems: list[Problem], also: list[Problem
         solving.begin(config, path, problems, base_policies(config)["policy"])
 
 
-def _small(config: Config, rounds: int) -> Config:
-    """The same configuration with so many rounds of one pass a stage, without a budget."""
+def _small(config: Config) -> Config:
+    """The same configuration with one round of one pass a stage, without a budget."""
     raw = configuration.absolute(config).model_dump(by_alias=True)
-    raw |= {"rounds": rounds, "budget": {}}
+    raw |= {"rounds": 1, "budget": {}}
     for stage in (raw["method"], *raw["method"]["stages"].values()):
         stage["parts"] = 1
     return configuration.check(raw, needs=configuration.learns(config))
@@ -182,22 +203,19 @@ def _measured(path: Path, config: Config, number: int, sizes: dict[str, int]) ->
     from selfimprove import solving
 
     run = store.Run(path) if configuration.learns(config) else solving.Folder(path)
-    return measured(run, _small(config, 2 if number else 1), sizes, number)
+    return measured(run, _small(config), sizes, number)
 
 
 def forecast(found: Probe) -> tuple[Forecast, float]:
     """The whole run's cost, and the bytes of its folder at its end."""
     config, last = found.config, len(found.runs) - 1
     works = [
-        work
-        for number, (path, sizes, _) in enumerate(found.runs)
-        for work in _measured(path, config, number, sizes)
+        work for number, (path, sizes, _) in enumerate(found.runs) for work in _measured(path, config, number, sizes)
     ]
     wanted = _wanted(found, [work for work in works if work.run == last])
     rounds = min(config.rounds, config.budget.rounds or config.rounds)
     cost = expect(works, wanted, rounds, _spread(found.runs[last][0]))
-    around = found.seconds - sum(seconds for _, _, seconds in found.runs)
-    around += found.runs[0][2] - sum(work.seconds + work.once for work in works if work.run == 0)
+    around = found.start + found.runs[0][2] - sum(work.seconds + work.once for work in works if work.run == 0)
     factor = math.exp(Z * SPEED)
     edges = {"start and end": Expected(around, around / factor, around * factor)}
     return Forecast(cost.tokens, cost.seconds | edges), _disk(found, works)
@@ -261,10 +279,16 @@ def _disk(found: Probe, works: Sequence[Work]) -> float:
     disk = 0.0
     for stage, own in config.stages.items():
         passes = sum(step.stage == stage for step in plan(config))
-        folders = {path / "rounds" / work.step.label for work in works if work.key[0] == stage and work.run == len(found.runs) - 1 and work.step.number >= 0}
+        folders = {
+            path / "rounds" / work.step.label
+            for work in works
+            if work.key[0] == stage and work.run == len(found.runs) - 1 and work.step.number >= 0
+        }
         weights = max((sum(n for file, n in size.items() if f / "policy" in file.parents) for f in folders), default=0)
         state = max((sum(n for file, n in size.items() if f / "state" in file.parents) for f in folders), default=0)
-        tables = sum(n for file, n in size.items() if file.parent in folders and file.suffix == ".parquet") / max(1, len(folders))
+        tables = sum(n for file, n in size.items() if file.parent in folders and file.suffix == ".parquet") / max(
+            1, len(folders)
+        )
         here = next((w.problems for w in works if w.run == len(found.runs) - 1 and w.key == (stage, "generate")), 0.0)
         grown = _in_a_pass(found, works, stage) / here if here else 1.0
         disk += weights * math.ceil(passes / (own.keep or 1)) + state + tables * grown * passes
@@ -292,5 +316,5 @@ def show(found: Probe) -> None:
     else:
         value, low, high = (price * each / 3600 for each in time["all"])
         console.print(f"cost at {price:g} an hour: {value:,.2f} [{low:,.2f}, {high:,.2f}]", highlight=False)
-    small = " and ".join(f"{max(sizes['train'], sizes['test'])}" for _, sizes, _ in found.runs[-2:])
-    console.print(f"From small runs of {small} problems on this machine, {found.seconds:.0f} s.", highlight=False)
+    small = ", ".join(f"{max(sizes['train'], sizes['test'])}" for _, sizes, _ in found.runs)
+    console.print(f"From small runs of {small} problems on this machine.", highlight=False)

@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from selfimprove import config as configuration
-from selfimprove import integrity, memory, store
+from selfimprove import forecast, integrity, memory, store
 from selfimprove.attempt import pair
 from selfimprove.binding import function
 from selfimprove.collapse import collapsed
@@ -173,7 +173,7 @@ def _run(config: Config, run: store.Run, notes: Sequence[str] = ()) -> dict[str,
         log.warning("%d problems are left out, listed with the reason in dropped_problems.json", len(dropped))
     base = _base(config, run)
     display = Display(run.path, config)
-    display.start(train=len(train), heldout=len(heldout))
+    display.start(len(train), len(heldout), len(plan(config)))
     tracker = function(config.tracker, "tracker")(config.tracker, run.path, config)
     session = Session(config, run, display, train, heldout, base, dev)
     session.apart = [p for p in problems if p.split != "train"]
@@ -188,7 +188,7 @@ def _run(config: Config, run: store.Run, notes: Sequence[str] = ()) -> dict[str,
     finally:
         with closing(session):
             written = summary.write(end.status, end.reason)
-            display.finish(written)
+            display.finish(written | _came_of_it(run.path))
             tracker.finish(written)
         _write_report(run.path)
     return store.read_json(run.path / "summary.json")  # type: ignore[no-any-return]
@@ -230,13 +230,33 @@ def _passes(session: Session, summary: Summary, tracker: Any) -> str | None:
             summary.write("running")
         if reached:
             return reached
+        _say_what_is_left(session, step)
     return None
+
+
+def _say_what_is_left(session: Session, step: Pass) -> None:
+    """One line with the forecast of the rest, once the run is far enough for it."""
+    config = session.config
+    sizes = {
+        "train": len(session.train_problems),
+        "dev": len(session.dev),
+        "test": len(session.heldout),
+        "also": len(session.also),
+    }
+    if found := forecast.keep(session.run, config, sizes, step.number + 1):
+        log.info(forecast.line(found, config.hardware.price_per_hour))
 
 
 def _variety(session: Session, step: Pass) -> str | None:
     """A warning if this evaluation's samples have lost variety compared with the base policy's; None if not."""
     folders = [session.run.folder(at) / "evaluation" for at in (BASE, step)]
     return alarm(*(variety(pair(folder, session.heldout)) for folder in folders))
+
+
+def _came_of_it(path: Path) -> dict[str, str]:
+    """The forecast beside what was spent, for the run's last table."""
+    found = forecast.compared(path)
+    return {"forecast": forecast.summed_up(found)} if found else {}
 
 
 def _write_report(path: Path) -> None:
