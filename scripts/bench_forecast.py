@@ -15,9 +15,9 @@ from typing import Any
 
 from children import command, printed
 
-from selfimprove import forecast, store
-from selfimprove.probing import forecast as expected
-from selfimprove.probing import probe
+from selfimprove import store
+from selfimprove.probing import forecast, probe
+from selfimprove.report.expected import counted, total
 
 # The words of the command, behind `run` or `eval`; the data set is arithmetic at its default sizes where none is named.
 RUNS = {
@@ -43,12 +43,12 @@ def _one(words: list[str]) -> dict[str, dict[str, Any]]:
     kind, *overrides = words
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "probe").mkdir()
-        cost, _ = expected(probe(overrides, Path(name) / "probe"))
+        cost, _ = forecast(probe(overrides, Path(name) / "probe"))
         path, begin = Path(name) / "run", time.perf_counter()
         where = ["--dir", str(path)] if kind == "eval" else ["tracker=none", f"hydra.run.dir={path}"]
         printed(command(kind, *overrides, *where))
         spent = {"seconds": time.perf_counter() - begin, **_tokens(path)}
-    rows = {"seconds": forecast.total(cost.seconds.values()), **cost.tokens}
+    rows = {"seconds": total(cost.seconds.values()), **cost.tokens}
     return {
         name: {
             "forecast": each,
@@ -66,7 +66,7 @@ def _tokens(path: Path) -> dict[str, float]:
     found: dict[str, float] = {}
     for file in path.glob("**/*.manifest.json"):
         manifest = store.read_json(file)
-        for kind, count in forecast.counted(manifest["phase"], manifest.get("metrics", {})).items():
+        for kind, count in counted(manifest["phase"], manifest.get("metrics", {})).items():
             found[kind] = found.get(kind, 0.0) + count
     return found
 

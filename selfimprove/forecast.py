@@ -18,32 +18,21 @@ all of them erred in the same direction.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from selfimprove import integrity, store
-from selfimprove.plan import AFTER, ASKING, BASE, PHASES, Pass, plan, sources
-from selfimprove.report.display import clock_time, short
+from selfimprove.plan import AFTER, BASE, PHASES, Pass, plan, sources
+from selfimprove.report.expected import EVALUATED, KINDS, SOLVING, Expected, counted, total
 from selfimprove.report.statistics import Z
 from selfimprove.schema import Config
 
 CHANGE = 0.2  # between two rounds, in the logarithm of a cost
 SPEED = 0.1  # between two times on one machine, in the logarithm of seconds
-EVALUATED = "sampled in evaluations"
-KINDS = ("sampled", "prompt", "scored", "trained", EVALUATED)
-SAID = ("sampled", "trained")  # kinds that a line tells of
-SOLVING = ("solver", "baseline")  # the phases of `selfimprove eval method=NAME`
 
 Key = tuple[str, str]  # a stage and a phase; phases at the end of a round have no stage
-
-
-class Expected(NamedTuple):
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -67,23 +56,7 @@ class Forecast:
     seconds: dict[str, Expected]
 
 
-def total(parts: Iterable[Expected]) -> Expected:
-    found = list(parts)
-    return Expected(*(sum(each) for each in zip(*found, strict=True))) if found else Expected(0.0, 0.0, 0.0)
-
-
 # What was measured
-
-
-def counted(phase: str, metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The tokens that a phase spent, by kind."""
-    if phase == "train":
-        return {"trained": float(metrics.get("tokens", 0))}
-    if phase in AFTER:
-        return {EVALUATED: float(metrics.get("tokens/sampled", 0))}
-    if phase not in (*ASKING, *SOLVING):
-        return {}
-    return {kind: float(metrics.get(f"tokens/{kind}", 0)) for kind in ("prompt", "sampled", "scored")}
 
 
 def measured(run: store.Run, config: Config, sizes: Mapping[str, int], number: int = 0) -> list[Work]:
@@ -259,62 +232,3 @@ def keep(run: store.Run, config: Config, sizes: Mapping[str, int], done: int) ->
     found = left(run, config, sizes, done)
     store.write_sealed(run.path / integrity.FORECAST, found)
     return found
-
-
-def line(found: Mapping[str, Any], price: float | None) -> str:
-    """What a run says of its forecast."""
-    seconds = total(Expected(*each) for each in found["seconds"].values())
-    said = [_ends(seconds, clock_time)]
-    said += [f"{_ends(each, short)} tokens {kind}" for kind, each in found["tokens"].items() if kind in SAID]
-    if price is not None:
-        said.append(f"cost {_ends([price * each / 3600 for each in seconds], '{:,.2f}'.format)}")
-    unseen = f"; without {', '.join(found['unseen'])}, which has not run yet" if found["unseen"] else ""
-    return f"after {found['after']}, left: {', '.join(said)}{unseen}"
-
-
-def _ends(values: Sequence[float], show: Callable[[float], str]) -> str:
-    value, low, high = map(show, values)
-    return f"{value} [{low}, {high}]"
-
-
-@dataclass(frozen=True)
-class Compared:
-    """The forecast of a run beside what was spent since. `rows`: its name, the forecast, and what was spent."""
-
-    after: str
-    complete: bool  # whether all that was forecast is done
-    rows: list[tuple[str, Expected, float]]
-
-
-def compared(path: Path) -> Compared | None:
-    """What a run folder's forecast came to; None without one. Raises Damaged if a file is."""
-    if not (path / integrity.FORECAST).exists():
-        return None
-    found, spent = store.read_json(path / integrity.FORECAST), Counter[str]()
-    first, end = found["passes"]
-    done = set[int]()
-    for file in integrity.manifests(path):
-        manifest = store.read_json(file)
-        number, phase = manifest.get("where", {}).get("pass", -1), manifest.get("phase")
-        if not first <= number < end:
-            continue
-        done.add(number)
-        spent.update({f"tokens {kind}": count for kind, count in counted(phase, manifest["metrics"]).items()})
-        spent[f"seconds {phase}"] += manifest["seconds"] + manifest.get("seconds_hashing", 0.0)  # type: ignore[assignment]
-    spent["seconds"] = sum(value for name, value in spent.items() if name.startswith("seconds "))
-    seconds = {phase: Expected(*each) for phase, each in found["seconds"].items()}
-    rows = {f"tokens {kind}": Expected(*each) for kind, each in found["tokens"].items()}
-    rows |= {f"seconds {phase}": each for phase, each in seconds.items()} | {"seconds": total(seconds.values())}
-    complete = done >= set(range(first, end))
-    return Compared(found["after"], complete, [(name, each, spent[name]) for name, each in rows.items()])
-
-
-def summed_up(found: Compared) -> str:
-    """A forecast and what came of it in one line: seconds, and tokens."""
-    said = {f"tokens {kind}": short for kind in SAID} | {"seconds": clock_time}
-    rows = [
-        f"{name} {_ends(each, said[name])}, {said[name](spent)} spent"
-        for name, each, spent in found.rows
-        if name in said
-    ]
-    return f"after {found.after}: {'; '.join(rows)}"

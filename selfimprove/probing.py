@@ -25,8 +25,9 @@ import numpy as np
 from selfimprove import config as configuration
 from selfimprove import store
 from selfimprove.errors import ConfigError, RunError
-from selfimprove.forecast import SOLVING, SPEED, Expected, Forecast, Key, Work, expect, measured, total
+from selfimprove.forecast import SPEED, Forecast, Key, Work, expect, measured
 from selfimprove.plan import AFTER, plan
+from selfimprove.report.expected import SOLVING, Expected, total
 from selfimprove.report.statistics import Z
 from selfimprove.schema import Config
 from selfimprove.sides import evaluated
@@ -60,8 +61,10 @@ def probe(overrides: Sequence[str], folder: Path, seconds: float = SECONDS) -> P
     ) as process:
         try:
             _, said = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
+        except BaseException as problem:
             os.killpg(process.pid, signal.SIGKILL)
+            if not isinstance(problem, subprocess.TimeoutExpired):
+                raise
             said = ""
     if process.returncode and process.returncode != -signal.SIGKILL:
         last = said.strip().splitlines()[-1:] or ["?"]

@@ -26,6 +26,7 @@ from selfimprove.heldout import evaluate
 from selfimprove.phase import problems_key
 from selfimprove.plan import BASE, PHASES, Pass, plan
 from selfimprove.ready import also_heldout, prepare, require_engine, require_training, require_verifiers
+from selfimprove.report import expected
 from selfimprove.round import attempts, run_pass
 from selfimprove.schema import Budget, Config
 from selfimprove.session import Ending, Policies, Session, base_policies, ending
@@ -244,7 +245,7 @@ def _say_what_is_left(session: Session, step: Pass) -> None:
         "also": len(session.also),
     }
     if found := forecast.keep(session.run, config, sizes, step.number + 1):
-        log.info(forecast.line(found, config.hardware.price_per_hour))
+        log.info(expected.line(found, config.hardware.price_per_hour))
 
 
 def _variety(session: Session, step: Pass) -> str | None:
@@ -255,8 +256,8 @@ def _variety(session: Session, step: Pass) -> str | None:
 
 def _came_of_it(path: Path) -> dict[str, str]:
     """The forecast beside what was spent, for the run's last table."""
-    found = forecast.compared(path)
-    return {"forecast": forecast.summed_up(found)} if found else {}
+    found = expected.compared(path)
+    return {"forecast": expected.summed_up(found)} if found else {}
 
 
 def _write_report(path: Path) -> None:

@@ -8,10 +8,12 @@ from selfimprove import forecast, integrity, store
 from selfimprove.cli import _main
 from selfimprove.config import compose
 from selfimprove.errors import ConfigError, Damaged
-from selfimprove.forecast import CHANGE, SPEED, Expected, Work, expect
+from selfimprove.forecast import CHANGE, SPEED, Work, expect
 from selfimprove.plan import Pass
 from selfimprove.probing import Probe, _in_a_pass, _next, _spaced, probe, read, small_runs
 from selfimprove.probing import forecast as forecast_of
+from selfimprove.report import expected
+from selfimprove.report.expected import Expected
 from selfimprove.report.html import _forecast as table_of
 from selfimprove.report.runs import RunData
 from selfimprove.report.statistics import Z
@@ -155,29 +157,29 @@ def test_the_rest_is_expected_to_be_as_the_first_round(folder):
     found = forecast.left(store.Run(folder), compose(["rounds=3"]), SIZES, 1)
     assert found["tokens"]["sampled"][0] == 200
     assert {phase: each[0] for phase, each in found["seconds"].items()} == {"generate": 8, "train": 4, "evaluate": 2}
-    assert "left: 0:14 [0:10, 0:20], 200 [" in forecast.line(found, None)
-    assert "cost 14.00 [" in forecast.line(found, 3600)
+    assert "left: 0:14 [0:10, 0:20], 200 [" in expected.line(found, None)
+    assert "cost 14.00 [" in expected.line(found, 3600)
 
 
 def test_a_forecast_is_kept_sealed_and_once_and_stands_beside_the_truth(folder):
     config, kept = compose(["rounds=3"]), store.Run(folder)
-    assert forecast.compared(folder) is None
+    assert expected.compared(folder) is None
     assert forecast.keep(kept, config, SIZES, 2) is None
     assert forecast.keep(kept, config, SIZES, 1)
     before = (folder / integrity.FORECAST).read_bytes()
     assert forecast.keep(kept, config, SIZES, 1) is None
-    found = forecast.compared(folder)
+    found = expected.compared(folder)
     assert not found.complete
     rows = {name: (each.value, spent) for name, each, spent in found.rows}
     assert rows["tokens sampled"] == (200, 100)
     assert rows["seconds"] == (14, 14)
     assert rows["seconds train"] == (4, 4)
-    assert "after round 0: tokens sampled 200" in forecast.summed_up(found)
+    assert "after round 0: tokens sampled 200" in expected.summed_up(found)
     (table,) = table_of(RunData(folder))
     assert (table["columns"][-1]["label"], len(table["rows"])) == ("so far", len(found.rows))
     (folder / integrity.FORECAST).write_bytes(before.replace(b"200.0", b"300.0"))
     with pytest.raises(Damaged, match=integrity.FORECAST):
-        forecast.compared(folder)
+        expected.compared(folder)
     assert forecast.keep(kept, config, SIZES, 1)
     assert (folder / integrity.FORECAST).read_bytes() == before
 
@@ -185,8 +187,8 @@ def test_a_forecast_is_kept_sealed_and_once_and_stands_beside_the_truth(folder):
 def test_a_stage_that_has_not_run_is_named(folder):
     config = compose(["rounds=3"])
     found = forecast.left(store.Run(folder), config, SIZES, 1) | {"unseen": ["merge"]}
-    assert "without merge, which has not run yet" in forecast.line(found, None)
+    assert "without merge, which has not run yet" in expected.line(found, None)
 
 
 def test_sums_of_nothing_are_zero():
-    assert forecast.total([]) == Expected(0, 0, 0)
+    assert expected.total([]) == Expected(0, 0, 0)

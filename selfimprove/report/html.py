@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from selfimprove import __version__, account, forecast, store
+from selfimprove import __version__, account, store
 from selfimprove.errors import ConfigError
-from selfimprove.report import calibration, explorer
+from selfimprove.report import calibration, expected, explorer
 from selfimprove.report.metrics import pass_at_k
 from selfimprove.report.runs import RunData
 from selfimprove.report.statistics import matrix, over_seeds, student
@@ -404,7 +404,7 @@ def _account(run: RunData) -> list[dict[str, Any]]:
 
 def _forecast(run: RunData) -> list[dict[str, Any]]:
     """What the first passes told of the others, beside what these took; none of a run that made no forecast."""
-    if (found := forecast.compared(run.path)) is None:
+    if (found := expected.compared(run.path)) is None:
         return []
     columns = [("", "text"), ("forecast", "number"), ("truth" if found.complete else "so far", "number")]
     rows = [[name, list(map(_rounded, each)), _rounded(spent)] for name, each, spent in found.rows]
