@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -77,7 +78,9 @@ def probe(overrides: Sequence[str], folder: Path, seconds: float = SECONDS) -> P
 
 def read(words: Sequence[str], folder: Path) -> Probe:
     """What the small runs in a folder were."""
-    known = store.read_json(folder / _SMALL) if (folder / _SMALL).exists() else {"start": 0.0, "sizes": {}, "runs": []}
+    known: dict[str, Any] = (
+        store.read_json(folder / _SMALL) if (folder / _SMALL).exists() else {"start": 0.0, "sizes": {}, "runs": []}
+    )
     runs = [(folder / str(i), sizes, took) for i, (sizes, took) in enumerate(known["runs"])]
     return Probe(_config(words), runs, known["sizes"], known["start"])
 
@@ -123,7 +126,7 @@ def _next(spent: Sequence[tuple[int, float]], most: int, left: float) -> int:
     count, took = spent[-1]
     if len(spent) == 1:
         grown = count * (left / 2 / took) ** 2
-        return min(most, int(max(1, min(grown, GROWTH * count)))) if took < left else 0
+        return min(most, int(max(2 * count, min(grown, GROWTH * count)))) if took < left else 0
     before, less = spent[-2]
     slope = (max(0.0, took - less) / max(1, count - before) + took / count) / 2
     grown = min(most, GROWTH * count, int(count + (left - took) / slope))
@@ -230,15 +233,15 @@ def _wanted(found: Probe, works: Sequence[Work]) -> dict[Key, tuple[float | None
     most = config.budget.rounds or config.rounds
     passes = [step for step in plan(config) if step.round < most]
     rounds = len({step.round for step in passes})
-    sides = {"adapt": "dev", "also": "also"}
     wanted: dict[Key, tuple[float | None, float]] = {}
     for key in dict.fromkeys(work.key for work in works):
         stage, phase = key
         if phase in SOLVING:
             wanted[key] = sizes["test"], 1
         elif phase in AFTER:
-            at = min(config.eval.drift or 0, sizes["test"]) if phase == "drift" else sizes[sides.get(phase, "test")]
-            wanted[key] = at, rounds + (phase != "drift")
+            asked = sizes["also" if phase == "also" else "test"]
+            asked = min(config.eval.drift or 0, asked) if phase == "drift" else asked
+            wanted[key] = asked, rounds + (phase != "drift")
         else:
             there = len({work.step.number for work in works if work.key[0] == stage and work.key[1] not in AFTER})
             share = sum(work.key == key for work in works) / there

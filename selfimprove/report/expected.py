@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +69,7 @@ def compared(path: Path) -> Compared | None:
     """What a run folder's forecast came to; None without one. Raises Damaged if a file is."""
     if not (path / integrity.FORECAST).exists():
         return None
-    found, spent = store.read_json(path / integrity.FORECAST), Counter[str]()
+    found, spent = store.read_json(path / integrity.FORECAST), defaultdict[str, float](float)
     first, end = found["passes"]
     done = set[int]()
     for file in integrity.manifests(path):
@@ -78,8 +78,9 @@ def compared(path: Path) -> Compared | None:
         if not first <= number < end:
             continue
         done.add(number)
-        spent.update({f"tokens {kind}": count for kind, count in counted(phase, manifest["metrics"]).items()})
-        spent[f"seconds {phase}"] += manifest["seconds"] + manifest.get("seconds_hashing", 0.0)  # type: ignore[assignment]
+        for kind, count in counted(phase, manifest["metrics"]).items():
+            spent[f"tokens {kind}"] += count
+        spent[f"seconds {phase}"] += manifest["seconds"] + manifest.get("seconds_hashing", 0.0)
     spent["seconds"] = sum(value for name, value in spent.items() if name.startswith("seconds "))
     seconds = {phase: Expected(*each) for phase, each in found["seconds"].items()}
     rows = {f"tokens {kind}": Expected(*each) for kind, each in found["tokens"].items()}
