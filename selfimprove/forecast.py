@@ -105,15 +105,17 @@ def expect(
 
     `rounds`: how many rounds are forecast. `spread`: the relative error of a mean over the measured problems.
     """
-    groups, last = defaultdict[Key, list[Work]](list), max(work.run for work in works)
+    groups = defaultdict[Key, list[Work]](list)
     for work in works:
         groups[work.key].append(work)
     change = CHANGE * math.sqrt(rounds / 3)  # of the mean over a random walk of so many steps
     tokens, seconds = defaultdict[str, list[Expected]](list), defaultdict[str, list[Expected]](list)
     for key, (problems, times) in wanted.items():
-        if (large := _mean(groups[key], last)) is None:
-            continue
-        small = next((m for run in range(last - 1, -1, -1) if (m := _mean(groups[key], run))), None)
+        sizes = sorted({work.problems for work in groups[key]})[-2:]
+        if problems is None:
+            small, large = None, _mean(groups[key], sizes)
+        else:
+            small, large = _mean(groups[key], sizes[:1]) if len(sizes) > 1 else None, _mean(groups[key], sizes[-1:])
         at = large.problems if problems is None else problems
         counts = {kind: _count(small, large, kind, at) for kind in large.tokens}
         for kind, count in counts.items():
@@ -130,16 +132,17 @@ def expect(
     return Forecast({kind: found for kind, found in by_kind.items() if found.value}, by_phase)
 
 
-def _mean(works: Sequence[Work], run: int) -> Work | None:
-    """The mean over a run's passes. The very first one is left out if there are others, as it may have taken more."""
-    chosen = [work for work in works if work.run == run]
+def _mean(works: Sequence[Work], sizes: Sequence[float]) -> Work:
+    """The mean over the passes of these sizes.
+
+    The very first one is left out if there are others, as it may have taken more.
+    """
+    chosen = [work for work in works if work.problems in sizes]
     chosen = [work for work in chosen if work is not works[0]] or chosen
-    if not chosen:
-        return None
     n, kinds = len(chosen), chosen[0].tokens
     tokens = {kind: sum(work.tokens.get(kind, 0.0) for work in chosen) / n for kind in kinds}
     problems, seconds = (sum(getattr(work, name) for work in chosen) / n for name in ("problems", "seconds"))
-    return Work(chosen[0].key, run, chosen[0].step, problems, seconds, tokens)
+    return Work(chosen[0].key, chosen[0].run, chosen[0].step, problems, seconds, tokens)
 
 
 def _count(small: Work | None, large: Work, kind: str, problems: float) -> float:

@@ -2,8 +2,9 @@
 
 The small runs have the same configuration, and one round in which every stage has one pass. The first one has one
 problem of each side. It loads all that is loaded once. The next ones have ever more problems, at most eight times as
-many as the one before, as long as the time allows. The two largest tell how the cost grows (`forecast.py`). They run in
-one process, which is ended after a minute. Then those count that are done.
+many as the one before, as long as the time allows. Evaluation gets a third of the time, so that its problems grow by
+themselves. The two largest of each phase tell how its cost grows (`forecast.py`). The small runs are done in one
+process, which is ended after a minute. Then those count that are done.
 """
 
 from __future__ import annotations
@@ -96,39 +97,59 @@ def small_runs(words: Sequence[str], folder: str, seconds: float, began: float) 
     config = _config(words)
     problems, also = _problems(config)
     start = time.time() - began
-    small, sizes, most = _small(config), _sizes(config, problems, also), _most(config, problems, also)
+    small, sizes = _small(config), _sizes(config, problems, also)
+    most = _most(config, sizes)
     done: list[tuple[dict[str, int], float]] = []
-    spent: list[tuple[int, float]] = []
-    count = 1
-    while count:
+    spent = dict[str, list[tuple[int, float]]](learn=[], test=[])
+    counts: dict[str, int] | None = {"learn": 1, "test": 1}
+    while counts:
         path, at = Path(folder) / str(len(done)), time.monotonic()
-        some, other = _some(config, problems, count), _spaced(also, count)
+        some, other = _some(config, problems, counts), _spaced(also, counts["test"])
         try:
             _run(small, path, some, other)
         except RunError:  # of so few problems nothing may be left to learn from
-            if done or count >= GROWTH**2:
+            if done or counts["learn"] >= GROWTH**2:
                 raise
             shutil.rmtree(path, ignore_errors=True)
-            count *= GROWTH
+            counts = {side: GROWTH * count for side, count in counts.items()}
             continue
         done.append((_sizes(config, some, other), time.monotonic() - at))
         store.write_json(Path(folder) / _SMALL, {"start": start, "sizes": sizes, "runs": done})
-        spent.append((count, sum(work.seconds for work in _measured(path, config, len(done) - 1, done[-1][0]))))
-        count = _next(spent, most, MARGIN * seconds - (time.time() - began))
+        works = _measured(path, config, len(done) - 1, done[-1][0])
+        for side, count in counts.items():
+            took = sum(work.seconds for work in works if (work.key[1] in (*AFTER, *SOLVING)) == (side == "test"))
+            spent[side].append((count, took))
+        counts = _grown(spent, most, MARGIN * seconds - (time.time() - began))
+
+
+def _grown(spent: dict[str, list[tuple[int, float]]], most: dict[str, int], left: float) -> dict[str, int] | None:
+    """The problems of the next small run, to learn from and to test on; None: the time does not suffice for one."""
+    if not most["learn"]:
+        found = _next(spent["test"], most["test"], left)
+        return {"learn": 1, "test": found} if found else None
+    shares = {"learn": 2 * left / 3, "test": left / 3}
+    grown = {side: _next(spent[side], most[side], share) for side, share in shares.items()}
+    again = sum(spent[side][-1][1] for side in grown if not grown[side])  # of a side that stays as it is
+    if again > left / 2 or (not any(grown.values()) and len(spent["test"]) > 1):
+        return None
+    return {side: grown[side] or spent[side][-1][0] for side in grown}
 
 
 def _next(spent: Sequence[tuple[int, float]], most: int, left: float) -> int:
-    """The problems of the next small run, for which the time that is left suffices; 0: of none.
+    """How many problems of a side the next small run may have, in the time that is left; 0: no more than before.
 
     `spent`: the problems and seconds of those before. A second run is expected to take longer by the root of its size.
     A later one is expected between what the last two say and its share of the last one.
     """
     count, took = spent[-1]
-    if len(spent) == 1:
+    if count >= most:
+        return 0
+    earlier = [each for each in spent if each[0] < count]
+    if not earlier:
         grown = count * (left / 2 / took) ** 2
         return min(most, int(max(2 * count, min(grown, GROWTH * count)))) if took < left else 0
-    before, less = spent[-2]
-    slope = (max(0.0, took - less) / max(1, count - before) + took / count) / 2
+    before, less = earlier[-1]
+    slope = (max(0.0, took - less) / (count - before) + took / count) / 2
     grown = min(most, GROWTH * count, int(count + (left - took) / slope))
     return grown if grown >= 1.5 * count else 0
 
@@ -172,11 +193,12 @@ def _small(config: Config) -> Config:
     return configuration.check(raw, needs=configuration.learns(config))
 
 
-def _some(config: Config, problems: Sequence[Problem], count: int) -> list[Problem]:
+def _some(config: Config, problems: Sequence[Problem], counts: dict[str, int]) -> list[Problem]:
     """So many problems of each side, or as many as a pass has, spread evenly over the side."""
     pass_size = _pass_size(config, sum(problem.split == "train" for problem in problems))
-    counts = {"train": min(count, pass_size), "dev": count, "test": count}
-    return [p for side, n in counts.items() for p in _spaced([p for p in problems if p.split == side], n)]
+    own = {"train": min(counts["learn"], pass_size), "dev": counts["learn"], "test": counts["test"]}
+    own["dev"] = counts["test"] if config.eval.side == "dev" else own["dev"]
+    return [p for side, n in own.items() for p in _spaced([p for p in problems if p.split == side], n)]
 
 
 def _spaced(problems: Sequence[Problem], count: int) -> list[Problem]:
@@ -190,11 +212,11 @@ def _pass_size(config: Config, train: int) -> int:
     return train if rules else math.ceil(train / min(stage.parts for stage in config.stages.values()))
 
 
-def _most(config: Config, problems: Sequence[Problem], also: Sequence[Problem]) -> int:
-    sizes = _sizes(config, problems, also)
+def _most(config: Config, sizes: dict[str, int]) -> dict[str, int]:
+    """The most problems that a small run needs, to learn from and to test on."""
     learnt = _pass_size(config, sizes["train"]) if configuration.learns(config) else 0
     probed = any(stage.probe for stage in config.stages.values())
-    return max(learnt, sizes["dev"] if probed else 0, sizes["test"], sizes["also"])
+    return {"learn": max(learnt, sizes["dev"] if probed else 0), "test": max(sizes["test"], sizes["also"])}
 
 
 # What they tell

@@ -10,7 +10,7 @@ from selfimprove.config import compose
 from selfimprove.errors import ConfigError, Damaged
 from selfimprove.forecast import CHANGE, SPEED, Work, expect
 from selfimprove.plan import Pass
-from selfimprove.probing import Probe, _in_a_pass, _next, _spaced, probe, read, small_runs
+from selfimprove.probing import Probe, _grown, _in_a_pass, _next, _spaced, probe, read, small_runs
 from selfimprove.probing import forecast as forecast_of
 from selfimprove.report import expected
 from selfimprove.report.expected import Expected
@@ -78,10 +78,16 @@ def test_the_next_small_run_fits_the_time_that_is_left():
     assert _next([(1, 2.0)], 500, 40) == 8
     assert _next([(1, 10.0)], 500, 40) == 4
     assert _next([(1, 50.0)], 500, 40) == 0
-    assert _next([(1, 1.0)], 1, 40) == 1
+    assert _next([(1, 1.0)], 1, 40) == 0
     assert _next([(1, 1.0), (8, 2.0)], 20, 40) == 20
     assert _next([(8, 4.0), (64, 20.0)], 500, 30) == 97
     assert _next([(8, 4.0), (64, 20.0)], 500, 22) == 0
+    spent = {"learn": [(1, 9.0), (8, 10.0)], "test": [(1, 0.1), (8, 0.2)]}
+    assert _grown(spent, {"learn": 500, "test": 500}, 30) == {"learn": 22, "test": 64}
+    assert _grown(spent, {"learn": 8, "test": 500}, 30) == {"learn": 8, "test": 64}
+    assert _grown(spent, {"learn": 500, "test": 500}, 12) is None
+    assert _grown({"learn": [(1, 1.0)], "test": [(1, 0.1)]}, {"learn": 1, "test": 1}, 30) == {"learn": 1, "test": 1}
+    assert _grown({"learn": [(1, 0.0)], "test": [(1, 4.0)]}, {"learn": 0, "test": 24}, 30) == {"learn": 1, "test": 8}
     assert _spaced(list(range(10)), 4) == [0, 2, 5, 7]
 
 
