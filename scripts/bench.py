@@ -2,7 +2,7 @@
 
 Ratios: engines, hooks and adapters, the hand-over, tree search, episodes and their trees, the trainer, a step of
 reinforcement learning, a round with ten times the problems. Figures of their own: a check in the sandbox in seconds,
-programs of the tool python and checks of the verifier a second, a million trajectories in GB.
+programs of the tool python and checks of the verifier a second, a million trajectories in GB, the error of forecasts.
 
     python scripts/bench.py [--only KEY ...] [--out FILE]
 
@@ -25,6 +25,7 @@ from typing import Any
 
 from bench_agents import episodes_together, trees_together
 from bench_decoder import hook_vs_plain, memory_of_adapters, tune_batched, tune_batched_135m
+from bench_forecast import forecast_error
 from bench_mcts import bench_mcts
 from bench_rl import rl_step_vs_parts, rl_vs_trl
 from bench_round import round_vs_phases, serial_share
@@ -181,6 +182,7 @@ BENCHMARKS: dict[str, Callable[[], Result]] = {
     "stream_vs_bare": stream_vs_bare,
     "verify_throughput": verify_throughput,
     "verify_hidden": verify_hidden,
+    "forecast_error": forecast_error,
 }
 BOUNDS = {  # what the project holds itself to
     "runner_vs_vllm": ">= 0.95",
@@ -204,6 +206,7 @@ BOUNDS = {  # what the project holds itself to
     "tree_vs_sequential": ">= 5",
     "stream_vs_bare": "<= 1.15",
     "verify_hidden": "<= 1.05",
+    "forecast_error": "<= 0.25",
 }
 VLLM = (
     "runner_vs_vllm",

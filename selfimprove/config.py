@@ -166,6 +166,8 @@ def check(composed: DictConfig | dict[str, Any], needs: bool = True) -> Config:
             "those verdicts cannot be shuffled; the control would change little and prove nothing",
             "control",
         )
+    if config.budget.cost is not None and config.hardware.price_per_hour is None:
+        raise ConfigError(f"budget.cost={config.budget.cost:g}: needs hardware.price_per_hour", "hardware")
     if config.dataset.score not in UNITS:
         raise ConfigError(f"dataset.score={config.dataset.score}: is one of {', '.join(UNITS)}", "dataset.score")
     if needs:
@@ -201,14 +203,18 @@ def require_window(limits: Mapping[str, Any], window: int) -> None:
             raise ConfigError(f"{key}={limit}: {said}", key)
 
 
+def learns(config: Config) -> bool:
+    """Whether the method changes weights or remembers, so that it has rounds."""
+    return any((stage.train and stage.filter) or stage.remember for stage in config.stages.values())
+
+
 def check_stages(config: Config, needs: bool) -> None:
     """Raises ConfigError for stages that do not fit together, or a slot whose function cannot be called as configured.
 
     `needs` says that the method is going to run. Then one that neither changes weights nor remembers is refused.
     """
     own = config.method.name
-    learns = any((stage.train and stage.filter) or stage.remember for stage in config.stages.values())
-    if needs and not learns:
+    if needs and not learns(config):
         raise ConfigError(
             f"method={own} changes no weights: `selfimprove eval method={own}` evaluates it, "
             f"`selfimprove run method=rejection_sampling generate={own}` trains on what it finds",

@@ -1,171 +1,237 @@
-"""`selfimprove doctor --probe KEY=VALUE...`: what a run will cost, from a small run on this machine.
+"""What a run will cost in tokens and seconds, from passes that were measured.
 
-The small run has the same configuration, a few problems and two rounds. The first round shows the cost of what is done
-once, such as loading weights. The second shows the cost of each problem. Both are scaled to the whole run's problems.
+`selfimprove doctor --probe` measures small runs (`probing.py`). A run measures its own first round, and keeps what it
+expected of the rest in forecast.json.
 
-The figures do not know that answers get longer or shorter as the policy learns. Nor do they know that batches are
-fuller in the whole run, so the seconds are rather too high. Methods with stages have no forecast.
+A count of tokens grows with the number of problems, unless it hardly did between two small runs. Seconds are read in
+two ways. Either each further problem costs as much as the extra problems of the larger small run did. Or it costs what
+that run took on average. Batches get fuller with more problems, up to a point, so the truth lies between the two. The
+forecast is the middle.
+
+The interval begins with the two readings. It is widened for what nobody can know beforehand. The measured problems may
+be short or long ones: their spread, over the root of their number. A round differs from the one before as the policy
+learns: by CHANGE, and these differences add up like the steps of a random walk. The machine may be faster or slower
+than it was: by SPEED. The squares of the three are added, and 1.96 times the root is taken. Phases are added up as if
+all of them erred in the same direction.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
-import numpy as np
-
-from selfimprove import store
-from selfimprove.errors import ConfigError, RunError
-from selfimprove.report.runs import RunData, answers
-from selfimprove.report.statistics import Estimate, mean
+from selfimprove import integrity, store
+from selfimprove.plan import AFTER, BASE, PHASES, Pass, plan, sources
+from selfimprove.report.expected import EVALUATED, KINDS, SOLVING, Expected, counted, total
+from selfimprove.report.statistics import Z
 from selfimprove.schema import Config
-from selfimprove.types import Example
 
-PROBLEMS = 16  # of each side, in the small run
-SECONDS = 60.0  # limit of the whole probe
-PHASES = ("generate", "verify", "filter", "train", "handover", "evaluate")
-_WORDS = {
-    "dataset.train_size": PROBLEMS,
-    "dataset.heldout_size": PROBLEMS,
-    "rounds": 2,
-    "tracker": "none",
-    "method.parts": 1,
-    "eval.drift": "null",
-    "hydra.run.dir": "",
-}
+CHANGE = 0.2  # between two rounds, in the logarithm of a cost
+SPEED = 0.1  # between two times on one machine, in the logarithm of seconds
+
+Key = tuple[str, str]  # a stage and a phase; phases at the end of a round have no stage
+
+
+@dataclass(frozen=True)
+class Work:
+    """One phase of one pass: over how many problems it went, and what it took."""
+
+    key: Key
+    run: int  # of several small runs, the smallest first
+    step: Pass
+    problems: float
+    seconds: float
+    tokens: dict[str, float]
+    once: float = 0.0  # seconds that are not needed again, such as those of imports
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """tokens: sampled, read and trained on. seconds: by phase. disk: bytes of the run folder at its end."""
+    """tokens: by kind. seconds: by phase."""
 
-    tokens: dict[str, Estimate]
-    seconds: dict[str, Estimate]
-    disk: float
-
-    def price(self, an_hour: float) -> tuple[float, float, float]:
-        """The price of the seconds, with the ends of its interval."""
-        ends = ([getattr(e, end) for e in self.seconds.values()] for end in ("value", "low", "high"))
-        value, low, high = (an_hour * sum(each) / 3600 for each in ends)
-        return value, low, high
+    tokens: dict[str, Expected]
+    seconds: dict[str, Expected]
 
 
-def probe(overrides: Sequence[str], folder: Path, seconds: float = SECONDS) -> RunData:
-    """The small run. Raises ConfigError if it is refused, and RunError if it does not end in time."""
-    given = [word for word in overrides if word.partition("=")[0] not in _WORDS]
-    words = [*given, *(f"{key}={value or folder}" for key, value in _WORDS.items())]
-    program = [sys.executable, "-c", "from selfimprove.cli import main; main()", "run", *words]
-    with subprocess.Popen(
-        program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        try:
-            _, said = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            what = f"two rounds of {PROBLEMS} problems"
-            raise RunError(f"the probe ({what}) did not end within {seconds:g} s: this machine is too slow") from None
-    if process.returncode:
-        last = said.strip().splitlines()[-1:] or ["?"]
-        raise ConfigError(f"the probe was refused: {last[0].removeprefix('selfimprove: ')}")
-    return RunData(folder)
+# What was measured
 
 
-def forecast(run: RunData, config: Config, train: int, heldout: int) -> Forecast:
-    """The whole run's cost, by the small one's. `train` and `heldout`: the whole run's problems of each side.
+def measured(run: store.Run, config: Config, sizes: Mapping[str, int], number: int = 0) -> list[Work]:
+    """What the finished phases of a run took. `sizes`: the problems of each side, `test` and `also` being evaluated."""
+    passes, found = plan(config), list[Work]()
+    inside = not (config.hardware.training.own_process or config.hardware.training.processes > 1)
+    for step in (BASE, *passes):
+        for phase in PHASES if step.number >= 0 else (*AFTER, *SOLVING):
+            if (manifest := run.manifest(step, phase)) is None:
+                continue
+            metrics, seconds = manifest["metrics"], manifest["seconds"]
+            trains = phase == "train" and inside and "seconds" in metrics
+            once = max(0.0, seconds - metrics["seconds"]) if trains else 0.0  # imports, in the first pass
+            seconds += manifest.get("seconds_hashing", 0.0) - once
+            key = ("" if phase in AFTER else step.stage, phase)
+            at = _problems(run, config, passes, step, phase, sizes)
+            found.append(Work(key, number, step, at, seconds, counted(phase, metrics), once))
+    return found
 
-    Raises ConfigError for a method with stages.
+
+def _problems(
+    run: store.Run, config: Config, passes: Sequence[Pass], step: Pass, phase: str, sizes: Mapping[str, int]
+) -> float:
+    if phase in ("adapt", "also"):
+        return sizes["dev" if phase == "adapt" else "also"]
+    if phase == "drift":
+        return min(config.eval.drift or 0, sizes["test"])
+    if step.number < 0 or phase == "evaluate":
+        return sizes["test"]
+    return sum(_of_pass(run, each, sizes["train"]) for each in sources(config, passes, step))
+
+
+def _of_pass(run: store.Run, step: Pass, train: int) -> int:
+    if manifest := run.manifest(step, "problems"):
+        return int(manifest["metrics"]["problems"])
+    return (step.part + 1) * train // step.parts - step.part * train // step.parts
+
+
+# What is expected
+
+
+def expect(
+    works: Sequence[Work], wanted: Mapping[Key, tuple[float | None, float]], rounds: int, spread: float = 0.0
+) -> Forecast:
+    """The cost of `wanted`: for each phase the problems of a pass (None: as measured), and the number of passes.
+
+    `rounds`: how many rounds are forecast. `spread`: the relative error of a mean over the measured problems.
     """
-    if config.method.stages:
-        raise ConfigError(f"method={config.method.name} has stages, and there is no forecast for stages")
-    rounds, last = config.rounds, run.passes[1][0]
-    here = answers(last)
-    own = run.prompts("train")
-    sampled = _by_problem(here["problem_id"].to_pylist(), here["sampled_tokens"].to_pylist(), own)
-    read = _by_problem(here["problem_id"].to_pylist(), here["prompt_tokens"].to_pylist(), own)
-    rows = list(store.read_records(run.files.file(last / "examples.parquet"), Example))
-    epochs = int(config.method.train.get("epochs", 1)) if config.method.train else 1
-    trained = _by_problem([row.problem_id for row in rows], [epochs * row.tokens for row in rows], own)
-    tokens = {
-        "sampled": _scaled(sampled, train * rounds),
-        "prompt": _scaled(read, train * rounds),
-        "trained": _scaled(trained, train * rounds),
+    groups = defaultdict[Key, list[Work]](list)
+    for work in works:
+        groups[work.key].append(work)
+    change = CHANGE * math.sqrt(rounds / 3)  # of the mean over a random walk of so many steps
+    tokens, seconds = defaultdict[str, list[Expected]](list), defaultdict[str, list[Expected]](list)
+    for key, (problems, times) in wanted.items():
+        sizes = sorted({work.problems for work in groups[key]})[-2:]
+        if problems is None:
+            small, large = None, _mean(groups[key], sizes)
+        else:
+            small, large = _mean(groups[key], sizes[:1]) if len(sizes) > 1 else None, _mean(groups[key], sizes[-1:])
+        at = large.problems if problems is None else problems
+        counts = {kind: _count(small, large, kind, at) for kind in large.tokens}
+        for kind, count in counts.items():
+            tokens[kind].append(_widened(times * count, times * count, math.hypot(spread, change)))
+        low, high = _seconds(small, large, at, counts)
+        each = _widened(times * low, times * high, math.hypot(spread, change, SPEED))
+        if problems is not None:  # else the run has begun, and what is done once is done
+            first = groups[key][0]
+            begin = max(0.0, first.seconds - _seconds(small, large, first.problems, first.tokens)[1]) + first.once
+            each = Expected(*(begin + end for end in each))
+        seconds[key[1]].append(each)
+    by_kind = {kind: total(tokens[kind]) for kind in KINDS if kind in tokens}
+    by_phase = {phase: total(seconds[phase]) for phase in (*PHASES, *SOLVING) if phase in seconds}
+    return Forecast({kind: found for kind, found in by_kind.items() if found.value}, by_phase)
+
+
+def _mean(works: Sequence[Work], sizes: Sequence[float]) -> Work:
+    """The mean over the passes of these sizes.
+
+    The very first one is left out if there are others, as it may have taken more.
+    """
+    chosen = [work for work in works if work.problems in sizes]
+    chosen = [work for work in chosen if work is not works[0]] or chosen
+    n, kinds = len(chosen), chosen[0].tokens
+    tokens = {kind: sum(work.tokens.get(kind, 0.0) for work in chosen) / n for kind in kinds}
+    problems, seconds = (sum(getattr(work, name) for work in chosen) / n for name in ("problems", "seconds"))
+    return Work(chosen[0].key, chosen[0].run, chosen[0].step, problems, seconds, tokens)
+
+
+def _count(small: Work | None, large: Work, kind: str, problems: float) -> float:
+    """Tokens of a pass over so many problems."""
+    count = large.tokens[kind]
+    return count if not large.problems or _fixed(small, large, kind) else count * problems / large.problems
+
+
+def _fixed(small: Work | None, large: Work, kind: str) -> bool:
+    """Whether a count of tokens hardly grew with the number of problems: less than its root."""
+    before = small.tokens.get(kind, 0.0) if small else 0.0
+    if small is None or not before or small.problems >= large.problems:
+        return False
+    return large.tokens[kind] / before < math.sqrt(large.problems / small.problems)
+
+
+def _seconds(small: Work | None, large: Work, problems: float, counts: Mapping[str, float]) -> tuple[float, float]:
+    """Seconds of a pass over so many problems, in the two ways. Training goes by its tokens."""
+    wanted, most, least = problems, large.problems, small.problems if small else 0.0
+    if "trained" in large.tokens:
+        wanted, most, least = (
+            each.get("trained", 0.0) for each in (counts, large.tokens, small.tokens if small else {})
+        )
+    sampled = next((kind for kind in ("sampled", EVALUATED) if kind in large.tokens), None)
+    if wanted == most or not most or large.key[1] == "handover" or (sampled and _fixed(small, large, sampled)):
+        return large.seconds, large.seconds
+    average = large.seconds * wanted / most
+    if small is None or least >= most:
+        return min(average, large.seconds), max(average, large.seconds)
+    slope = max(0.0, large.seconds - small.seconds) / (most - least)
+    further = max(0.0, large.seconds + slope * (wanted - most))
+    return (min(further, average), max(further, average)) if wanted > most else (further, further)
+
+
+def _widened(low: float, high: float, spread: float) -> Expected:
+    factor = math.exp(Z * spread)
+    return Expected((low + high) / 2, low / factor, high * factor)
+
+
+# What a run expects of itself
+
+
+def due(config: Config) -> int | None:
+    """The number of passes after which a run says what is left; None: never.
+
+    That is after the first round. A run of one round says it after a tenth of its passes, and three at least, if every
+    stage that is left has had one.
+    """
+    passes = _to_come(config, 0)
+    if passes and passes[-1].round:
+        return next(step.number + 1 for step in passes if step.ends_round)
+    for count in range(max(3, math.ceil(len(passes) / 10)), len(passes)):
+        if {step.stage for step in passes[count:]} <= {step.stage for step in passes[:count]}:
+            return count
+    return None
+
+
+def _to_come(config: Config, done: int) -> list[Pass]:
+    """The passes of a run that its budget of rounds allows, without the first ones."""
+    most = config.budget.rounds or config.rounds
+    return [step for step in plan(config)[done:] if step.round < most]
+
+
+def left(run: store.Run, config: Config, sizes: Mapping[str, int], done: int) -> dict[str, Any]:
+    """What the passes of a run behind the first ones are expected to take, for forecast.json."""
+    works = [work for work in measured(run, config, sizes) if work.step.number < done]
+    there, to_come = plan(config)[:done], _to_come(config, done)
+    ends = sum(step.ends_round for step in to_come)
+    wanted = dict[Key, tuple[float | None, float]]()
+    for key in dict.fromkeys(work.key for work in works):
+        if key[1] in AFTER:
+            wanted[key] = None, ends
+            continue
+        share = sum(work.key == key for work in works) / sum(step.stage == key[0] for step in there)
+        wanted[key] = None, share * sum(step.stage == key[0] for step in to_come)
+    found = expect(works, wanted, max(1, ends))
+    unseen = sorted({step.stage for step in to_come} - {step.stage for step in there})
+    after = f"round {there[-1].round}" if there[-1].ends_round else f"pass {done}"
+    rounded = {
+        name: {key: [round(end, 3) for end in each] for key, each in rows.items()}
+        for name, rows in asdict(found).items()
     }
-    if scored := run.tokens[1]["scored"]:  # only known for the whole round, so as uncertain as the sampled tokens
-        all_of_it, share = scored * train / PROBLEMS * rounds, _shares(sampled)
-        tokens["scored"] = Estimate(all_of_it, share[0] * all_of_it, share[1] * all_of_it, PROBLEMS)
-    evaluated = answers(run.evaluations[-1])
-    tested = _by_problem(
-        evaluated["problem_id"].to_pylist(), evaluated["sampled_tokens"].to_pylist(), run.prompts("test")
-    )
-    tokens["sampled in evaluations"] = _scaled(tested, heldout * (rounds + 1))
-    seconds = {}
-    for phase in PHASES:
-        first, second = (each.get(phase, 0.0) for each in run.seconds)
-        per = {"evaluate": tested, "train": trained}.get(phase, sampled)
-        count, times = (heldout, rounds + 1) if phase == "evaluate" else (train, rounds)
-        share = _shares(per)
-        once, each = max(0.0, first - second), second * (1 if phase == "handover" else count / PROBLEMS) * times
-        seconds[phase] = Estimate(once + each, once + share[0] * each, once + share[1] * each, PROBLEMS)
-    return Forecast(tokens, seconds, _disk(run, rounds, train, heldout))
+    return {"passes": [done, to_come[-1].number + 1], "after": after, "unseen": unseen, **rounded}
 
 
-def _by_problem(ids: Sequence[str], values: Sequence[float], problems: Sequence[str] | dict[str, str]) -> np.ndarray:
-    """The sum for each problem, 0 for one without any."""
-    total: Counter[str] = Counter()
-    for name, value in zip(ids, values, strict=True):
-        total[name] += int(value)
-    return np.array([total[name] for name in problems], dtype=float)
-
-
-def _scaled(values: np.ndarray, count: int) -> Estimate:
-    one = mean(values, None)
-    return Estimate(count * one.value, count * one.low, count * one.high, len(values))
-
-
-def _shares(values: np.ndarray) -> tuple[float, float]:
-    """The ends of a mean's interval, as shares of the mean."""
-    one = mean(values, None)
-    return (one.low / one.value, one.high / one.value) if one.value else (1.0, 1.0)
-
-
-def _disk(run: RunData, rounds: int, train: int, heldout: int) -> float:
-    """Bytes of the run folder at its end. All policies have one size, and answers grow with the problems."""
-    last = run.passes[1][0]
-    policy = sum(file.stat().st_size for file in (last / "policy").rglob("*") if file.is_file())
-    learned = sum(file.stat().st_size for file in last.glob("*.parquet"))
-    tested = sum(file.stat().st_size for file in (last / "evaluation").glob("*.parquet"))
-    return rounds * (policy + learned * train / PROBLEMS) + (rounds + 1) * tested * heldout / PROBLEMS
-
-
-def show(found: Forecast, config: Config) -> None:
-    """Print the forecast."""
-    from rich.table import Table
-
-    from selfimprove.report.display import standard_output
-
-    console = standard_output()
-    for name, rows in (("tokens", found.tokens), ("seconds", found.seconds)):
-        table = Table("", f"{name} [95 %]", box=None, pad_edge=False)
-        for key, each in rows.items():
-            table.add_row(key, f"{each.value:,.0f} [{each.low:,.0f}, {each.high:,.0f}]")
-        if name == "seconds":
-            total = [sum(getattr(e, end) for e in rows.values()) for end in ("value", "low", "high")]
-            table.add_row("all", f"{total[0]:,.0f} [{total[1]:,.0f}, {total[2]:,.0f}]")
-        console.print(table)
-        console.print()
-    console.print(f"run folder: {found.disk / 1e9:.2f} GB", highlight=False)
-    if (price := config.hardware.price_per_hour) is None:
-        console.print("cost: hardware.price_per_hour is not set", highlight=False)
-    else:
-        value, low, high = found.price(price)
-        console.print(f"cost at {price:g} an hour: {value:,.2f} [{low:,.2f}, {high:,.2f}]", highlight=False)
-    console.print(
-        f"From a probe of {PROBLEMS} problems and two rounds on this machine. Intervals are over its problems alone.",
-        highlight=False,
-    )
+def keep(run: store.Run, config: Config, sizes: Mapping[str, int], done: int) -> dict[str, Any] | None:
+    """Write forecast.json once the run is so far. Returns what is new in it; None: nothing."""
+    if done != due(config) or store.read_or_none(run.path / integrity.FORECAST) is not None:
+        return None
+    found = left(run, config, sizes, done)
+    store.write_sealed(run.path / integrity.FORECAST, found)
+    return found

@@ -22,6 +22,7 @@ from selfimprove.policy.models import adapter_base, is_adapter, local
 log = logging.getLogger("selfimprove")
 
 MANIFEST = ".manifest.json"
+FORECAST = "forecast.json"  # what the first passes told of the others (`selfimprove.forecast`)
 MEND = "`selfimprove resume` makes it again"
 
 
@@ -34,6 +35,11 @@ def manifests(path: Path) -> list[Path]:
 def phases(path: Path) -> list[str]:
     """The phases that have a manifest, such as `rounds/000/generate`."""
     return [str(file.relative_to(path)).removesuffix(MANIFEST) for file in manifests(path)]
+
+
+def implied(path: Path) -> dict[str, Any]:
+    """The part of summary.json that says which files a run has that has ended."""
+    return {"phases": phases(path), "forecast": (path / FORECAST).exists()}
 
 
 def begun(path: Path) -> bool:
@@ -55,6 +61,7 @@ def lost(path: Path, summary: dict[str, Any]) -> list[Path]:
     evaluated = [f.parent for f in named if f.name == f"evaluate{MANIFEST}" and f.parent.name != "base"]
     figures = [folder / "metrics.json" for folder in evaluated if summary["status"] == "complete"]
     always = [path / "environment.json"] if named else []
+    always += [path / FORECAST] if summary.get("forecast") else []
     return [file for file in (*always, *named, *figures) if not file.exists()]
 
 
@@ -130,7 +137,7 @@ def _read_figures(path: Path) -> tuple[dict[str, Any], list[tuple[Damaged, Path]
     """The damaged ones of summary.json and the JSON files beside the manifests."""
     summary, problems = dict[str, Any](), list[tuple[Damaged, Path]]()
     own = (path / name for name in ("summary.json", "environment.json", WEIGHTS))
-    for file in (*own, *path.glob("rounds/*/metrics.json")):
+    for file in (*own, *path.glob(FORECAST), *path.glob("rounds/*/metrics.json")):
         try:
             value = store.read_json(file)
             summary = value if file.name == "summary.json" else summary

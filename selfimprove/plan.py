@@ -1,10 +1,29 @@
-"""The passes of a run in order, planned once."""
+"""The passes of a run in order, planned once, and the phases of a pass."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from selfimprove.schema import Config
+
+PHASES = (
+    "problems",
+    "adapt",
+    "generate",
+    "verify",
+    "make",
+    "filter",
+    "remember",
+    "train",
+    "handover",
+    "evaluate",
+    "drift",
+    "also",
+)
+ALWAYS = ("generate", "verify", "filter", "train", "evaluate")  # the phases that every round has
+ASKING = ("adapt", "generate", "verify")  # the phases of a pass that spend tokens of a model on learning
+AFTER = ("evaluate", "drift", "also")  # the phases at a round's end, which are of no stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +77,16 @@ def plan(config: Config) -> list[Pass]:
                 )
                 turns[name] += 1
     return passes
+
+
+def sources(config: Config, passes: Sequence[Pass], step: Pass) -> list[Pass]:
+    """The passes whose attempts a pass learns from. `passes` is the run's plan.
+
+    That is the pass itself. With `of` it is the same part of that stage in this round, or all its parts if the two have
+    different numbers of parts.
+    """
+    of = config.stages[step.stage].of
+    if of is None:
+        return [step]
+    found = [p for p in passes[: step.number] if p.round == step.round and p.stage == of]
+    return [p for p in found if p.part == step.part] if found and found[0].parts == step.parts else found

@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from selfimprove import config as configuration
-from selfimprove import integrity, memory, store
+from selfimprove import forecast, integrity, memory, store
 from selfimprove.attempt import pair
 from selfimprove.binding import function
 from selfimprove.collapse import collapsed
@@ -24,13 +24,14 @@ from selfimprove.errors import ConfigError, Damaged
 from selfimprove.handover import hand_over
 from selfimprove.heldout import evaluate
 from selfimprove.phase import problems_key
-from selfimprove.plan import BASE, Pass, plan
+from selfimprove.plan import BASE, PHASES, Pass, plan
 from selfimprove.ready import also_heldout, prepare, require_engine, require_training, require_verifiers
+from selfimprove.report import expected
 from selfimprove.round import attempts, run_pass
 from selfimprove.schema import Budget, Config
 from selfimprove.session import Ending, Policies, Session, base_policies, ending
 from selfimprove.sides import evaluated
-from selfimprove.summary import PHASES, Summary, round_metrics
+from selfimprove.summary import Summary, round_metrics
 from selfimprove.types import Problem
 from selfimprove.update import restore
 from selfimprove.variety import alarm, variety
@@ -50,12 +51,22 @@ def start(config: Config, path: Path, notes: Sequence[str] = ()) -> dict[str, An
     require_training(config)
     said = [*notes]
     prepared = prepare(config, trains=True, notes=said)  # before anything is written
-    also = also_heldout(config)
+    return begin(config, path, prepared, also_heldout(config), said)
+
+
+def begin(
+    config: Config,
+    path: Path,
+    prepared: tuple[list[Problem], dict[str, str]],
+    also: list[Problem],
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Begin a run that was checked, on problems that `prepare` and `also_heldout` gave. Returns its summary."""
     run = store.Run(path)
     with run.lock():
         store.write_config(path / "config.yaml", configuration.dump(config))  # with it the folder is a run
         _write_problems(run, prepared, also)
-        return _run(config, run, said)
+        return _run(config, run, notes)
 
 
 def resume(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -163,7 +174,7 @@ def _run(config: Config, run: store.Run, notes: Sequence[str] = ()) -> dict[str,
         log.warning("%d problems are left out, listed with the reason in dropped_problems.json", len(dropped))
     base = _base(config, run)
     display = Display(run.path, config)
-    display.start(train=len(train), heldout=len(heldout))
+    display.start(len(train), len(heldout), len(plan(config)))
     tracker = function(config.tracker, "tracker")(config.tracker, run.path, config)
     session = Session(config, run, display, train, heldout, base, dev)
     session.apart = [p for p in problems if p.split != "train"]
@@ -178,7 +189,7 @@ def _run(config: Config, run: store.Run, notes: Sequence[str] = ()) -> dict[str,
     finally:
         with closing(session):
             written = summary.write(end.status, end.reason)
-            display.finish(written)
+            display.finish(written | _came_of_it(run.path))
             tracker.finish(written)
         _write_report(run.path)
     return store.read_json(run.path / "summary.json")  # type: ignore[no-any-return]
@@ -220,13 +231,33 @@ def _passes(session: Session, summary: Summary, tracker: Any) -> str | None:
             summary.write("running")
         if reached:
             return reached
+        _say_what_is_left(session, step)
     return None
+
+
+def _say_what_is_left(session: Session, step: Pass) -> None:
+    """One line with the forecast of the rest, once the run is far enough for it."""
+    config = session.config
+    sizes = {
+        "train": len(session.train_problems),
+        "dev": len(session.dev),
+        "test": len(session.heldout),
+        "also": len(session.also),
+    }
+    if found := forecast.keep(session.run, config, sizes, step.number + 1):
+        log.info(expected.line(found, config.hardware.price_per_hour))
 
 
 def _variety(session: Session, step: Pass) -> str | None:
     """A warning if this evaluation's samples have lost variety compared with the base policy's; None if not."""
     folders = [session.run.folder(at) / "evaluation" for at in (BASE, step)]
     return alarm(*(variety(pair(folder, session.heldout)) for folder in folders))
+
+
+def _came_of_it(path: Path) -> dict[str, str]:
+    """The forecast beside what was spent, for the run's last table."""
+    found = expected.compared(path)
+    return {"forecast": expected.summed_up(found)} if found else {}
 
 
 def _write_report(path: Path) -> None:

@@ -234,6 +234,7 @@ class Budget(Section):
     sampled_tokens: Count | None = None  # for learning: generation, probes and judges, not the evaluation
     seconds: Annotated[float, Field(gt=0)] | None = None  # of all phases, evaluations too
     rounds: Count | None = None  # stop after so many, while training follows the schedule of the config's `rounds`
+    cost: Annotated[float, Field(gt=0)] | None = None  # of those seconds, at hardware.price_per_hour
 
 
 class Config(Section):

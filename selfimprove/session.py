@@ -19,7 +19,7 @@ from selfimprove import store
 from selfimprove.binding import Target, bind, is_group, module_of, options_of
 from selfimprove.errors import ConfigError, RunError, Stopped, of_the_disk
 from selfimprove.made import Made, Memories
-from selfimprove.plan import Pass, plan
+from selfimprove.plan import Pass, plan, sources
 from selfimprove.policy import Engine, Policy, chat, models
 from selfimprove.report.display import Display
 from selfimprove.schema import Config, Model, Stage
@@ -87,16 +87,8 @@ class Session:
         return self.config.stages[step.stage]
 
     def sources(self, step: Pass) -> list[Pass]:
-        """The passes whose attempts a pass learns from.
-
-        That is the pass itself. With `of` it is the same part of that stage in this round, or all its parts if the two
-        have different numbers of parts.
-        """
-        of = self.stage(step).of
-        if of is None:
-            return [step]
-        found = [p for p in self.passes[: step.number] if p.round == step.round and p.stage == of]
-        return [p for p in found if p.part == step.part] if found and found[0].parts == step.parts else found
+        """The passes whose attempts a pass learns from."""
+        return sources(self.config, self.passes, step)
 
     def policy(self, policies: Policies, role: str, *scope: str | int, others: Collection[str] = ()) -> Policy:
         """The policy of a role. Its samples depend on `scope`. It can ask the roles `others`."""

@@ -73,11 +73,15 @@ def evaluate_solver(policy: str | None, overrides: Sequence[str], path: Path | N
         path = Path("outputs") / "eval" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
     if (path / "config.yaml").exists():
         raise ConfigError(f"{path} already holds a run or an evaluation: `selfimprove resume {path}` continues it")
+    problems = [problem for problem in chosen.problems if problem.split in ("dev", "test")]
+    return begin(config, path, problems, chosen.policies["policy"])
+
+
+def begin(config: Config, path: Path, problems: list[Problem], weights: Weights) -> dict[str, Any]:
+    """Begin an evaluation of these weights that was checked. Returns its summary."""
     verifiers = require_verifiers(config)
     folder = Folder(path)
     with folder.lock():
-        problems = [problem for problem in chosen.problems if problem.split in ("dev", "test")]
-        weights = chosen.policies["policy"]
         if Path(weights.path).exists():  # so that it is found again from elsewhere
             weights = replace(weights, path=str(Path(weights.path).resolve()))
         store.write_records(path / "problems.parquet", problems, Problem)

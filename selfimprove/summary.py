@@ -13,28 +13,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from selfimprove import integrity, store
-from selfimprove.plan import BASE, Pass, plan
+from selfimprove.plan import AFTER, ALWAYS, ASKING, BASE, PHASES, Pass, plan
 from selfimprove.schema import Config
 from selfimprove.session import Policies, Weights
 from selfimprove.types import STATUSES
-
-PHASES = (
-    "problems",
-    "adapt",
-    "generate",
-    "verify",
-    "make",
-    "filter",
-    "remember",
-    "train",
-    "handover",
-    "evaluate",
-    "drift",
-    "also",
-)
-ALWAYS = ("generate", "verify", "filter", "train", "evaluate")  # the phases that every round has
-ASKING = ("adapt", "generate", "verify")  # the phases of a pass that spend tokens of a model on learning
-AFTER = ("evaluate", "drift", "also")  # the phases at a round's end, which are of no stage
 
 
 class Summary:
@@ -83,7 +65,7 @@ class Summary:
             "change": last and {f"{unit}{end}": last[f"change{end}"] for end in ("", "_low", "_high")},
         }
         rows = [*self._written, *([_indented(row)] if row else [])]
-        known = {} if status == "running" else {"phases": integrity.phases(self.run.path)}
+        known = {} if status == "running" else integrity.implied(self.run.path)
         text = json.dumps(head | known, indent=2, ensure_ascii=False).removesuffix("\n}")
         text += ',\n  "rounds": [\n' + ",\n".join(rows) + "\n  ]\n}\n"
         store.write_text(self.run.path / "summary.json", store.sealed(text))
@@ -96,10 +78,12 @@ class Summary:
         base = self.run.manifest(BASE, "evaluate")
         extra = sum(m["seconds"] for phase in AFTER if (m := self.run.manifest(BASE, phase))) if base else 0.0
         rounds = self._open.round + 1 if self._open.ends_round else self._open.round
+        seconds, price = now["seconds"] + extra, self.config.hardware.price_per_hour or 0.0
         spent = {
             "sampled_tokens": int(now["sampled_tokens"]),
-            "seconds": round(now["seconds"] + extra),
+            "seconds": round(seconds),
             "rounds": rounds,
+            "cost": round(seconds * price / 3600, 4),
         }
         for name, limit in self.config.budget:
             if limit is not None and spent[name] >= limit:

@@ -53,12 +53,14 @@ def reached(config, run):
         ("sampled_tokens=301", None, None),
         ("seconds=20.5", None, "budget.seconds=20.5 is reached: 21 after round 1"),
         ("seconds=11", "budget.seconds=11.0 is reached: 11 after round 0", "21"),
+        ("cost=0.07", "budget.cost=0.07 is reached: 0.11 after round 0", "0.21"),  # 36 an hour
+        ("cost=0.15", None, "budget.cost=0.15 is reached: 0.21 after round 1"),
         ("rounds=2", None, "budget.rounds=2 is reached: 2 after round 1"),
         ("rounds=null", None, None),
     ],
 )
 def test_what_is_counted(two_rounds, budget, first, second):
-    config = compose([f"budget.{budget}", "rounds=3"])
+    config = compose([f"budget.{budget}", "rounds=3", "hardware.price_per_hour=36"])
     for said, expected in zip(reached(config, two_rounds), (first, second), strict=True):
         assert (said is None) if expected is None else (said is not None and expected in said)
 
@@ -74,11 +76,14 @@ def test_resume_changes_budgets_and_nothing_else():
         "sampled_tokens": 1_000_000,
         "seconds": None,
         "rounds": None,
+        "cost": None,
     }
     assert run.with_budget(config, []) is config
     for word, said in (("rounds=9", "resume takes budget.sampled_tokens"), ("budget.x=1", "budget.x: unknown key")):
         with pytest.raises(ConfigError, match=said):
             run.with_budget(config, [word])
+    with pytest.raises(ConfigError, match=r"budget\.cost=5: needs hardware\.price_per_hour"):
+        run.with_budget(config, ["budget.cost=5"])
     with pytest.raises(ConfigError, match=r"budget\.rounds=0: input should be greater"):
         run.with_budget(config, ["budget.rounds=0"])
 

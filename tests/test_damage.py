@@ -197,7 +197,7 @@ KINDS = [
     "rounds/000/policy/tokenizer_config.json", "rounds/000/policy/chat_template.jinja",
     "rounds/000/policy/handover.json", "rounds/000/evaluation/scores.parquet",
     "rounds/000/evaluation/trajectories.parquet", "rounds/000/evaluation/verdicts.parquet",
-    "rounds/000/also/trajectories.parquet", "rounds/000/also/verdicts.parquet",
+    "rounds/000/also/trajectories.parquet", "rounds/000/also/verdicts.parquet", "forecast.json",
 ]  # fmt: skip
 
 

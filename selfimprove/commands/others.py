@@ -230,15 +230,9 @@ def doctor(chosen: argparse.Namespace) -> int:
 
 def _forecast(overrides: Sequence[str]) -> int:
     from selfimprove.config import compose
-    from selfimprove.forecast import forecast, probe, show
-    from selfimprove.ready import prepare
+    from selfimprove.probing import probe, show
 
-    config = compose(overrides)
-    if config.method.stages:
-        raise ConfigError(f"doctor --probe: method={config.method.name} has stages, of which no forecast is made")
-    problems, _ = prepare(config, trains=True)
-    sides = [problem.split for problem in problems]
+    compose(overrides, needs=False)  # so that a wrong word is said at once
     with tempfile.TemporaryDirectory(prefix="selfimprove-probe-") as scratch:
-        found = forecast(probe(overrides, Path(scratch) / "run"), config, sides.count("train"), sides.count("test"))
-    show(found, config)
+        show(probe(overrides, Path(scratch)))
     return 0

@@ -173,11 +173,14 @@ class Display:
         self._run_dir, self._config, self._outside, self._clock = run_dir, config, outside, clock
         self._console = console or standard_error()
 
-    def start(self, train: int, heldout: int) -> None:
+    def start(self, train: int, heldout: int, passes: int) -> None:
         """Log what is run. `train` and `heldout` are numbers of problems."""
         c = self._config
         what = f"method={c.method.name} model={c.model.name} dataset={c.dataset.name} seed={c.seed} rounds={c.rounds}"
-        log.info("%s: %s training and %s %s problems", what, f"{train:,}", f"{heldout:,}", c.eval.called)
+        what += f" ({passes:,} passes)" if passes > c.rounds else ""
+        drawn = {stage.generate["n"] for stage in c.stages.values() if stage.generate and "n" in stage.generate}
+        each = f", {drawn.pop():,} samples a problem" if len(drawn) == 1 else ""
+        log.info("%s: %s training and %s %s problems%s", what, f"{train:,}", f"{heldout:,}", c.eval.called, each)
         log.info("run folder: %s", self._run_dir)
 
     @contextmanager
@@ -229,6 +232,8 @@ class Display:
         if change := summary.get("change"):
             ends = unit.interval(change[f"{unit.name}_low"], change[f"{unit.name}_high"], signed=True)
             rows.append(("change", f"{unit.change(change[unit.name])} {ends}, same problems"))
+        if said := summary.get("forecast"):
+            rows.append(("forecast", str(said)))
         rows.append(("run folder", str(self._run_dir)))
         next_command = "eval" if status == "complete" else "resume"
         budget = ""

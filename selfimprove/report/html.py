@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from selfimprove import __version__, account, store
 from selfimprove.errors import ConfigError
-from selfimprove.report import calibration, explorer
+from selfimprove.report import calibration, expected, explorer
 from selfimprove.report.metrics import pass_at_k
 from selfimprove.report.runs import RunData
 from selfimprove.report.statistics import matrix, over_seeds, student
@@ -344,7 +344,7 @@ def _tables(
 ) -> list[dict[str, Any]]:
     """Tables with a title, columns (label and kind) and rows: the rounds of one run, or several runs."""
     if len(runs) == 1:
-        return [_table("Rounds", *_round_rows(runs[0])), *_by_group(runs[0]), *_account(runs[0])]
+        return [_table("Rounds", *_round_rows(runs[0])), *_by_group(runs[0]), *_account(runs[0]), *_forecast(runs[0])]
     of = {i: name for name, chosen in groups for i in chosen}
     rows = []
     for i, run in enumerate(runs):
@@ -400,6 +400,19 @@ def _account(run: RunData) -> list[dict[str, Any]]:
     rows = [[name, *(round(one.get(name, 0.0), 1) for one in spent)] for name in names]
     rows.append(["neither sampling nor steps, %", *(round(100 * account.serial_share(one)) for one in spent)])
     return [_table("Where the time went", columns, rows)] if spent else []
+
+
+def _forecast(run: RunData) -> list[dict[str, Any]]:
+    """What the first passes told of the others, beside what these took; none of a run that made no forecast."""
+    if (found := expected.compared(run.path)) is None:
+        return []
+    columns = [("", "text"), ("forecast", "number"), ("truth" if found.complete else "so far", "number")]
+    rows = [[name, list(map(_rounded, each)), _rounded(spent)] for name, each, spent in found.rows]
+    return [_table(f"Forecast after {found.after}, of what was left", columns, rows)]
+
+
+def _rounded(value: float) -> float:
+    return round(value) if value >= 100 else round(value, 1)
 
 
 def _table(title: str, columns: Sequence[tuple[str, str]], rows: list[list[Any]]) -> dict[str, Any]:

@@ -42,7 +42,8 @@ def configuration() -> Any:
         group: SimpleNamespace(name=name) for group, name in [("method", "sft"), ("model", "tiny"), ("dataset", "d")]
     }
     names["dataset"].score = "accuracy"
-    return SimpleNamespace(**names, seed=0, rounds=2, eval=SimpleNamespace(called="held-out"))
+    stages = {"": SimpleNamespace(generate={"n": 4})}
+    return SimpleNamespace(**names, seed=0, rounds=2, stages=stages, eval=SimpleNamespace(called="held-out"))
 
 
 def figures(accuracy: float) -> dict[str, float]:
@@ -162,6 +163,8 @@ def test_end_of_a_run(tmp_path: Path) -> None:
     text = " ".join(file.getvalue().split())
     assert "base 20.0 % [15.0, 25.0] final 31.0 % [26.0, 36.0] change +11.0 points [+4.0, +18.0]" in text
     assert f"selfimprove eval {tmp_path}" in text
+    shown.finish(summary(forecast="after round 0: 5, 6 spent"))
+    assert "forecast after round 0: 5, 6 spent run folder" in " ".join(file.getvalue().split())
     shown.finish(summary(status="stopped", reason="SIGTERM", base=None, final=None, rounds=[]))
     text = " ".join(file.getvalue().split())
     assert "stopped (SIGTERM)" in text
@@ -195,11 +198,12 @@ def test_figures_of_an_evaluation(tmp_path: Path) -> None:
 def test_other_libraries_are_kept_quiet_and_logging_is_set_up_once(tmp_path: Path) -> None:
     log_to(tmp_path, Clock())
     shown, file = log_to(tmp_path, Clock())
-    shown.start(train=1000, heldout=200)
+    shown.start(train=1000, heldout=200, passes=8)
     logging.getLogger("accelerate.launch").info("chatter")
     logging.getLogger("accelerate.launch").warning("something to know")
     text = file.getvalue()
-    assert text.count("method=sft model=tiny dataset=d seed=0 rounds=2: 1,000 training and 200 held-out problems") == 1
+    head = "method=sft model=tiny dataset=d seed=0 rounds=2 (8 passes): 1,000 training and 200 held-out problems, 4"
+    assert text.count(head) == 1
     assert "chatter" not in text
     assert "something to know" in text
     assert len((tmp_path / "run.log").read_text().splitlines()) == 3
