@@ -58,12 +58,14 @@ def study(lab: Lab) -> Iterator[Claim]:
         arm: [trained(lab, words, begin, rounds, own, seed) for begin, seed in zip(starts, lab.seeds, strict=True)]
         for arm, own in tuned(ARMS, chosen).items()
     }
-    said = {"start": [assessments(policy_of(r), sides["test"], s) for s, r in enumerate(starts)]}
-    said |= {arm: [assessments(policy_of(r), sides["test"], s) for s, r in enumerate(rs)] for arm, rs in runs.items()}
-    voted = [[[group[vote(group) or 0]] for group in groups] for groups in said["start"]]
+    begun = [assessments(policy_of(r), sides["test"], s) for s, r in enumerate(starts)]
+    said = {"start": list(map(labels, begun))}
+    for arm, found in runs.items():
+        said[arm] = [labels(assessments(policy_of(r), sides["test"], s)) for s, r in enumerate(found)]
+    voted = [labels([[group[vote(group) or 0]] for group in groups]) for groups in begun]
     lab.note(table({**said, f"start, majority of {K}": voted}))
     lab.note(rounds_table(runs))
-    written = float(np.mean([a.verdict.extracted is not None for gs in said["start"] for g in gs for a in g]))
+    written = float(np.mean([a.verdict.extracted is not None for gs in begun for g in gs for a in g]))
     mine, begin, bare = said[METHOD], said["start"], said[BARE]
     claims = [
         bounded(claim, estimate, least, control, COMMAND)
@@ -110,7 +112,7 @@ def chosen_rates(lab: Lab, words: Sequence[str], rounds: int, dev: Sequence[Prob
 
     def on_dev(own: Sequence[str], rate: float) -> float:
         trial = trained(lab, words, begin, rounds, [*own, f"{RATE}={rate}"], DEV_SEED)
-        return unweighted(f1_of, [assessments(policy_of(trial), dev, DEV_SEED)])
+        return unweighted(f1_of, [labels(assessments(policy_of(trial), dev, DEV_SEED))])
 
     return best_rates(lab, ARMS, RATES, on_dev, "F1", percent)
 
@@ -121,45 +123,42 @@ def assessments(path: str, problems: Sequence[Problem], seed: int) -> Groups:
     return attempts(problems, solve(solver, shipped(path, 256), problems, seed=seed, max_tokens=16), GRADE)
 
 
-def called(groups: Groups, letter: str) -> np.ndarray:
-    """Of each task the share of assessments that give this label: A is feasible, B is not."""
-    return np.array([np.mean([a.verdict.extracted == letter for a in group]) for group in groups])
+def labels(groups: Groups) -> np.ndarray:
+    """Shape (tasks, 3): the shares of assessments that call it feasible (A) and not (B), and whether it is."""
+    said = [[a.verdict.extracted for a in group] for group in groups]
+    shares = [[np.mean([letter == own for own in task]) for task in said] for letter in "AB"]
+    return np.array([*shares, [group[0].problem.gold == "feasible" for group in groups]]).T
 
 
-def truth(groups: Groups) -> np.ndarray:
-    """Of each task whether it is feasible."""
-    return np.array([group[0].problem.gold == "feasible" for group in groups])
+def f1_of(run: np.ndarray, weights: np.ndarray) -> float:
+    said, true = weights * run[:, 0], weights * run[:, 2]
+    return f1((said * run[:, 2]).sum(), said.sum(), true.sum())
 
 
-def f1_of(groups: Groups, weights: np.ndarray) -> float:
-    said, true = weights * called(groups, "A"), weights * truth(groups)
-    return f1((said * truth(groups)).sum(), said.sum(), true.sum())
-
-
-def share(groups: Groups, weights: np.ndarray) -> float:
+def share(run: np.ndarray, weights: np.ndarray) -> float:
     """Of assessments that say feasible."""
-    return float(np.average(called(groups, "A"), weights=weights))
+    return float(np.average(run[:, 0], weights=weights))
 
 
-def rarer(groups: Groups, weights: np.ndarray) -> float:
+def rarer(run: np.ndarray, weights: np.ndarray) -> float:
     """The share of the label that is said less often."""
-    return min(float(np.average(called(groups, letter), weights=weights)) for letter in "AB")
+    return float(np.average(run[:, :2], axis=0, weights=weights).min())
 
 
-def agreement(groups: Groups, weights: np.ndarray) -> float:
+def agreement(run: np.ndarray, weights: np.ndarray) -> float:
     """The share of a task's assessments that say what most of them do."""
-    return float(np.average(np.maximum(called(groups, "A"), called(groups, "B")), weights=weights))
+    return float(np.average(run[:, :2].max(axis=1), weights=weights))
 
 
-def right(groups: Groups, weights: np.ndarray) -> float:
+def right(run: np.ndarray, weights: np.ndarray) -> float:
     """The share of assessments that are right."""
-    return float(np.average(np.where(truth(groups), called(groups, "A"), called(groups, "B")), weights=weights))
+    return float(np.average(np.where(run[:, 2], run[:, 0], run[:, 1]), weights=weights))
 
 
-def table(arms: dict[str, list[Groups]]) -> Table:
+def table(arms: dict[str, list[np.ndarray]]) -> Table:
     columns = {"F1": f1_of, "right": right, "call it feasible": share, "agree with their majority": agreement}
 
-    def cell(figure: Figure, found: list[Groups]) -> str:
+    def cell(figure: Figure[np.ndarray], found: list[np.ndarray]) -> str:
         return f"{unweighted(figure, found):.3f}"
 
     return arms_table(

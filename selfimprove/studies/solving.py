@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence, Sized
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -113,16 +113,17 @@ def at_tokens(samples: Sequence[Sequence[Attempt]], tokens: float, **rules: Rule
 
 # Figures that are no mean over problems
 
-Figure = Callable[[Groups, np.ndarray], float]  # of a run's attempts, each problem with a weight
+Run = TypeVar("Run", bound=Sized)  # an entry for each problem, such as its attempts
+Figure = Callable[[Run, np.ndarray], float]  # of a run, each problem with a weight
 DRAWS = 2000  # of a bootstrap
 
 
-def estimated(figure: Figure, runs: Sequence[Groups], others: Sequence[Groups] | None = None) -> Estimate:
+def estimated(figure: Figure[Run], runs: Sequence[Run], others: Sequence[Run] | None = None) -> Estimate:
     """A figure's mean over seeds, or its difference to that of other runs, with a Bayesian bootstrap over problems."""
 
     def mean(weights: np.ndarray) -> float:
-        value = np.mean([figure(groups, weights) for groups in runs])
-        return float(value - np.mean([figure(groups, weights) for groups in others]) if others else value)
+        value = np.mean([figure(run, weights) for run in runs])
+        return float(value - np.mean([figure(run, weights) for run in others]) if others else value)
 
     n = len(runs[0])
     drawn = [mean(weights) for weights in np.random.default_rng(0).standard_exponential((DRAWS, n))]
@@ -130,9 +131,9 @@ def estimated(figure: Figure, runs: Sequence[Groups], others: Sequence[Groups] |
     return Estimate(mean(np.ones(n)), float(low), float(high), n)
 
 
-def unweighted(figure: Figure, runs: Sequence[Groups]) -> float:
+def unweighted(figure: Figure[Run], runs: Sequence[Run]) -> float:
     """A figure's mean over seeds, all problems alike."""
-    return float(np.mean([figure(groups, np.ones(len(groups))) for groups in runs]))
+    return float(np.mean([figure(run, np.ones(len(run))) for run in runs]))
 
 
 def resampled(figure: Callable[[np.ndarray], float], n: int, draws: int = DRAWS) -> Estimate:

@@ -135,7 +135,7 @@ def _first(groups: Groups, of: Callable[[Attempt], int]) -> np.ndarray:
 
 
 def table(arms: dict[str, list[Groups]], base: float) -> Table:
-    def mean(figure: Figure) -> Callable[[list[Groups]], str]:
+    def mean(figure: Figure[Groups]) -> Callable[[list[Groups]], str]:
         return lambda found: f"{unweighted(figure, found):.3f}"
 
     def tokens(group: list[Attempt]) -> int:
