@@ -12,11 +12,10 @@ from typing import Any
 from selfimprove.store import read_json
 
 
-def environment(threads: int | None = None) -> dict[str, str]:
-    """This process's, in which modules of scripts/ can be imported. `threads`: of torch."""
+def environment() -> dict[str, str]:
+    """This process's, in which modules of scripts/ can be imported."""
     path = [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]
-    limit = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))} | limit
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
 
 
 def command(*arguments: str) -> list[str]:
@@ -24,9 +23,9 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-c", "from selfimprove.cli import main; main()", *arguments]
 
 
-def selfimprove(path: Path, *overrides: str, threads: int | None = None) -> dict[str, Any]:
+def selfimprove(path: Path, *overrides: str) -> dict[str, Any]:
     """summary.json of `selfimprove run OVERRIDES` into a folder."""
-    printed(command("run", f"hydra.run.dir={path}", *overrides), threads)
+    printed(command("run", f"hydra.run.dir={path}", *overrides))
     found: dict[str, Any] = read_json(path / "summary.json")
     return found
 
@@ -37,9 +36,9 @@ def python(module: str, function: str, *arguments: str) -> str:
     return printed([sys.executable, "-c", call, *arguments]).splitlines()[-1]
 
 
-def printed(asked: Sequence[str], threads: int | None = None) -> str:
+def printed(asked: Sequence[str]) -> str:
     """What a command prints. Raises RuntimeError with its last words where it fails."""
-    done = subprocess.run(asked, env=environment(threads), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(asked, env=environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise RuntimeError(f"{' '.join(asked[2:])}: {done.stderr[-2000:]}")
     return done.stdout

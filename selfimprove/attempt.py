@@ -42,9 +42,9 @@ def collect(
     """Run a solver on every problem, a shard of problems at a time, and write the trajectories. Returns what it cost.
 
     If the solver is a target, it gets what it asks for (`selfimprove.supplies`). `verifier` gives its `check` and
-    `judge`. If it is a check that the solver does not ask for, an answer's check begins while others are still
-    sampled, and `grading.grade` takes up the outcome. Each shard is generated separately, from start to end. So a shard
-    that is done again after a kill has the same batches.
+    `judge`. If sampling leaves this machine's cores free, an answer's check begins while others are still sampled, and
+    `grading.grade` takes up the outcome. A solver that asks for checks itself keeps the pool to itself. Each shard is
+    generated separately, from start to end. So a shard that is done again after a kill has the same batches.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = store.Parts(path, key, Trajectory)
@@ -53,7 +53,9 @@ def collect(
     others = [name for name, own in session.config.roles.items() if own.kind in ("causal", "own")]
     others = others if "roles" in asked else []
     policy = session.policy(policies, role, phase, step.number, others=others)
-    ahead = None if verifier is None or is_group(verifier) or asked & {"check", "judge"} else session.pool(verifier)
+    ahead = None
+    if verifier and not is_group(verifier) and session.cores_are_free and not asked & {"check", "judge"}:
+        ahead = session.pool(verifier)
     verifier = verifier or session.config.dataset.verifier
     run: Callable[..., Any] = supplied(session, step, node, "generate", "generate", verifier) if node else solver  # type: ignore[assignment]
     if "scorers" in asked:

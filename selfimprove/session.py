@@ -159,6 +159,11 @@ class Session:
         known = [size for size in sizes if size is not None]
         return sum(known) if sizes and len(known) == len(sizes) else None
 
+    @property
+    def cores_are_free(self) -> bool:
+        """Whether sampling leaves this machine's cores to others, as it runs on a GPU or at a server."""
+        return self.config.hardware.device == "cuda" or "url" in self.config.engine
+
     @cached_property
     def text(self) -> chat.Text:
         """render, turn, encode and end of the policy. If it has a tokenizer, no engine is opened for them."""

@@ -88,6 +88,7 @@ def launch(folder, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_killed_and_then_stopped_is_finished_by_resume(cli, tmp_path):
     folder = tmp_path / "sweep"
     first, second = (folder / f"{n}_curated_loop_categorical_categories_s{n}" for n in (0, 1))
@@ -152,6 +153,7 @@ def test_joblib_runs_members_in_its_workers_and_their_results_come_back(cli, tmp
     assert "round 0" not in done.stderr
 
 
+@pytest.mark.slow
 def test_optuna_is_given_the_accuracy_and_asks_for_the_same_members_again(cli, tmp_path):
     space = ["hydra/sweeper=tune", "hydra.sweeper.n_trials=3", "method.generate.temperature=interval(0.7,1.3)"]
     space += ["eval.side=dev", "dataset.dev_size=50"]

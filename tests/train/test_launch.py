@@ -106,6 +106,7 @@ def test_an_error_in_the_process_is_one_line_here_and_its_output_is_kept(own: Ma
         launched(rows(2), own("policy", dtype="float16"), batch_size=2)
 
 
+@pytest.mark.slow
 def test_workers_stay_from_phase_to_phase_and_are_started_again_once(
     own: Make, workers: launch.Workers, tmp_path: Path
 ) -> None:
