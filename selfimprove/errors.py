@@ -59,7 +59,7 @@ PAGES = {  # first words of a message (keys, or parts of the configuration) -> t
 
 def page(message: str) -> str:
     """The page of docs/ about the key that a message begins with, to be put behind the message. Empty: none."""
-    key = re.match(r"[\w.]*", message)[0]  # type: ignore[index]
+    key = re.split(r"[^\w.]", message, maxsplit=1)[0]
     while key and key not in PAGES:
         key = key.rpartition(".")[0]
     name = PAGES.get(key, "")

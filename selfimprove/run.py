@@ -209,7 +209,7 @@ def _passes(session: Session, summary: Summary, tracker: Any) -> str | None:
     _evaluate(session, BASE, session.base)
     _base(session.config, run)  # now all its files are on this machine
     _after_round(session, summary, tracker, [BASE])
-    policies = session.base
+    policies, tells = session.base, forecast.due(session.config)
     this_round: list[Pass] = []
     for step in session.passes:
         this_round = [*this_round, step] if this_round and this_round[0].round == step.round else [step]
@@ -231,7 +231,8 @@ def _passes(session: Session, summary: Summary, tracker: Any) -> str | None:
             summary.write("running")
         if reached:
             return reached
-        _say_what_is_left(session, step)
+        if step.number + 1 == tells:
+            _say_what_is_left(session, step)
     return None
 
 

@@ -48,7 +48,8 @@ def _leaders(table: Table, groups: list[Group]) -> Table:
 
 def _commands(groups: list[Group]) -> list[str]:
     """The command of each group's first run, seed included."""
-    return ["Each group's first run:", "", *(f"    {group.runs[0].command}  # {group.name}" for group in groups)]
+    lines = (f"{group.runs[0].command}  # {group.name}".replace("\n", " ") for group in groups)
+    return ["Each group's first run:", "", *(f"    {line}" for line in lines)]
 
 
 def to_markdown(table: Table) -> list[str]:
