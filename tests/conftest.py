@@ -1,22 +1,22 @@
 """The command line as a user has it: the installed `selfimprove` script, in an empty folder, with an empty home."""
 
 import functools
+import gc
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import selfimprove
+from tests import forks
+from tests.forks import SCRIPT, Command
 from tests.waiting import PATIENCE
 
 # Before anything loads torch: tests run side by side, and pools of threads that share the cores wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-SCRIPT = Path(sys.executable).parent / "selfimprove"
 
 # A run of a few seconds: every phase, two shards, on the embedded model.
 TRAIN, HELDOUT = 12, 8
@@ -40,16 +40,25 @@ def environment_of(home: Path, **more: str) -> dict[str, str]:
 def run_cli(
     folder: Path, *arguments: str | Path, check: int | None = 0, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `selfimprove ARGUMENTS` in `folder`; asserts the exit code unless `check` is None."""
-    done = subprocess.run(
-        [SCRIPT, *arguments],
-        cwd=folder,
-        env=environment_of(folder / "home", **environment),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        stdin=subprocess.DEVNULL,
-    )
+    """Runs `selfimprove ARGUMENTS` in `folder`; asserts the exit code unless `check` is None.
+
+    A process whose variables matter to Python or to imports makes its own.
+    """
+    env = environment_of(folder / "home", **environment)
+    if any(name.startswith(("HF_", "PYTHONPROFILE")) for name in environment):
+        done = subprocess.run(
+            [SCRIPT, *arguments],
+            cwd=folder,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            stdin=subprocess.DEVNULL,
+        )
+    else:
+        process = Command(folder, env, [str(argument) for argument in arguments])
+        said = process.communicate()
+        done = subprocess.CompletedProcess([SCRIPT, *arguments], process.returncode, *said)
     if check is not None:
         assert done.returncode == check, done.stdout + done.stderr
     return done
@@ -72,6 +81,17 @@ def cli(tmp_path):
 def cli_module(tmp_path_factory):
     """The same for fixtures of a whole module."""
     return functools.partial(run_cli, tmp_path_factory.mktemp("cli"))
+
+
+def pytest_sessionstart(session):
+    if hasattr(session.config, "workerinput"):  # one of several that share many tests
+        forks.server()  # which imports while this process does
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: do not look for garbage in it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 # Tests with the marker `browser` click through pages in Chromium; where it is missing they are left out, which is said.

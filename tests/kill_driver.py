@@ -8,10 +8,11 @@ step), `train:K` (the K-th optimiser step) or `verdict:K` (the K-th check); `rep
 that runs is a fork, so that imports are paid once, and dies by SIGKILL, which nothing can catch. Prints a line a point
 and exits with 1 when any differs.
 
-Without arguments it reads lines of JSON, [FOLDER, OVERRIDES, POINT...], and answers each with the lines that it prints
-as one line of JSON. The run that is left alone is then made once for all lines with the same overrides.
+Tests ask for the same by `tests.forks.drive`. The run that is left alone is then made once for all questions with the
+same overrides.
 """
 
+import gc
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ import selfimprove.run
 import selfimprove.train.trainers  # noqa: F401  (imports that every child would pay for)
 from selfimprove import files, store
 from selfimprove.cli import _main
+from selfimprove.config import compose
 from selfimprove.policy.hf import TransformersEngine
 from selfimprove.verify.pool import Pool
 
@@ -53,6 +55,13 @@ def child(work) -> int:
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def warm() -> None:
+    """Do once what each fork would do for itself."""
+    compose([])  # Hydra's plugins and the tables of its grammar
+    gc.collect()
+    gc.freeze()  # or a fork that looks for garbage copies all that it looks at
 
 
 def die() -> None:
@@ -196,20 +205,15 @@ def lines(folder: Path, reference: Path, renames: int, overrides: str, points: l
         yield f"{point}: exit {code}, {left}, {'equal' if good else f'DIFFERS: {sorted(differing)[:5]}'}"
 
 
-def serve() -> None:
-    made: dict[str, tuple[Path, int]] = {}
-    for line in sys.stdin:
-        folder, overrides, *points = json.loads(line)
-        if overrides not in made:
-            reference = Path(folder) / "reference"
-            made[overrides] = reference, left_alone(reference, overrides)
-        print(json.dumps(list(lines(Path(folder), *made[overrides], overrides, points))), flush=True)
+def answer(folder: str, overrides: str, *points: str, made: dict[str, tuple[Path, int]]) -> list[str]:
+    """What becomes of such runs. `made` keeps the runs that were left alone, by their overrides."""
+    if overrides not in made:
+        reference = Path(folder) / "reference"
+        made[overrides] = reference, left_alone(reference, overrides)
+    return list(lines(Path(folder), *made[overrides], overrides, list(points)))
 
 
 def main() -> int:
-    if len(sys.argv) == 1:
-        serve()
-        return 0
     folder, overrides, *points = sys.argv[1:]
     reference = Path(folder) / "reference"
     renames = left_alone(reference, overrides)

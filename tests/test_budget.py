@@ -1,9 +1,6 @@
 """A budget stops a run at a round's end, survives kills and resumes, and can be raised."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
 
 import pytest
@@ -16,7 +13,8 @@ from selfimprove.errors import ConfigError
 from selfimprove.plan import plan
 from selfimprove.summary import Summary
 from selfimprove.types import STATUSES
-from tests.conftest import HELDOUT, SCRIPT, SMALL, environment_of
+from tests.conftest import HELDOUT, SMALL, environment_of
+from tests.forks import Command
 from tests.waiting import wait_for
 
 
@@ -104,14 +102,11 @@ def test_a_run_stops_is_killed_and_goes_on_with_a_higher_budget(tmp_path, monkey
     assert "budget.rounds=1 is reached" in spent["reason"]
     assert not (folder / "rounds/001").exists()
 
-    with subprocess.Popen(
-        [SCRIPT, "resume", folder, "budget.rounds=null", "budget.sampled_tokens=1500"],
-        env=environment_of(tmp_path),
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as process:
-        wait_for((folder / "rounds/001/generate.manifest.json").exists, process)
-        os.killpg(process.pid, signal.SIGKILL)
+    words = ["resume", str(folder), "budget.rounds=null", "budget.sampled_tokens=1500"]
+    process = Command(tmp_path, environment_of(tmp_path), words)
+    wait_for((folder / "rounds/001/generate.manifest.json").exists, process)
+    process.kill()
+    process.communicate()
     assert yaml.safe_load((folder / "config.yaml").read_text())["budget"]["sampled_tokens"] == 1500
 
     summary = run.resume(folder)  # the tokens of before the kill count: about 1,100 a round

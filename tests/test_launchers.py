@@ -33,6 +33,7 @@ def slurm(tmp_path):
     return {"PATH": f"{commands}:{os.environ['PATH']}", "SLURM_FAKE": str(state)}
 
 
+@pytest.mark.slow
 def test_the_slurm_hardware_asks_for_whole_nodes_and_queues_again_what_ran_out_of_time(cli, tmp_path, slurm):
     sized = [
         "hardware=slurm",

@@ -1,69 +1,22 @@
 """Kill -9 at any instant, resume, and the run ends as if nothing had happened."""
 
-import atexit
-import functools
 import json
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import pytest
 
 from selfimprove.cli import _main
-from tests.conftest import SCRIPT, SMALL, environment_of, run_here
-from tests.waiting import PATIENCE, wait_for
-
-DRIVER = Path(__file__).parent / "kill_driver.py"
+from tests.conftest import SMALL, environment_of, run_here
+from tests.forks import Command, drive
+from tests.waiting import wait_for
 
 # Right after every phase of a round, and inside each: between shards and in the middle of one (generate, evaluate),
 # between verdicts, before a file is renamed, between optimiser steps, and before the policy's folder is renamed.
-BOUNDARIES = [
-    "manifest:-1/evaluate",
-    "manifest:0/generate",
-    "manifest:0/verify",
-    "manifest:0/filter",
-    "manifest:0/train",
-    "manifest:0/evaluate",
-    "manifest:1/evaluate",
-]
-INSIDE = ["replace:1", "step:20", "step:60", "step:150", "verdict:30", "train:1", "train:2", "replace:24", "replace:27"]
-
-
-@functools.cache
-def driver():
-    """The process that kills runs, one for all tests of this process: imports are paid once."""
-    folder = Path(tempfile.mkdtemp(prefix="kill_driver"))
-    environment = environment_of(folder, PYTHONPATH=str(DRIVER.parent.parent), TMPDIR=tempfile.gettempdir())
-    errors = (folder / "errors").open("w+")
-    process = subprocess.Popen(
-        [sys.executable, DRIVER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        text=True,
-        env=environment,
-        cwd=folder,
-    )
-    atexit.register(lambda: (process.kill(), process.wait(), shutil.rmtree(folder, ignore_errors=True)))
-    return process, errors
-
-
-def drive(folder, overrides, points):
-    """Kill a run at each point and resume it; raises AssertionError unless it ends as one that was left alone."""
-    process, errors = driver()
-    process.stdin.write(json.dumps([str(folder), overrides, *points]) + "\n")
-    process.stdin.flush()
-    answer = process.stdout.readline()
-    if not answer:
-        driver.cache_clear()
-        errors.seek(0)
-        raise AssertionError(errors.read()[-5000:])
-    said = json.loads(answer)
-    assert all(line.endswith("equal") for line in said), "\n".join(said)
-    return said
+BOUNDARIES = ["manifest:-1/evaluate", "manifest:0/verify", "manifest:0/train", "manifest:1/evaluate"]
+INSIDE = ["replace:1", "step:60", "verdict:30", "train:1", "replace:27"]
+MORE = ["manifest:0/generate", "manifest:0/filter", "manifest:0/evaluate"]
+MORE += ["step:20", "step:150", "train:2", "replace:24"]
 
 
 def few(points):
@@ -82,6 +35,12 @@ def test_a_run_killed_inside_each_phase_ends_as_if_it_had_not_been(tmp_path, poi
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("points", few(MORE), ids="+".join)
+def test_a_run_killed_elsewhere_ends_as_if_it_had_not_been(tmp_path, points):
+    drive(tmp_path, "method=rejection_sampling", points)
+
+
+@pytest.mark.slow
 def test_iterative_dpo_survives_a_kill_in_training(tmp_path):
     drive(tmp_path, "method=iterative_dpo", ["train:1", "manifest:0/train"])
 
@@ -94,7 +53,7 @@ def test_a_round_of_several_passes_survives_kills_in_each(tmp_path, points):
 
 @pytest.mark.parametrize(
     "points",
-    [["manifest:0/adapt", "replace:16"], pytest.param(["replace:9", "manifest:0/verify"], marks=pytest.mark.slow)],
+    [["manifest:0/adapt"], pytest.param(["replace:9", "replace:16", "manifest:0/verify"], marks=pytest.mark.slow)],
 )
 def test_a_round_that_tunes_itself_and_asks_a_judge_survives_kills(tmp_path, points):
     tuned = "method=bstar dataset.dev_size=6 method.probe.n=2 method.probe.temperatures.step=0.7 method.generate.n=4"
@@ -112,13 +71,10 @@ def test_every_single_rename(tmp_path, method):
 def test_a_signal_stops_cleanly_and_resume_finishes(tmp_path, capfd, number):
     run = tmp_path / "run"
     size = ["rounds=1", "dataset.train_size=80", "method.filter.per_problem=1"]  # much to sample, little to train on
-    arguments = [SCRIPT, "run", *SMALL, *size, f"hydra.run.dir={run}"]
-    with subprocess.Popen(
-        arguments, cwd=tmp_path, env=environment_of(tmp_path), stderr=subprocess.PIPE, text=True
-    ) as process:
-        wait_for((run / "rounds/000/trajectories.parts").exists, process)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=PATIENCE)
+    process = Command(tmp_path, environment_of(tmp_path), ["run", *SMALL, *size, f"hydra.run.dir={run}"])
+    wait_for((run / "rounds/000/trajectories.parts").exists, process)
+    process.send_signal(number)
+    _, errors = process.communicate()
     assert process.returncode == 128 + number, errors
     assert "Traceback" not in errors
     summary = json.loads((run / "summary.json").read_text())

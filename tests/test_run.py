@@ -151,6 +151,7 @@ def test_the_control_keeps_the_rate_and_loses_the_meaning(finished, tmp_path):
     assert true["status"] != dealt["status"]
 
 
+@pytest.mark.slow
 def test_a_sweep_is_one_folder_and_a_failing_member_does_not_stop_the_others(cli, tmp_path):
     done = cli("run", "-m", *SMALL, "rounds=1", "seed=0,1", "method.generate.n=0,2", "hydra.sweep.dir=sweep", check=2)
     assert done.stderr.count("method.generate.n=0: input should be") == 2

@@ -2,9 +2,9 @@
 
 import asyncio
 import json
+import signal
 import socket
 import struct
-import subprocess
 import urllib.error
 import urllib.request
 
@@ -13,7 +13,8 @@ import pytest
 from selfimprove.config import compose
 from selfimprove.errors import ConfigError
 from selfimprove.serve import BODY, Refused, read, require
-from tests.conftest import SCRIPT, environment_of
+from tests.conftest import environment_of
+from tests.forks import Command
 from tests.waiting import wait_for
 
 KEY, SECRET = "sk-nobody-sees-this", "Start with 11. Add 8. Subtract 7. What is the result?"
@@ -74,20 +75,12 @@ def served(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     output = folder / "output"
-    with (
-        output.open("w") as file,
-        subprocess.Popen(
-            [SCRIPT, "serve", *DSER, "--port", str(port), "--requests", "80"],
-            cwd=folder,
-            env=environment_of(folder / "home"),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        ) as process,
-    ):
-        wait_for(lambda: health(port) is not None, process)
-        yield port, output
-        process.terminate()
-        assert process.wait() in (0, -15)
+    words = ["serve", *DSER, "--port", str(port), "--requests", "80"]
+    process = Command(folder, environment_of(folder / "home"), words, output)
+    wait_for(lambda: health(port) is not None, process)
+    yield port, output
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() in (0, -15)
     assert [path.name for path in folder.iterdir()] == ["output"] or not list(folder.rglob("*.parquet"))
 
 

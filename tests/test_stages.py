@@ -11,7 +11,7 @@ from selfimprove.config import compose
 from selfimprove.errors import ConfigError
 from selfimprove.plan import plan
 from selfimprove.types import Example, Memory, Problem, Trajectory
-from tests.test_resume import drive
+from tests.forks import drive
 
 SEARCH = f"hydra.searchpath=[file://{Path(__file__).parent / 'conf'}]"
 SIZES = ["dataset.train_size=12", "dataset.heldout_size=8", "hardware.shard=8", "tracker=none", "verify.workers=1"]

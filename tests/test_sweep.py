@@ -15,6 +15,7 @@ import yaml
 from selfimprove import sweep
 from selfimprove.config import CONF, compose, methods
 from tests.conftest import SCRIPT, environment_of
+from tests.forks import Command
 from tests.waiting import PATIENCE, wait_for
 
 # Draws from a table: all of a run, without a model to load.
@@ -78,14 +79,7 @@ def test_members_that_are_refused_crash_or_are_killed_do_not_stop_the_others(cli
 
 
 def launch(folder, *arguments):
-    return subprocess.Popen(
-        [SCRIPT, *arguments],
-        cwd=folder,
-        env=environment_of(folder / "home"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return Command(folder, environment_of(folder / "home"), list(arguments))
 
 
 @pytest.mark.slow
@@ -106,7 +100,7 @@ def test_a_sweep_that_was_killed_and_then_stopped_is_finished_by_resume(cli, tmp
     (line,) = cli("resume", "sweep", check=2).stderr.splitlines()
     assert f"sweep is in use by process {process.pid}: wait for it or stop it" in line
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=PATIENCE)
+    out, err = process.communicate()
     assert process.returncode == 128 + signal.SIGINT, err
     assert "Traceback" not in err
     assert statuses(folder) == [("complete", 0), ("stopped", 128 + signal.SIGINT)]
@@ -118,10 +112,11 @@ def test_a_sweep_that_was_killed_and_then_stopped_is_finished_by_resume(cli, tmp
     assert [member.summary["seed"] for member in sweep.members(folder)] == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_when_the_shell_that_started_it_ends(tmp_path):
     folder = tmp_path / "sweep"
     first = folder / "0_curated_loop_categorical_categories_s0" / "base" / "evaluate.manifest.json"
-    command = shlex.join([str(SCRIPT), "run", "-m", *TABLE, "seed=0,1", "rounds=20"])
+    command = shlex.join([str(SCRIPT), "run", "-m", *TABLE, "seed=0,1", "rounds=5"])
     script = f"{command} >out 2>&1 & while [ ! -e {shlex.quote(str(first))} ]; do sleep 0.02; done"
     env = environment_of(tmp_path / "home")
     subprocess.run(["sh", "-c", script], cwd=tmp_path, env=env, check=True, timeout=PATIENCE)
@@ -135,12 +130,13 @@ def test_a_member_ended_by_a_signal_ends_the_sweep(tmp_path):
     process = launch(tmp_path, "run", "-m", *TABLE, "seed=0,1", "rounds=20")
     wait_for((first / "base/evaluate.manifest.json").exists, process)
     os.kill(int((first / ".lock").read_text()), signal.SIGTERM)
-    out, _ = process.communicate(timeout=PATIENCE)
+    out, _ = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
     assert statuses(folder) == [("stopped", 128 + signal.SIGTERM), ("not started", 1)]
     assert re.search(r"^1 +seed=1 +not started", out, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_joblib_runs_members_in_its_workers_and_their_results_come_back(cli, tmp_path):
     grid = ["seed=0,1", "method.generate.n=0,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     done = cli("run", "-m", *TABLE, *grid, check=2)
@@ -200,7 +196,9 @@ def test_a_launcher_that_is_not_installed_is_one_line_with_its_extra(cli, tmp_pa
     (tmp_path / "hydra_plugins").mkdir()  # in the place of the installed plugins
     (tmp_path / "hydra_plugins" / "__init__.py").touch()
     for choice, extra in (("launcher=joblib", "sweeps"), ("launcher=ray", "ray"), ("sweeper=tune", "sweeps")):
-        done = cli("run", "-m", *TABLE, "seed=0,1", f"hydra/{choice}", check=2, PYTHONPATH=str(tmp_path))
+        done = cli(
+            "run", "-m", *TABLE, "seed=0,1", f"hydra/{choice}", check=2, PYTHONPATH=str(tmp_path), HF_HUB_OFFLINE="1"
+        )
         (line,) = done.stderr.splitlines()
         name = "optuna" if choice == "sweeper=tune" else choice.partition("=")[2]
         assert f"{name}: not installed; pip install 'selfimprove[{extra}]'" in line

@@ -16,7 +16,7 @@ from selfimprove.policy import Policy
 from selfimprove.policy.scripted import ANSWER, ScriptedEngine
 from selfimprove.types import Attempt, Example, Problem, Sample, Trajectory, Verdict
 from selfimprove.verify import Context, Outcome
-from tests.test_resume import drive
+from tests.forks import drive
 
 REQUEST = Problem("ask-0", "Write a question.")
 

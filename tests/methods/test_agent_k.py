@@ -18,8 +18,8 @@ from selfimprove.policy.templates import FAULTS, TEMPLATES, TemplatesEngine, wri
 from selfimprove.tools.pipeline import SETUP, SOLUTION, Broken, Pipeline
 from selfimprove.types import Attempt, Memory, Problem, Sample, Trajectory, Verdict
 from selfimprove.verify.leaderboard import check
+from tests.forks import drive
 from tests.methods.pipelines import Here, codes, lowest, problems, request
-from tests.test_resume import drive
 
 pytest.importorskip("sklearn.ensemble")
 

@@ -32,7 +32,7 @@ from selfimprove.studies.tiny import SHIPPED
 from selfimprove.types import Attempt, Example, Node, Problem, Sample, Trajectory, Verdict
 from selfimprove.verify import Outcome
 from selfimprove.verify.replayed import one
-from tests.test_resume import drive
+from tests.forks import drive
 
 ASK = "Good, uncertain or bad?"
 

@@ -23,7 +23,7 @@ from selfimprove.policy.scripted import END, TURN, ScriptedEngine
 from selfimprove.studies.auto_rag import retrieved_once, spearman
 from selfimprove.tools.retrieval import Retriever
 from selfimprove.types import Attempt, Example, Problem, Sample, Trajectory, Verdict
-from tests.test_resume import drive
+from tests.forks import drive
 
 SHOWN, DOCUMENT = "Document {number}: {documents}", "{question} {query} Document:"
 SURE = teacher(wrong_queries=0.0, misreads=0.0)

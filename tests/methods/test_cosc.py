@@ -22,7 +22,7 @@ from selfimprove.policy.scripted import ANSWER, END, ScriptedEngine
 from selfimprove.studies.tiny import shipped
 from selfimprove.types import Attempt, Example, Problem, Sample, Trajectory, Verdict
 from selfimprove.verify.answers import last
-from tests.test_resume import drive
+from tests.forks import drive
 
 PROBLEM = Problem("p", "Question?", "7")
 REJECTS = "Verdict: incorrect"

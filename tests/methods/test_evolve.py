@@ -14,7 +14,7 @@ from selfimprove.config import compose
 from selfimprove.errors import ConfigError
 from selfimprove.methods.evolve import activation, best_and_worst, pairs
 from selfimprove.types import Attempt, Example, Problem, Sample, Trajectory, Verdict
-from tests.test_resume import drive
+from tests.forks import drive
 
 PROBLEM = Problem("p", "Question?", "7")
 TEXT: Any = SimpleNamespace(turn=lambda text, ended: [77, int(ended)])

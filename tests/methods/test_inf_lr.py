@@ -22,7 +22,7 @@ from selfimprove.studies.staged import over_rounds
 from selfimprove.studies.tiny import shipped
 from selfimprove.types import Attempt, Problem, Sample, Trajectory, Verdict
 from selfimprove.verify.likelihood import likelihood
-from tests.test_resume import drive
+from tests.forks import drive
 
 SIZES = ["method=inf_lr", "tracker=none", "verify.workers=1", "dataset.train_size=24", "dataset.heldout_size=6",
          "dataset.chars=40", "rounds=2", "method.train.batch_size=4"]  # fmt: skip

@@ -17,7 +17,7 @@ from selfimprove.policy import Policy, Request, chat
 from selfimprove.policy.models import PACKAGED, load_tokenizer
 from selfimprove.policy.scripted import ANSWER, END, ScriptedEngine
 from selfimprove.types import Attempt, Example, Problem, Sample, Trajectory, Verdict
-from tests.test_resume import drive
+from tests.forks import drive
 
 WORDS: dict[str, Any] = {"check_words": "\nVerdict:", "correct": " correct", "incorrect": " incorrect\n"}
 PROBLEM = Problem("p", "Question?", "7")

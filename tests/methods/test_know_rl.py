@@ -20,7 +20,7 @@ from selfimprove.policy.scripted import ScriptedEngine
 from selfimprove.scores import Scores
 from selfimprove.types import Attempt, Example, Memory, Problem, Sample, Trajectory, Verdict
 from selfimprove.verify import Context
-from tests.test_resume import drive
+from tests.forks import drive
 
 LABELS = ["feasible", "infeasible"]
 ASK = "{tasks}\nAnother {label} one."

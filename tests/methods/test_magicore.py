@@ -22,7 +22,7 @@ from selfimprove.policy.scripted import ANSWER, VERIFY, ScriptedEngine
 from selfimprove.types import Attempt, Problem, Trajectory, Verdict
 from selfimprove.verify import Outcome
 from selfimprove.verify.answers import weighted
-from tests.test_resume import drive
+from tests.forks import drive
 
 SCALE = {"mean": 1.0, "std": 0.5}
 ASK = {

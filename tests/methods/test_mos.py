@@ -21,7 +21,7 @@ from selfimprove.studies import Result, overall, streams
 from selfimprove.studies import mos as study
 from selfimprove.train import TrainContext, own
 from selfimprove.types import Example
-from tests.test_resume import drive
+from tests.forks import drive
 
 OPTIONS: dict[str, Any] = {
     "epochs": 1, "learning_rate": 1e-2, "batch_size": 4, "bottleneck": 3, "momentum": 0.1, "reg": 0.1,

@@ -15,7 +15,7 @@ from selfimprove.made import Made
 from selfimprove.methods.reward_ranker import enlarged, top
 from selfimprove.types import Attempt, Example, Problem, Sample, Trajectory, Verdict
 from selfimprove.verify.expression import check
-from tests.test_resume import drive
+from tests.forks import drive
 
 
 def attempt(problem: str, number: int, status: Any, reward: float) -> Attempt:

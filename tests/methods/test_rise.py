@@ -18,7 +18,7 @@ from selfimprove.policy import Policy
 from selfimprove.policy.scripted import ANSWER, ScriptedEngine
 from selfimprove.types import Attempt, Example, Problem, Sample, Trajectory, Verdict
 from selfimprove.verify import Outcome
-from tests.test_resume import drive
+from tests.forks import drive
 
 PROBLEM = Problem("p", "Question?", "7")
 

@@ -20,7 +20,7 @@ from selfimprove.plan import Pass, plan
 from selfimprove.policy import Policy, Request, chat
 from selfimprove.policy.models import PACKAGED, load_tokenizer
 from selfimprove.types import Attempt, Example, Problem, Sample, Trajectory, Verdict
-from tests.test_resume import drive
+from tests.forks import drive
 
 PROBLEM = data.problem(data.Chain(7, (("+", 5), ("*", 3))), "solve")  # 7 + 5 = 12, 12 * 3 = 36, The answer is 36.
 

@@ -13,7 +13,7 @@ from selfimprove.config import compose
 from selfimprove.errors import ConfigError
 from selfimprove.methods.score import corrections, shaped
 from selfimprove.types import Attempt, Example, Problem, Sample, Trajectory, Verdict
-from tests.test_resume import drive
+from tests.forks import drive
 
 ONE, TWO = {"weights": [0, 1], "alpha": 0}, {"weights": [1, 1], "alpha": 10}
 

@@ -18,7 +18,7 @@ from selfimprove.methods import self_lengthen as method
 from selfimprove.overrides import brought
 from selfimprove.policy import Policy, Request
 from selfimprove.types import Attempt, Example, Problem, Sample, Trajectory, Verdict
-from tests.test_resume import drive
+from tests.forks import drive
 
 ASK = "{instruction}|{response}"
 

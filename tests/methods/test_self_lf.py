@@ -22,7 +22,7 @@ from selfimprove.policy.scripted import ANSWER, NO, VERIFY, YES, ScriptedEngine
 from selfimprove.ready import require_verifiers
 from selfimprove.types import Attempt, Example, Message, Problem, Sample, Trajectory, Verdict
 from selfimprove.verify import Context, Outcome
-from tests.test_resume import drive
+from tests.forks import drive
 
 SHOWN: list[Message] = [{"role": "user", "content": "{question}"}, {"role": "assistant", "content": "{solution}"}]
 CRITIQUE = Critique(

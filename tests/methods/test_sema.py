@@ -21,7 +21,7 @@ from selfimprove.studies import Result
 from selfimprove.studies import sema as study
 from selfimprove.train import TrainContext, own
 from selfimprove.types import Example
-from tests.test_resume import drive
+from tests.forks import drive
 
 OPTIONS: dict[str, Any] = {
     "threshold": 2.0, "blocks": 2, "bottleneck": 3, "descriptor": 2, "epochs": 1, "learning_rate": 1e-2,

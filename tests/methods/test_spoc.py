@@ -20,7 +20,7 @@ from selfimprove.policy.models import PACKAGED, load_tokenizer
 from selfimprove.policy.scripted import ANSWER, END, ScriptedEngine
 from selfimprove.types import Attempt, Example, Problem, Sample, Trajectory, Verdict
 from selfimprove.verify import Context, Outcome
-from tests.test_resume import drive
+from tests.forks import drive
 
 YES, NO, CHECK = "Verdict: correct", "Verdict: incorrect", "\nReview:\n"
 PROBLEM = Problem("p", "Question?", "7")

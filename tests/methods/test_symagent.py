@@ -25,7 +25,7 @@ from selfimprove.tools.retrieval import Retriever
 from selfimprove.types import Attempt, Example, Problem, Sample, Trajectory, Verdict
 from selfimprove.verify import Outcome
 from selfimprove.verify.recall import recall
-from tests.test_resume import drive
+from tests.forks import drive
 
 AGENT = agent()
 REFINE = "The reward is {reward}. Try again."

@@ -21,7 +21,7 @@ from selfimprove.methods.upo import agrees, both, drawn, generate, orders, selec
 from selfimprove.types import Attempt, Example, Problem, Sample, Trajectory, Verdict
 from selfimprove.verify import Outcome
 from selfimprove.verify.doubt import bald, spread
-from tests.test_resume import drive
+from tests.forks import drive
 
 LN2 = math.log(2)
 

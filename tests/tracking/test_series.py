@@ -29,12 +29,13 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def runs(cli_module: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny run with each tracker."""
-    sweep, store = tmp_path_factory.mktemp("sweep"), tmp_path_factory.mktemp("trackio")
+    folder, store = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("trackio")
     secret = {"WANDB_MODE": "offline", "SERVICE_API_KEY": "a-key-nobody-sees", "TRACKIO_DIR": str(store)}
     overrides = [word for word in SMALL if word != "tracker=none"]
-    cli_module("run", "-m", *overrides, "rounds=2", "tracker=wandb,trackio", f"hydra.sweep.dir={sweep}/sweep", **secret)
-    wandb, trackio = sorted((sweep / "sweep").glob("[0-9]*"))
-    return {"wandb": wandb, "trackio": trackio, "store": store}
+    made = {name: folder / name for name in ("wandb", "trackio")}
+    for name, run in made.items():
+        cli_module("run", *overrides, "rounds=2", f"tracker={name}", f"hydra.run.dir={run}", **secret)
+    return made | {"store": store}
 
 
 def logged(run: Path, name: str) -> list[tuple[int, float]]:

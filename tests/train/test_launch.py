@@ -173,6 +173,7 @@ def test_an_interruption_ends_the_process(own: Make, tmp_path: Path) -> None:
     assert not processes_of(tmp_path)
 
 
+@pytest.mark.slow
 def test_processes_end_with_a_run_that_is_killed(own: Make, tmp_path: Path) -> None:
     def kill(figures: dict[str, float]) -> None:
         (tmp_path / "seen").write_text(str(len(processes_of(tmp_path))))
