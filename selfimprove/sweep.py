@@ -383,7 +383,7 @@ def _stop_on_signals(folder: Path) -> None:
             signal.signal(number, stop)
 
 
-PRELOADED = ["selfimprove.run", "selfimprove.policy.hf", "selfimprove.train.trainers"]  # seconds of imports, paid once
+PRELOADED = ["selfimprove.run", "selfimprove.train.own"]  # seconds of imports, paid once; the latter imports torch
 
 
 def _run_apart(
@@ -393,8 +393,8 @@ def _run_apart(
     # The new process is a fork of one that has only imported modules. But a library may ask CUDA something while it is
     # imported, and then CUDA does not work in a fork.
     multiprocessing.set_start_method(None, force=True)  # joblib's workers have one that no other process knows
-    if config.engine["name"] == "transformers":
-        multiprocessing.set_forkserver_preload(PRELOADED)
+    more = ["selfimprove.policy.hf", "selfimprove.train.trainers"] if config.engine["name"] == "transformers" else []
+    multiprocessing.set_forkserver_preload([*PRELOADED, *more])
     context: Any = multiprocessing.get_context("forkserver" if config.hardware.device == "cpu" else "spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_child, args=(theirs, config, path, command, choices, quiet))

@@ -42,40 +42,42 @@ def statuses(folder):
     return [(member.status, member.code) for member in sweep.members(folder)]
 
 
-def test_members_that_are_refused_crash_or_are_killed_do_not_stop_the_others(cli, tmp_path):
+def test_members_that_are_refused_or_killed_do_not_stop_the_others(cli, tmp_path):
     (tmp_path / "crashes.py").write_text(CRASHES)
-    targets = "crashes.killed,no.such,crashes.raises,selfimprove.generate.best_of_n.best_of_n"
+    targets = "crashes.killed,no.such,selfimprove.generate.best_of_n.best_of_n"
     path = {"PYTHONPATH": str(tmp_path)}
     done = cli("run", "-m", *TABLE, f"method.generate._target_={targets}", check=2, **path)
-    folder = tmp_path / "sweep"
-    assert statuses(folder) == [("failed", 1), ("failed", 2), ("failed", 1), ("complete", 0)]
-    assert "1 of 4 members are done" in done.stdout
-    for number, reason in enumerate(
-        (
-            "its process was ended by SIGKILL; was memory short?",
-            "method.generate._target_=no.such: no such",
-            "LookupError: boom",
-        )
-    ):
+    folder, last = tmp_path / "sweep", "2_curated_loop_categorical_categories_s0"
+    assert statuses(folder) == [("failed", 1), ("failed", 2), ("complete", 0)]
+    assert "1 of 3 members are done" in done.stdout
+    reasons = "its process was ended by SIGKILL; was memory short?", "method.generate._target_=no.such: no such"
+    for number, reason in enumerate(reasons):
         (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"failed: {number}: ")]
         assert reason in line
         assert line.endswith(f"(sweep/{number}_curated_loop_categorical_categories_s0)")
     assert "selfimprove resume sweep" in done.stdout
     assert (folder / "report.html").stat().st_size > 10_000
     assert not (folder / "multirun.yaml").exists()
-    command = json.loads((folder / "3_curated_loop_categorical_categories_s0/environment.json").read_text())["command"]
+    command = json.loads((folder / last / "environment.json").read_text())["command"]
     assert command.startswith("selfimprove run experiment=curated_categorical ")
     assert "hydra.run.dir=" in command
 
-    before = (folder / "3_curated_loop_categorical_categories_s0/summary.json").stat().st_mtime_ns
-    (tmp_path / "crashes.py").write_text(
-        "from selfimprove.generate.best_of_n import best_of_n as killed\nraises = killed\n"
-    )
+    before = (folder / last / "summary.json").stat().st_mtime_ns
+    (tmp_path / "crashes.py").write_text("from selfimprove.generate.best_of_n import best_of_n as killed\n")
     done = cli("resume", "sweep", "--allow", "crashes", check=2, **path)
-    assert [status for status, _ in statuses(folder)] == ["complete", "failed", "complete", "complete"]
-    assert (folder / "3_curated_loop_categorical_categories_s0/summary.json").stat().st_mtime_ns == before
+    assert [status for status, _ in statuses(folder)] == ["complete", "failed", "complete"]
+    assert (folder / last / "summary.json").stat().st_mtime_ns == before
     refused = cli("run", "-m", *TABLE, "seed=0,1", check=2)
     assert "holds another sweep" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_member_that_raises_is_one_line_with_what_it_said(cli, tmp_path):
+    (tmp_path / "crashes.py").write_text(CRASHES)
+    target = "method.generate._target_=crashes.raises"
+    done = cli("run", "-m", *TABLE, target, "seed=0,1", check=1, PYTHONPATH=str(tmp_path))
+    assert statuses(tmp_path / "sweep") == [("failed", 1)] * 2
+    assert len([line for line in done.stdout.splitlines() if "LookupError: boom (sweep/" in line]) == 2
 
 
 def launch(folder, *arguments):

@@ -150,6 +150,7 @@ def test_workers_of_two_processes_stay_and_do_what_one_does(
     assert difference(tmp_path / "one again", target.out) < 4e-6
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(own: Make, context: Make) -> None:
     """By DDP. The last step has one row, which only one of the processes has."""
     data, one, two = rows(9), Figures(), Figures()

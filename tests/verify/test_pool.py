@@ -56,7 +56,7 @@ def test_a_hostile_check_costs_its_own_item_alone_whatever_the_number_of_workers
         if i % 97 == 5 and hostile:
             items.append((hostile.pop(), None, {}))
     outcomes = {}
-    for workers in (1, 2, 4):
+    for workers in (1, 3):
         with Pool(CHECK, {}, workers=workers, seconds=LIMIT) as pool:
             outcomes[workers] = list(pool.run(items))
     assert not hostile
@@ -67,7 +67,7 @@ def test_a_hostile_check_costs_its_own_item_alone_whatever_the_number_of_workers
         else:
             assert (item[0], outcome.status, outcome.reward) == (item[0], EXPECTED[item[0]], 0.0)
             assert outcome.reason if outcome.status != "wrong" else outcome.extracted == ""
-    assert outcomes[1] == outcomes[2] == outcomes[4]
+    assert outcomes[1] == outcomes[3]
 
 
 def test_the_reason_says_what_happened():
