@@ -24,34 +24,32 @@ SCRIPT = Path(sys.executable).parent / "selfimprove"
 
 @functools.cache
 def server():
-    """The process, which needs some seconds before it answers."""
+    """The process, which needs some seconds before it answers, and the file of its errors."""
     home = tempfile.mkdtemp(prefix="forks")
-    root = str(Path(__file__).parents[1])
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-c", "from tests.forks import serve; serve()"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=home,
-        env={
-            "PATH": os.environ["PATH"],
-            "HOME": home,
-            "TMPDIR": tempfile.gettempdir(),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": root,
-        },
-    )
+    errors, code = Path(home, "errors"), "from tests.forks import serve; serve()"
+    environment = {"HOME": home, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment |= {"PATH": os.environ["PATH"], "TMPDIR": tempfile.gettempdir()}
+    with errors.open("w") as sink:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=sink,
+            text=True,
+            cwd=home,
+            env=environment,
+        )
     atexit.register(lambda: (process.kill(), process.wait(), shutil.rmtree(home, ignore_errors=True)))
-    return process
+    return process, errors
 
 
 def _ask(request):
-    process = server()
+    process, errors = server()
     process.stdin.write(json.dumps(request) + "\n")
     process.stdin.flush()
     if not (line := process.stdout.readline()):
         server.cache_clear()
-        raise AssertionError("the server of tests/forks.py ended, see its traceback")
+        raise AssertionError(errors.read_text()[-5000:])
     return json.loads(line)
 
 

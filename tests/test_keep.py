@@ -91,16 +91,13 @@ def test_a_policy_that_was_let_go_of_is_made_again_where_it_is_asked_for(finishe
     session.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keep", "points"),
-    [
-        (1, ["manifest:1/train"]),
-        pytest.param(3, ["train:2"], marks=pytest.mark.slow),
-        pytest.param(3, ["manifest:2/train", "manifest:3/generate"], marks=pytest.mark.slow),
-    ],
+    [(1, ["manifest:2/train"]), (3, ["train:2"]), (3, ["manifest:2/train", "manifest:3/generate"])],
 )
 def test_a_run_that_keeps_few_policies_survives_kills(tmp_path, keep, points):
-    drive(tmp_path, f"{TINY} method.parts={3 if keep == 1 else 4} dataset.train_size=8 method.keep={keep}", points)
+    drive(tmp_path, f"{TINY} method.parts=4 dataset.train_size=8 method.keep={keep}", points)
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,11 @@ def reads_no_file(phase: str, phases: dict[str, Any]) -> bool:
     )
 
 
-@pytest.mark.parametrize("name", [*RUNS, *EVALUATIONS])
+SLOW = ("bstar_released", "mcts_dpo_released", "rejection_sampling_measured")  # their twins are quicker
+NAMES = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in (*RUNS, *EVALUATIONS)]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_run_does_what_it_did(name, tmp_path):
     recorded = json.loads(RECORDED.read_text())
     known = recorded["runs"][name]

@@ -51,10 +51,8 @@ def test_a_round_of_several_passes_survives_kills_in_each(tmp_path, points):
     drive(tmp_path, "method.parts=2 hardware.shard=4", points)
 
 
-@pytest.mark.parametrize(
-    "points",
-    [["manifest:0/adapt"], pytest.param(["replace:9", "replace:16", "manifest:0/verify"], marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("points", few(["manifest:0/adapt", "replace:16", "replace:9", "manifest:0/verify"]))
 def test_a_round_that_tunes_itself_and_asks_a_judge_survives_kills(tmp_path, points):
     tuned = "method=bstar dataset.dev_size=6 method.probe.n=2 method.probe.temperatures.step=0.7 method.generate.n=4"
     asked = f"{tuned} method.train.steps=3 verifier=judge_arithmetic hardware.shard=4"

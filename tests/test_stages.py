@@ -115,7 +115,7 @@ def test_two_roles_learn_from_the_same_attempts_each_at_its_own_version(tmp_path
         ("two_stages", ["manifest:0/make"]),
         pytest.param("two_stages", ["manifest:1/problems"], marks=pytest.mark.slow),
         pytest.param("two_stages", ["manifest:0/remember"], marks=pytest.mark.slow),
-        ("two_stages", ["manifest:2/generate"]),
+        pytest.param("two_stages", ["manifest:2/generate"], marks=pytest.mark.slow),
         ("two_roles", ["manifest:1/train"]),
         pytest.param("two_roles", ["manifest:0/train"], marks=pytest.mark.slow),
     ],

@@ -36,6 +36,8 @@ async def killed(problem, policy, *, n: int, temperature: float = 1.0, max_token
 async def raises(problem, policy, *, n: int, temperature: float = 1.0, max_tokens: int | None = None):
     raise LookupError("boom")
 """
+BROKEN = "method.generate._target_=crashes.killed,no.such,selfimprove.generate.best_of_n.best_of_n"
+LAST = "2_curated_loop_categorical_categories_s0"
 
 
 def statuses(folder):
@@ -44,10 +46,8 @@ def statuses(folder):
 
 def test_members_that_are_refused_or_killed_do_not_stop_the_others(cli, tmp_path):
     (tmp_path / "crashes.py").write_text(CRASHES)
-    targets = "crashes.killed,no.such,selfimprove.generate.best_of_n.best_of_n"
-    path = {"PYTHONPATH": str(tmp_path)}
-    done = cli("run", "-m", *TABLE, f"method.generate._target_={targets}", check=2, **path)
-    folder, last = tmp_path / "sweep", "2_curated_loop_categorical_categories_s0"
+    done = cli("run", "-m", *TABLE, BROKEN, check=2, PYTHONPATH=str(tmp_path))
+    folder = tmp_path / "sweep"
     assert statuses(folder) == [("failed", 1), ("failed", 2), ("complete", 0)]
     assert "1 of 3 members are done" in done.stdout
     reasons = "its process was ended by SIGKILL; was memory short?", "method.generate._target_=no.such: no such"
@@ -58,17 +58,24 @@ def test_members_that_are_refused_or_killed_do_not_stop_the_others(cli, tmp_path
     assert "selfimprove resume sweep" in done.stdout
     assert (folder / "report.html").stat().st_size > 10_000
     assert not (folder / "multirun.yaml").exists()
-    command = json.loads((folder / last / "environment.json").read_text())["command"]
+    command = json.loads((folder / LAST / "environment.json").read_text())["command"]
     assert command.startswith("selfimprove run experiment=curated_categorical ")
     assert "hydra.run.dir=" in command
-
-    before = (folder / last / "summary.json").stat().st_mtime_ns
-    (tmp_path / "crashes.py").write_text("from selfimprove.generate.best_of_n import best_of_n as killed\n")
-    done = cli("resume", "sweep", "--allow", "crashes", check=2, **path)
-    assert [status for status, _ in statuses(folder)] == ["complete", "failed", "complete"]
-    assert (folder / last / "summary.json").stat().st_mtime_ns == before
     refused = cli("run", "-m", *TABLE, "seed=0,1", check=2)
     assert "holds another sweep" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_member_that_was_killed_is_continued_and_one_that_is_done_is_left_alone(cli, tmp_path):
+    (tmp_path / "crashes.py").write_text(CRASHES)
+    path = {"PYTHONPATH": str(tmp_path)}
+    cli("run", "-m", *TABLE, BROKEN, check=2, **path)
+    folder = tmp_path / "sweep"
+    before = (folder / LAST / "summary.json").stat().st_mtime_ns
+    (tmp_path / "crashes.py").write_text("from selfimprove.generate.best_of_n import best_of_n as killed\n")
+    cli("resume", "sweep", "--allow", "crashes", check=2, **path)
+    assert [status for status, _ in statuses(folder)] == ["complete", "failed", "complete"]
+    assert (folder / LAST / "summary.json").stat().st_mtime_ns == before
 
 
 @pytest.mark.slow

@@ -102,6 +102,10 @@ def test_an_error_in_the_process_is_one_line_here_and_its_output_is_kept(own: Ma
     with pytest.raises(RunError, match=r"^training: ValueError: no such luck; what it printed is in .*train\.log$"):
         launched(rows(2), own("policy"), batch_size=2, fail="no such luck\nand more")
     assert "Traceback" in (tmp_path / "train.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_mistake_that_the_process_finds_is_a_mistake_here(own: Make) -> None:
     with pytest.raises(ConfigError, match=r"^model\.dtype is float16: training takes float32 or bfloat16$"):
         launched(rows(2), own("policy", dtype="float16"), batch_size=2)
 
