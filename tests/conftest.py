@@ -42,7 +42,7 @@ def run_cli(
 ) -> subprocess.CompletedProcess[str]:
     """Runs `selfimprove ARGUMENTS` in `folder`; asserts the exit code unless `check` is None.
 
-    A process whose variables matter to Python or to imports makes its own.
+    The process is a fork that has made its imports. With variables that Python or an import reads it is a new one.
     """
     env = environment_of(folder / "home", **environment)
     if any(name.startswith(("HF_", "PYTHONPROFILE")) for name in environment):

@@ -17,6 +17,7 @@ import time
 import types
 from pathlib import Path
 
+from selfimprove.processes import die_with
 from tests.waiting import PATIENCE
 
 SCRIPT = Path(sys.executable).parent / "selfimprove"
@@ -118,6 +119,7 @@ def serve() -> None:
 
 
 def _become(arguments: list[str], folder: str, environment: dict[str, str], output: str, errors: str) -> None:
+    die_with(os.getppid())  # what a failed test leaves behind ends with the tests
     for number, path in enumerate((os.devnull, output, errors)):
         os.dup2(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT), number)
     os.chdir(folder)

@@ -11,7 +11,7 @@ import logging
 import math
 import re
 import string
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Required, TypedDict, Unpack
@@ -50,6 +50,17 @@ class Row:
     side: Side | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     before: list[Message] = field(default_factory=list)  # the conversation before the question
+
+
+def distinct(draw: Callable[[], Row], side: Side, count: int) -> Iterator[Row]:
+    """`count` different rows of a side among those that `draw` gives. Fewer if 2,000 draws in a row give no new one."""
+    known, misses = set[str](), 0
+    while len(known) < count and misses < 2000:
+        row, misses = draw(), misses + 1
+        if row.side == side and row.id not in known:
+            known.add(row.id)
+            misses = 0
+            yield row
 
 
 class Common(TypedDict, total=False):

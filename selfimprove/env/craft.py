@@ -11,10 +11,11 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from selfimprove import seeds
-from selfimprove.datasets import Row, Side
+from selfimprove.datasets import Row, Side, distinct
 from selfimprove.env import WAIT, Seen
 
 RAW = ("log", "ore", "wax", "hay", "ice", "oil", "mud", "ash")
@@ -100,13 +101,7 @@ def tasks(side: Side, count: int, seed: int) -> Iterator[Row]:
     A hash of the task decides its side: a fifth is held out, and a fifth is for dev.
     """
     rng = random.Random(seeds.derive(seed if side == "train" else 0, "craft", side))
-    known, misses = set[str](), 0
-    while len(known) < count and misses < 2000:
-        row, misses = _drawn(rng), misses + 1
-        if row.side == side and row.id not in known:
-            known.add(row.id)
-            misses = 0
-            yield row
+    return distinct(partial(_drawn, rng), side, count)
 
 
 def _drawn(rng: random.Random) -> Row:

@@ -12,11 +12,11 @@ import random
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from selfimprove import seeds
-from selfimprove.datasets import Row, Side
+from selfimprove.datasets import Row, Side, distinct
 from selfimprove.env import Seen
 
 PAGE = 5  # articles on a page of results
@@ -82,8 +82,8 @@ def results(words: str) -> list[Article]:
 def reward(task: dict[str, Any], bought: Article, chosen: Iterable[str]) -> float:
     """How well an article with the chosen options fits, from 0 to 1.
 
-    r = r_type (|U_att ∩ Y_att| + |U_opt ∩ Y_opt| + 1[y_price <= u_price]) / (|U_att| + |U_opt| + 1), the paper's
-    equation 1. Here r_type is 1 for the type that was asked for, .5 for another of its department, and 0 for the rest.
+    r = r_type (|U_att ∩ Y_att| + |U_opt ∩ Y_opt| + 1[y_price <= u_price]) / (|U_att| + |U_opt| + 1), as in the
+    paper. The values of r_type are our own: 1 for the wanted type, .5 for another of its department, else 0.
     """
     options = {task["colour"], task["size"]}
     department = next(name for name, types in TYPES.items() if task["type"] in types)
@@ -179,29 +179,25 @@ def plan(task: dict[str, Any]) -> list[str]:
 def tasks(side: Side, count: int, seed: int) -> Iterator[Row]:
     """`count` different tasks of a side, or as many as are found. The seed chooses only train tasks.
 
-    A hash of the article that a task was drawn from decides its side: a fifth is held out, and a fifth is for dev.
+    A hash of the wanted type and attributes decides a task's side: a fifth is held out, and a fifth is for dev.
     """
     rng = random.Random(seeds.derive(seed if side == "train" else 0, "shop", side))
-    known, misses = set[str](), 0
-    while len(known) < count and misses < 2000:
-        row, misses = _drawn(rng), misses + 1
-        if row.side == side and row.id not in known:
-            known.add(row.id)
-            misses = 0
-            yield row
+    return distinct(partial(_drawn, rng), side, count)
 
 
 def _drawn(rng: random.Random) -> Row:
     article = rng.choice(list(stock().values()))
+    attributes = sorted(rng.sample(article.attributes, 2))
     task = {
         "type": article.type,
-        "attributes": sorted(rng.sample(article.attributes, 2)),
+        "attributes": attributes,
         "colour": rng.choice(article.colours),
         "size": rng.choice(article.sizes),
         "price": -(-(article.price + 1) // 10) * 10,
     }
     mark = hashlib.blake2b(instruction(task).encode(), digest_size=6).hexdigest()
-    place = int(hashlib.blake2b(article.number.encode(), digest_size=6).hexdigest(), 16)
+    wanted = " ".join([article.type, *attributes])
+    place = int(hashlib.blake2b(wanted.encode(), digest_size=6).hexdigest(), 16)
     gold = "\n".join(f"Action: {action}" for action in plan(task))
     question = Shop(task).reset().text
     return Row(f"shop-{mark}", question, gold, article.number, _SIDES.get(place % 5, "train"), {"task": task})

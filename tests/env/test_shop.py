@@ -46,11 +46,11 @@ def test_the_reward_is_that_of_the_formula(changes, chosen, gained) -> None:
     assert reward(TASK, replace(KETTLE, **changes), chosen) == pytest.approx(gained)
 
 
-def test_the_plan_gains_all_and_sides_share_no_article() -> None:
+def test_the_plan_gains_all_and_sides_share_no_wish() -> None:
     rows = {side: list(tasks(side, 60, 0)) for side in ("train", "dev", "test")}  # type: ignore[arg-type]
-    articles = {side: {row.where for row in found} for side, found in rows.items()}
-    assert not articles["train"] & articles["test"]
-    assert not articles["train"] & articles["dev"]
+    tasks_of = {side: [row.metadata["task"] for row in found] for side, found in rows.items()}
+    wanted = {side: {(task["type"], *task["attributes"]) for task in found} for side, found in tasks_of.items()}
+    assert not wanted["train"] & (wanted["test"] | wanted["dev"])
     for row in [row for found in rows.values() for row in found]:
         shop, task = Shop(row.metadata["task"]), row.metadata["task"]
         assert row.question == shop.reset().text
